@@ -1,0 +1,1 @@
+//! netreeve's XDP program, compiled, and the names in it.

@@ -1,0 +1,2 @@
+//! The `netreeve-dataplane` program.
+fn main() {}

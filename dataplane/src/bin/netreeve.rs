@@ -1,0 +1,2 @@
+//! The `netreeve` program.
+fn main() {}

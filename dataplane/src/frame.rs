@@ -1,0 +1,379 @@
+//! What passes through a turn: frames in a batch, and the landing.
+//!
+//! A [`Frame`] is a virtio-net header, a **head** (the first bytes, copied once, the only bytes anybody judges) and a
+//! **body** (the rest, never looked at, lying in someone's memory as [`Seg`]s). What is sent is *this* head and then
+//! the body, so that a guest cannot rewrite a header between check and use.
+//!
+//! A batch is cleared at the start of every turn and its segments never outlive one, except where the giver owns
+//! memory that stays (its pool): see [`crate::port::Traits::rewinds`].
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+
+use netreeve_shared::vnet::Vnet;
+
+use crate::mem::Seg;
+
+/// Most frames in a batch. 64 was best in the field's measurements; larger batches leave the first-level cache.
+pub const BATCH: usize = 64;
+/// Most bytes of a head: Ethernet, two VLAN tags, IPv6 with extensions, and TCP with options fit.
+pub const HEAD: usize = 128;
+/// Largest frame in bytes without its virtio-net header (QEMU's `NET_BUFSIZE`, 4096 + 65536).
+pub const MAX_FRAME: u32 = 69632;
+/// Largest frame of a guest or a tap: 64 KiB of IP behind an Ethernet header with one VLAN tag.
+pub const MAX_SUPER: u32 = 65536 + 18;
+/// Shortest frame in bytes: an Ethernet header.
+pub const MIN_FRAME: u32 = 14;
+
+/// A count that [`HEAD`] bounds, as a byte.
+#[inline]
+fn n8(n: usize) -> u8 {
+    u8::try_from(n).unwrap_or(u8::MAX)
+}
+
+/// A count of segments or slots; the vectors are kept below 65535.
+#[inline]
+fn n16(n: usize) -> u16 {
+    u16::try_from(n).unwrap_or(u16::MAX)
+}
+
+/// Where a frame's body lies and who gets the memory back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Home {
+    /// In the giver's memory (guest transmit buffers, UMEM, its own buffer), or wholly in the head.
+    #[default]
+    Giver,
+    /// In the taker's landing: from this slot on, this many slots.
+    Landed {
+        /// First slot.
+        slot: u16,
+        /// Slots that the frame fills.
+        slots: u16,
+    },
+}
+
+/// One Ethernet frame on its way.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Which work is left on it.
+    pub vnet: Vnet,
+    /// Bytes, head and body.
+    pub len: u32,
+    /// The giver's own number for it (ring position, chunk address).
+    pub cookie: u64,
+    /// Whose memory the body is.
+    pub home: Home,
+    /// Not to be sent; its reason is counted already. It stays in the batch, because it counts as taken.
+    pub dropped: bool,
+    head_len: u8,
+    body: (u16, u16),
+    head: [u8; HEAD],
+}
+
+impl Frame {
+    const BLANK: Self = Self {
+        vnet: Vnet { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 },
+        len: 0,
+        cookie: 0,
+        home: Home::Giver,
+        dropped: false,
+        head_len: 0,
+        body: (0, 0),
+        head: [0; HEAD],
+    };
+
+    /// The bytes that may be judged, and that will be sent.
+    #[must_use]
+    #[inline]
+    pub fn head(&self) -> &[u8] {
+        self.head.get(..usize::from(self.head_len)).unwrap_or_default()
+    }
+
+    /// The head, to be changed (checksum completion, segmentation).
+    #[inline]
+    pub fn head_mut(&mut self) -> &mut [u8] {
+        self.head.get_mut(..usize::from(self.head_len)).unwrap_or_default()
+    }
+
+    /// Sets the head to a copy of `bytes`, at most [`HEAD`] of them.
+    #[inline]
+    pub fn set_head(&mut self, bytes: &[u8]) {
+        let n = bytes.len().min(HEAD);
+        if let (Some(to), Some(from)) = (self.head.get_mut(..n), bytes.get(..n)) {
+            to.copy_from_slice(from);
+            self.head_len = n8(n);
+        }
+    }
+
+    /// Copies the head out of `seg`, at most [`HEAD`] bytes; says how many.
+    #[inline]
+    pub fn head_from(&mut self, seg: &Seg) -> u32 {
+        let n = seg.copy_out(&mut self.head);
+        self.head_len = n8(n);
+        u32::from(n8(n))
+    }
+
+    /// Appends to the head from `seg`, up to [`HEAD`] bytes in all; says how many were added. A guest may scatter
+    /// its headers over several small buffers.
+    #[inline]
+    pub fn head_append(&mut self, seg: &Seg) -> u32 {
+        let room = self.head.get_mut(usize::from(self.head_len)..).unwrap_or_default();
+        let n = seg.copy_out(room);
+        self.head_len += n8(n);
+        u32::from(n8(n))
+    }
+}
+
+/// Up to [`BATCH`] frames and the segments of their bodies. Allocated once for a lane, never in a turn.
+#[derive(Debug)]
+pub struct Batch {
+    frames: Vec<Frame>,
+    n: usize,
+    first: usize,
+    segs: Vec<Seg>,
+    /// Memory that the taker lent for this turn.
+    pub landing: Landing,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Batch {
+    /// An empty batch.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            frames: vec![Frame::BLANK; BATCH],
+            n: 0,
+            first: 0,
+            segs: Vec::with_capacity(1024),
+            landing: Landing::new(),
+        }
+    }
+
+    /// Forgets frames, segments and landing.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.n = 0;
+        self.first = 0;
+        self.segs.clear();
+        self.landing.clear();
+    }
+
+    /// Frames that may still be pushed.
+    #[must_use]
+    #[inline]
+    pub fn room(&self) -> usize {
+        BATCH - self.n
+    }
+
+    /// Frames that wait to be sent.
+    #[must_use]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.n - self.first
+    }
+
+    /// No frame waits.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.n == self.first
+    }
+
+    /// Adds a blank frame and gives it to be filled; none if the batch is full. Its body is what is appended with
+    /// [`Batch::push_seg`] afterwards.
+    #[inline]
+    pub fn push(&mut self) -> Option<&mut Frame> {
+        let at = n16(self.segs.len());
+        let f = self.frames.get_mut(self.n)?;
+        self.n += 1;
+        f.vnet = Vnet::default();
+        f.len = 0;
+        f.cookie = 0;
+        f.home = Home::Giver;
+        f.dropped = false;
+        f.head_len = 0;
+        f.body = (at, at);
+        Some(f)
+    }
+
+    /// Adds a segment to the body of the frame pushed last. Empty segments are left out.
+    #[inline]
+    pub fn push_seg(&mut self, seg: Seg) {
+        if seg.is_empty() || self.segs.len() >= usize::from(u16::MAX) {
+            return;
+        }
+        self.segs.push(seg);
+        let end = n16(self.segs.len());
+        if let Some(f) = self.n.checked_sub(1).and_then(|i| self.frames.get_mut(i)) {
+            f.body.1 = end;
+        }
+    }
+
+    /// The frame pushed last.
+    #[inline]
+    pub fn last_mut(&mut self) -> Option<&mut Frame> {
+        self.n.checked_sub(1).and_then(|i| self.frames.get_mut(i))
+    }
+
+    /// Takes the frame pushed last back, with its segments.
+    pub fn pop(&mut self) {
+        if let Some(i) = self.n.checked_sub(1).filter(|&i| i >= self.first) {
+            let from = self.frames.get(i).map_or(0, |f| f.body.0);
+            self.segs.truncate(usize::from(from));
+            self.n = i;
+        }
+    }
+
+    /// The frames that wait, in order.
+    #[inline]
+    pub fn frames(&self) -> &[Frame] {
+        self.frames.get(self.first..self.n).unwrap_or_default()
+    }
+
+    /// The frames that wait, to be judged.
+    #[inline]
+    pub fn frames_mut(&mut self) -> &mut [Frame] {
+        self.frames.get_mut(self.first..self.n).unwrap_or_default()
+    }
+
+    /// The body of one of this batch's frames.
+    #[must_use]
+    #[inline]
+    pub fn body(&self, f: &Frame) -> &[Seg] {
+        self.segs.get(usize::from(f.body.0)..usize::from(f.body.1)).unwrap_or_default()
+    }
+
+    /// The first `taken` frames went on: only the rest waits.
+    #[inline]
+    pub fn advance(&mut self, taken: usize) {
+        self.first = (self.first + taken).min(self.n);
+    }
+}
+
+/// A stretch of landing memory in which one frame may begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// The lender's own number for it (descriptor head).
+    pub cookie: u32,
+    /// Bytes that a frame beginning here finds in it.
+    pub bytes: u32,
+    segs: (u16, u16),
+}
+
+/// Empty memory that the taker lends so that the giver can put frames straight in.
+///
+/// The lender offers slots in order; a frame begins in a slot and, if the landing is mergeable, runs on through the
+/// following ones. In a slot where a frame begins, the first [`Landing::header`] bytes are left for the lender's own
+/// header; in a slot that a frame only runs through, they are not.
+#[derive(Debug, Default)]
+pub struct Landing {
+    segs: Vec<Seg>,
+    slots: Vec<Slot>,
+    next: usize,
+    header: u32,
+    mergeable: bool,
+}
+
+impl Landing {
+    fn new() -> Self {
+        Self { segs: Vec::with_capacity(1024), slots: Vec::with_capacity(512), ..Self::default() }
+    }
+
+    /// Forgets all.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.segs.clear();
+        self.slots.clear();
+        self.next = 0;
+        self.header = 0;
+        self.mergeable = false;
+    }
+
+    /// Starts an offer: `header` bytes stay free at the start of every frame; `mergeable` frames may span slots.
+    pub fn open(&mut self, header: u32, mergeable: bool) {
+        self.clear();
+        self.header = header;
+        self.mergeable = mergeable;
+    }
+
+    /// Offers one slot. The header's room is part of `segs`.
+    pub fn offer(&mut self, segs: &[Seg], cookie: u32) {
+        let from = n16(self.segs.len());
+        self.segs.extend_from_slice(segs);
+        let bytes = segs.iter().map(Seg::len).sum();
+        self.slots.push(Slot { cookie, bytes, segs: (from, n16(self.segs.len())) });
+    }
+
+    /// Something was offered and is not yet used up.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.next < self.slots.len()
+    }
+
+    /// Slots offered.
+    #[must_use]
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The segments of a slot, header room included.
+    #[must_use]
+    pub fn segs(&self, slot: &Slot) -> &[Seg] {
+        self.segs.get(usize::from(slot.segs.0)..usize::from(slot.segs.1)).unwrap_or_default()
+    }
+
+    /// Slots that no frame has landed in.
+    #[must_use]
+    pub fn unused(&self) -> usize {
+        self.slots.len() - self.next
+    }
+
+    /// Appends the room for one frame of at most `max` bytes, in order, to `out`; says how many bytes that is.
+    pub fn room(&self, max: u32, out: &mut Vec<Seg>) -> u32 {
+        let mut left = max;
+        let mut skip = self.header;
+        let reach = if self.mergeable { usize::MAX } else { 1 };
+        for slot in self.slots.iter().skip(self.next).take(reach) {
+            for seg in self.segs(slot) {
+                let cut = skip.min(seg.len());
+                skip -= cut;
+                let part = seg.skip(cut).take(left);
+                left -= part.len();
+                if !part.is_empty() {
+                    out.push(part);
+                }
+            }
+            skip = 0;
+            if left == 0 {
+                break;
+            }
+        }
+        max - left
+    }
+
+    /// A frame of `len` bytes was put into the room; gives the slots that it fills.
+    pub fn land(&mut self, len: u32) -> Home {
+        let first = self.next;
+        let mut left = len + self.header;
+        while let Some(slot) = self.slots.get(self.next) {
+            self.next += 1;
+            left = left.saturating_sub(slot.bytes);
+            if left == 0 {
+                break;
+            }
+        }
+        Home::Landed { slot: n16(first), slots: n16(self.next - first) }
+    }
+
+    /// The slots of a landed frame.
+    #[must_use]
+    pub fn range(&self, slot: u16, slots: u16) -> &[Slot] {
+        let r: Range<usize> = usize::from(slot)..usize::from(slot) + usize::from(slots);
+        self.slots.get(r).unwrap_or_default()
+    }
+}

@@ -1,0 +1,13 @@
+//! netreeve's unprivileged part: the supervisor with its command line, and the sandboxed dataplane.
+//!
+//! The dataplane owns no name and no path, only descriptors that it was handed. Its modules point one way:
+//! `worker → lane → {filter, offload} → port/* → virtq → frame → mem → sys`.
+#![deny(unsafe_code)]
+
+pub mod frame;
+#[allow(unsafe_code, reason = "memory that others change: the design's one place for it")]
+pub mod mem;
+pub mod port;
+pub mod stats;
+#[allow(unsafe_code, reason = "system calls without a safe wrapper: the design's one place for them")]
+pub mod sys;

@@ -1,0 +1,9 @@
+//! Memory that others change under us: guest memory, UMEM, rings, and our own pools.
+//!
+//! Trust: none; every byte and index read here may change between two reads. Promise: such memory is reached only
+//! through [`Seg`] (copy in, copy out, iovec) and the ring views, never as `&[u8]`; every bound is checked in release
+//! builds. With `sys` this is the only unsafe code of the data path.
+
+pub mod seg;
+
+pub use seg::Seg;

@@ -1,0 +1,197 @@
+//! Ports: whatever takes in and gives out Ethernet frames.
+//!
+//! *Netdev* (host side) and *device* (VM side) are roles, not types: every port implements [`Port`], and a wire joins
+//! any two. A port object is one queue of one port: it lives on one lane, on one worker, and shares nothing that a
+//! turn touches.
+//!
+//! Trust: none of its peers. Promise: trouble with a frame is counted by reason; an `Err` means that the port is dead
+//! until it comes back, and the lane lives on.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::frame::{Batch, MAX_FRAME};
+use crate::stats::Stats;
+
+/// Work that a frame's virtio-net header may leave to its taker. Bits of [`Offloads`].
+pub mod offload_bits {
+    /// Complete the checksum.
+    pub const CSUM: u16 = 1;
+    /// Segment TCP over IPv4.
+    pub const TSO4: u16 = 2;
+    /// Segment TCP over IPv6.
+    pub const TSO6: u16 = 4;
+    /// Segments may carry ECN (CWR on the first only).
+    pub const ECN: u16 = 8;
+    /// Segment UDP (USO), both families.
+    pub const USO: u16 = 16;
+    /// Fragment UDP over IPv4 (UFO).
+    pub const UFO: u16 = 32;
+}
+
+/// A set of offloads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads(pub u16);
+
+impl Offloads {
+    /// None: every frame is plain.
+    pub const NONE: Self = Self(0);
+    /// All that netreeve knows but UFO.
+    pub const ALL: Self = Self(31);
+
+    /// Every bit of `o` is here.
+    #[must_use]
+    pub fn has(self, o: u16) -> bool {
+        self.0 & o == o
+    }
+
+    /// Every offload of `self` is one of `o`.
+    #[must_use]
+    pub fn within(self, o: Self) -> bool {
+        self.0 & !o.0 == 0
+    }
+
+    /// Offloads in both.
+    #[must_use]
+    pub fn and(self, o: Self) -> Self {
+        Self(self.0 & o.0)
+    }
+}
+
+/// What a port is like at the moment. Asked again after every [`Change`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// Largest plain frame in bytes that it takes (MTU and Ethernet header).
+    pub max_frame: u32,
+    /// Offloads that it takes: frames sent to it may leave this work to it.
+    pub takes: Offloads,
+    /// Offloads that frames given by it may leave to do.
+    pub gives: Offloads,
+    /// It lends landing memory.
+    pub lends: bool,
+    /// It needs memory to receive into (the taker's landing or the lane's pool).
+    pub needs_memory: bool,
+    /// It can take frames back that nobody took and give them again ([`Port::release`]); the lane holds them otherwise.
+    pub rewinds: bool,
+    /// Frames can pass. A port that is down gives nothing, and what is sent to it is dropped and counted.
+    pub up: bool,
+}
+
+impl Default for Traits {
+    fn default() -> Self {
+        Self {
+            max_frame: MAX_FRAME,
+            takes: Offloads::NONE,
+            gives: Offloads::NONE,
+            lends: false,
+            needs_memory: false,
+            rewinds: false,
+            up: true,
+        }
+    }
+}
+
+/// Why a port wants to hear of a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Readable: it may give frames. Only watched while the peer can take.
+    Gives,
+    /// Writable: it may take frames again. Only watched while frames wait for it.
+    Takes,
+    /// Readable (an eventfd): it may take frames again. Always watched.
+    Room,
+    /// Readable: [`Port::control`] has work. Always watched.
+    Control,
+}
+
+/// The descriptors that a port wants watched, level-triggered.
+#[derive(Debug, Default)]
+pub struct Watch {
+    fds: Vec<(RawFd, Interest)>,
+}
+
+impl Watch {
+    /// Adds a descriptor. The same one may be added for `Gives` and `Takes`.
+    pub fn add(&mut self, fd: RawFd, why: Interest) {
+        self.fds.push((fd, why));
+    }
+
+    /// All that was added.
+    #[must_use]
+    pub fn fds(&self) -> &[(RawFd, Interest)] {
+        &self.fds
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.fds.clear();
+    }
+}
+
+/// What [`Port::control`] changed, for the worker to follow. Fields add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Traits or watched descriptors of this port changed, on all its lanes.
+    pub rewire: bool,
+    /// The peer is lost and has to be dialled again by the supervisor: the slot's number in the hand-over.
+    pub redial: Option<u16>,
+    /// The link came up or went down, for the peer to tell its own side.
+    pub link: Option<bool>,
+}
+
+/// One end of a lane: something that takes in and gives out Ethernet frames.
+pub trait Port: Send {
+    /// What it is like now.
+    fn traits(&self) -> Traits;
+
+    /// Which descriptors to watch.
+    fn watch(&self, w: &mut Watch);
+
+    /// The peer takes only these offloads: do not give others if you can help it (a tap can).
+    fn peer_takes(&mut self, _o: Offloads) {}
+
+    /// Offers landing memory for frames about to be sent to this port.
+    fn lend(&mut self, _b: &mut Batch) {}
+
+    /// Gives up to `b.room()` frames: from own memory, or put into `b.landing`. Nothing to give is `Ok` and no frames.
+    ///
+    /// # Errors
+    /// The port is dead.
+    fn recv(&mut self, b: &mut Batch) -> io::Result<()>;
+
+    /// Takes waiting frames of `b` in order and says how many; the rest stays with the giver. Dropped frames count as
+    /// taken and are not sent. Nothing of `b` is used after return.
+    ///
+    /// # Errors
+    /// The port is dead.
+    fn send(&mut self, b: &Batch) -> io::Result<usize>;
+
+    /// The turn is over: the first `taken` waiting frames went on, the giver takes their memory back; if it
+    /// [`Traits::rewinds`], it gives the others again next time.
+    fn release(&mut self, _b: &Batch, _taken: usize) {}
+
+    /// About to sleep until this port gives frames: ask for a notification. True: there is work after all.
+    fn arm_gives(&mut self) -> bool {
+        false
+    }
+
+    /// About to sleep until this port takes frames: ask for a notification. True: there is room after all.
+    fn arm_takes(&mut self) -> bool {
+        false
+    }
+
+    /// A watched descriptor is ready: consume what must be consumed (eventfd counts) and, for `Control`, act.
+    ///
+    /// # Errors
+    /// The port is dead.
+    fn event(&mut self, _fd: RawFd, _why: Interest) -> io::Result<Change> {
+        Ok(Change::default())
+    }
+
+    /// Its counters on this lane.
+    fn stats(&self) -> Stats;
+
+    /// Counters that the lane writes for it (drops by filter, completions).
+    fn stats_mut(&mut self) -> &mut Stats;
+}

@@ -1,0 +1,97 @@
+//! Counters of a port: frames, bytes, and drops by reason.
+//!
+//! Promise: trouble with a frame is counted here, never logged and never an error. Plain numbers, one owner, read by
+//! copying.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+/// Why a frame did not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Reason {
+    /// Shorter than an Ethernet header (14 bytes).
+    Runt,
+    /// Longer than the port or its peer takes.
+    Oversize,
+    /// The virtio-net header does not fit its frame.
+    BadHeader,
+    /// A descriptor chain that breaks the ring's rules.
+    BadChain,
+    /// Its checksum or segmentation could not be completed in software.
+    Offload,
+    /// Not the source address that the port is locked to.
+    SourceMac,
+    /// The peer is down or not there.
+    PeerDown,
+    /// The taker had no room and the giver cannot wait.
+    Full,
+    /// The kernel refused this frame.
+    Refused,
+    /// A multi-part frame was broken or exceeds what the port joins.
+    Fragment,
+}
+
+impl Reason {
+    /// Number of reasons.
+    pub const COUNT: usize = 10;
+    /// Every reason with the name it has in output.
+    pub const ALL: [(Self, &'static str); Self::COUNT] = [
+        (Self::Runt, "runt"),
+        (Self::Oversize, "oversize"),
+        (Self::BadHeader, "bad_header"),
+        (Self::BadChain, "bad_chain"),
+        (Self::Offload, "offload"),
+        (Self::SourceMac, "source_mac"),
+        (Self::PeerDown, "peer_down"),
+        (Self::Full, "full"),
+        (Self::Refused, "refused"),
+        (Self::Fragment, "fragment"),
+    ];
+}
+
+/// A port's counters on one lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Frames that the port gave.
+    pub rx_frames: u64,
+    /// Their bytes, without virtio-net headers.
+    pub rx_bytes: u64,
+    /// Frames that the port took.
+    pub tx_frames: u64,
+    /// Their bytes, without virtio-net headers.
+    pub tx_bytes: u64,
+    /// Drops, by [`Reason`].
+    pub drops: [u64; Reason::COUNT],
+    /// Times that the port asked its peer's owner for attention (eventfd writes, kicks).
+    pub kicks: u64,
+    /// Times that the port was lost and came back.
+    pub reconnects: u64,
+}
+
+impl Stats {
+    /// Counts one drop.
+    pub fn drop(&mut self, why: Reason) {
+        self.drop_n(why, 1);
+    }
+
+    /// Counts `n` drops.
+    pub fn drop_n(&mut self, why: Reason, n: u64) {
+        if let Some(c) = self.drops.get_mut(why as usize) {
+            *c = c.wrapping_add(n);
+        }
+    }
+
+    /// Adds another lane's counters.
+    pub fn add(&mut self, o: &Self) {
+        self.rx_frames += o.rx_frames;
+        self.rx_bytes += o.rx_bytes;
+        self.tx_frames += o.tx_frames;
+        self.tx_bytes += o.tx_bytes;
+        self.kicks += o.kicks;
+        self.reconnects += o.reconnects;
+        for (a, b) in self.drops.iter_mut().zip(o.drops) {
+            *a += b;
+        }
+    }
+}

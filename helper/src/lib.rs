@@ -1,0 +1,1 @@
+//! netreeve's privileged helper.

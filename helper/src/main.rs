@@ -1,0 +1,2 @@
+//! netreeve's privileged helper: picks its door and serves.
+fn main() {}

@@ -1,0 +1,1 @@
+//! netreeve's proofs: namespaces, guests and peers as a library.
