@@ -5,9 +5,11 @@
 #![deny(unsafe_code)]
 
 pub mod frame;
+pub mod handover;
 #[allow(unsafe_code, reason = "memory that others change: the design's one place for it")]
 pub mod mem;
 pub mod port;
+pub mod sandbox;
 pub mod stats;
 #[allow(unsafe_code, reason = "system calls without a safe wrapper: the design's one place for them")]
 pub mod sys;

@@ -8,8 +8,14 @@
 //! until it comes back, and the lane lives on.
 #![forbid(unsafe_code)]
 
+pub mod stream;
+pub mod tap;
+pub mod vhost_user;
+pub mod xsk;
+
+use std::fmt;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use crate::frame::{Batch, MAX_FRAME};
 use crate::stats::Stats;
@@ -134,11 +140,35 @@ impl Watch {
 pub struct Change {
     /// Traits or watched descriptors of this port changed, on all its lanes.
     pub rewire: bool,
-    /// The peer is lost and has to be dialled again by the supervisor: the slot's number in the hand-over.
-    pub redial: Option<u16>,
+    /// The peer is lost and has to be dialled again by the supervisor.
+    pub redial: bool,
     /// The link came up or went down, for the peer to tell its own side.
     pub link: Option<bool>,
 }
+
+/// Why a port could not be opened.
+#[derive(Debug)]
+pub struct OpenError {
+    /// What was tried, as a sentence for the user.
+    pub what: &'static str,
+    /// The kernel's error, if there is one.
+    pub source: Option<io::Error>,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Some(e) => write!(f, "{}: {e}", self.what),
+            None => f.write_str(self.what),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// A port's queues, opened: one [`Port`] each. Every port module has
+/// `pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError>` and `pub const CALLS: &[Call]`.
+pub type Queues = Vec<Box<dyn Port>>;
 
 /// One end of a lane: something that takes in and gives out Ethernet frames.
 pub trait Port: Send {
@@ -188,6 +218,17 @@ pub trait Port: Send {
     fn event(&mut self, _fd: RawFd, _why: Interest) -> io::Result<Change> {
         Ok(Change::default())
     }
+
+    /// A new connection for the slot, as asked for by [`Change::redial`]. Only the first queue's port is told.
+    ///
+    /// # Errors
+    /// The descriptor is not what the port needs.
+    fn connect(&mut self, _fd: OwnedFd) -> io::Result<Change> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The peer's link came up or went down: tell our side, if it can be told (carrier).
+    fn peer_link(&mut self, _up: bool) {}
 
     /// Its counters on this lane.
     fn stats(&self) -> Stats;

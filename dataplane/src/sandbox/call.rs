@@ -1,0 +1,58 @@
+//! How a piece of code declares the system calls that it makes, beside the code that makes them.
+//!
+//! The sandbox's filter is the union of the declarations of what is in use (`sandbox::seccomp`).
+#![forbid(unsafe_code)]
+
+/// A system call that is allowed, perhaps only with certain arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Its number (`libc::SYS_*`).
+    pub nr: libc::c_long,
+    /// Conditions that all must hold; none: any arguments. Two declarations of one call are alternatives.
+    pub only: &'static [Cond],
+}
+
+/// A condition on one argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cond {
+    /// Which argument, counted from 0.
+    pub arg: u8,
+    /// Bits that count.
+    pub mask: u64,
+    /// What they must be.
+    pub value: u64,
+}
+
+impl Call {
+    /// The call with any arguments.
+    #[must_use]
+    pub const fn any(nr: libc::c_long) -> Self {
+        Self { nr, only: &[] }
+    }
+
+    /// The call where all of `only` hold.
+    #[must_use]
+    pub const fn only(nr: libc::c_long, only: &'static [Cond]) -> Self {
+        Self { nr, only }
+    }
+}
+
+impl Cond {
+    /// Argument `arg`, as 32 bits, is `value` (file descriptors, ioctl requests, flags).
+    #[must_use]
+    pub const fn is(arg: u8, value: u32) -> Self {
+        Self { arg, mask: 0xffff_ffff, value: value as u64 }
+    }
+
+    /// Argument `arg`, as 64 bits, is zero (a null pointer).
+    #[must_use]
+    pub const fn null(arg: u8) -> Self {
+        Self { arg, mask: u64::MAX, value: 0 }
+    }
+
+    /// No bit of `bits` is set in argument `arg`.
+    #[must_use]
+    pub const fn without(arg: u8, bits: u64) -> Self {
+        Self { arg, mask: bits, value: 0 }
+    }
+}

@@ -1,0 +1,3 @@
+//! The sandbox: what the dataplane locks itself into once it holds its descriptors.
+
+pub mod call;
