@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ifname::IfName;
 use crate::mac::Mac;
-use crate::request::XdpMode;
+use crate::request::{Request, XdpMode};
 
 /// One grant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +106,30 @@ impl Grant {
             Self::Xsk(x) => [FdKind::Xsk, FdKind::Umem].repeat(usize::from(x.queues)),
             Self::XskPinned(x) => vec![FdKind::Xsk; usize::from(x.queues)],
             Self::Active(_) => vec![FdKind::Link],
+        }
+    }
+
+    /// Whether this is the sort of grant that `request` asks for, of as many queues as it asks for.
+    #[must_use]
+    pub fn answers(&self, request: &Request) -> bool {
+        match (self, request) {
+            (Self::Tap(g), Request::Tap(r)) => g.queues == r.queues,
+            (Self::Xsk(g), Request::Xsk(r)) | (Self::XskPinned(g), Request::XskPinned(r)) => {
+                (g.name, g.start_queue, g.queues) == (r.interface, r.start_queue, r.queues)
+            }
+            (Self::Active(g), Request::Activate(ticket)) => g.ticket == *ticket,
+            _ => false,
+        }
+    }
+
+    /// How many descriptors travel with this grant, without making the list of them.
+    #[must_use]
+    pub fn fd_count(&self) -> usize {
+        match self {
+            Self::Tap(t) => usize::from(t.queues),
+            Self::Xsk(x) => 2 * usize::from(x.queues),
+            Self::XskPinned(x) => usize::from(x.queues),
+            Self::Active(_) => 1,
         }
     }
 }
