@@ -220,6 +220,13 @@ impl Batch {
         self.n.checked_sub(1).and_then(|i| self.frames.get_mut(i))
     }
 
+    /// The place in [`Batch::frames`] of the frame pushed last.
+    #[must_use]
+    #[inline]
+    pub fn last_index(&self) -> Option<usize> {
+        self.n.checked_sub(self.first + 1)
+    }
+
     /// Takes the frame pushed last back, with its segments.
     pub fn pop(&mut self) {
         if let Some(i) = self.n.checked_sub(1).filter(|&i| i >= self.first) {

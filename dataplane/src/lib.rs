@@ -4,10 +4,12 @@
 //! `worker → lane → {filter, offload} → port/* → virtq → frame → mem → sys`.
 #![deny(unsafe_code)]
 
+pub mod filter;
 pub mod frame;
 pub mod handover;
 #[allow(unsafe_code, reason = "memory that others change: the design's one place for it")]
 pub mod mem;
+pub mod offload;
 pub mod port;
 pub mod sandbox;
 pub mod stats;

@@ -1,0 +1,61 @@
+//! What a lane checks of every frame: length, and the source address that a device is locked to.
+//!
+//! Only heads are looked at; what is sent is the head that was looked at.
+#![forbid(unsafe_code)]
+
+use netreeve_shared::mac::Mac;
+
+use crate::frame::{Batch, MIN_FRAME};
+use crate::offload;
+use crate::port::{Offloads, Traits};
+use crate::stats::{Reason, Stats};
+
+/// The checks of one direction.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Filter {
+    /// Frames must come from this address.
+    pub lock_mac: Option<Mac>,
+}
+
+impl Filter {
+    /// Marks the frames of a batch that may not go on to a port with traits `to`, and counts them.
+    /// Says whether some frame needs work in software first.
+    #[inline]
+    pub fn judge(&self, b: &mut Batch, to: &Traits, stats: &mut Stats) -> bool {
+        let mut work = false;
+        for f in b.frames_mut() {
+            let why = if f.len < MIN_FRAME {
+                Some(Reason::Runt)
+            } else if f.vnet.is_plain() {
+                (f.len > to.max_frame).then_some(Reason::Oversize)
+            } else {
+                let asks = offload::asked(&f.vnet);
+                work |= !asks.within(to.takes);
+                unfit(f, to, asks)
+            };
+            let why = why.or_else(|| self.source(f.head()));
+            if let Some(why) = why {
+                f.dropped = true;
+                stats.drop(why);
+            }
+        }
+        work
+    }
+
+    #[inline]
+    fn source(&self, head: &[u8]) -> Option<Reason> {
+        let lock = self.lock_mac?;
+        (head.get(6..12) != Some(lock.0.as_slice())).then_some(Reason::SourceMac)
+    }
+}
+
+/// Why a frame with work left on it cannot go on, if it cannot.
+fn unfit(f: &crate::frame::Frame, to: &Traits, asks: Offloads) -> Option<Reason> {
+    if asks.within(to.takes) {
+        return (f.vnet.gso() == 0 && f.len > to.max_frame).then_some(Reason::Oversize);
+    }
+    if !offload::feasible(f, to.takes) {
+        return Some(Reason::Offload);
+    }
+    (f.vnet.gso() == 0 && f.len > to.max_frame).then_some(Reason::Oversize)
+}
