@@ -3,6 +3,15 @@
 //! The dataplane owns no name and no path, only descriptors that it was handed. Its modules point one way:
 //! `worker → lane → {filter, offload} → port/* → virtq → frame → mem → sys`.
 #![deny(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "the figures of tests are small and chosen"
+    )
+)]
 
 pub mod filter;
 pub mod frame;

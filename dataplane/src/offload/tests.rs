@@ -5,13 +5,6 @@ use crate::mem::Seg;
 use netreeve_shared::vnet::{F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
 use proptest::prelude::*;
 
-/// A test's own memory as a segment.
-#[allow(unsafe_code, reason = "tests lend their own vector")]
-fn seg(v: &mut [u8]) -> Seg {
-    // SAFETY: the vector outlives the batch in each test.
-    unsafe { Seg::new(v.as_mut_ptr(), v.len() as u32) }
-}
-
 struct Super {
     bytes: Vec<u8>,
     vnet: Vnet,
@@ -73,7 +66,7 @@ fn load(b: &mut Batch, s: &mut Super, cut: usize) {
     f.len = len as u32;
     f.vnet = s.vnet;
     for part in body.chunks_mut(cut) {
-        b.push_seg(seg(part));
+        b.push_seg(Seg::over(part));
     }
 }
 
