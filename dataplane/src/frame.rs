@@ -8,10 +8,9 @@
 //! memory that stays (its pool): see [`crate::port::Traits::rewinds`].
 #![forbid(unsafe_code)]
 
-use std::ops::Range;
-
 use netreeve_shared::vnet::Vnet;
 
+pub use crate::landing::{Landing, Slot};
 use crate::mem::Seg;
 
 /// Most frames in a batch. 64 was best in the field's measurements; larger batches leave the first-level cache.
@@ -33,7 +32,7 @@ fn n8(n: usize) -> u8 {
 
 /// A count of segments or slots; the vectors are kept below 65535.
 #[inline]
-fn n16(n: usize) -> u16 {
+pub(crate) fn n16(n: usize) -> u16 {
     u16::try_from(n).unwrap_or(u16::MAX)
 }
 
@@ -259,128 +258,5 @@ impl Batch {
     #[inline]
     pub fn advance(&mut self, taken: usize) {
         self.first = (self.first + taken).min(self.n);
-    }
-}
-
-/// A stretch of landing memory in which one frame may begin.
-#[derive(Clone, Copy, Debug)]
-pub struct Slot {
-    /// The lender's own number for it (descriptor head).
-    pub cookie: u32,
-    /// Bytes that a frame beginning here finds in it.
-    pub bytes: u32,
-    segs: (u16, u16),
-}
-
-/// Empty memory that the taker lends so that the giver can put frames straight in.
-///
-/// The lender offers slots in order; a frame begins in a slot and, if the landing is mergeable, runs on through the
-/// following ones. In a slot where a frame begins, the first [`Landing::header`] bytes are left for the lender's own
-/// header; in a slot that a frame only runs through, they are not.
-#[derive(Debug, Default)]
-pub struct Landing {
-    segs: Vec<Seg>,
-    slots: Vec<Slot>,
-    next: usize,
-    header: u32,
-    mergeable: bool,
-}
-
-impl Landing {
-    fn new() -> Self {
-        Self { segs: Vec::with_capacity(1024), slots: Vec::with_capacity(512), ..Self::default() }
-    }
-
-    /// Forgets all.
-    #[inline]
-    pub fn clear(&mut self) {
-        self.segs.clear();
-        self.slots.clear();
-        self.next = 0;
-        self.header = 0;
-        self.mergeable = false;
-    }
-
-    /// Starts an offer: `header` bytes stay free at the start of every frame; `mergeable` frames may span slots.
-    pub fn open(&mut self, header: u32, mergeable: bool) {
-        self.clear();
-        self.header = header;
-        self.mergeable = mergeable;
-    }
-
-    /// Offers one slot. The header's room is part of `segs`.
-    pub fn offer(&mut self, segs: &[Seg], cookie: u32) {
-        let from = n16(self.segs.len());
-        self.segs.extend_from_slice(segs);
-        let bytes = segs.iter().map(Seg::len).sum();
-        self.slots.push(Slot { cookie, bytes, segs: (from, n16(self.segs.len())) });
-    }
-
-    /// Something was offered and is not yet used up.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.next < self.slots.len()
-    }
-
-    /// Slots offered.
-    #[must_use]
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots
-    }
-
-    /// The segments of a slot, header room included.
-    #[must_use]
-    pub fn segs(&self, slot: &Slot) -> &[Seg] {
-        self.segs.get(usize::from(slot.segs.0)..usize::from(slot.segs.1)).unwrap_or_default()
-    }
-
-    /// Slots that no frame has landed in.
-    #[must_use]
-    pub fn unused(&self) -> usize {
-        self.slots.len() - self.next
-    }
-
-    /// Appends the room for one frame of at most `max` bytes, in order, to `out`; says how many bytes that is.
-    pub fn room(&self, max: u32, out: &mut Vec<Seg>) -> u32 {
-        let mut left = max;
-        let mut skip = self.header;
-        let reach = if self.mergeable { usize::MAX } else { 1 };
-        for slot in self.slots.iter().skip(self.next).take(reach) {
-            for seg in self.segs(slot) {
-                let cut = skip.min(seg.len());
-                skip -= cut;
-                let part = seg.skip(cut).take(left);
-                left -= part.len();
-                if !part.is_empty() {
-                    out.push(part);
-                }
-            }
-            skip = 0;
-            if left == 0 {
-                break;
-            }
-        }
-        max - left
-    }
-
-    /// A frame of `len` bytes was put into the room; gives the slots that it fills.
-    pub fn land(&mut self, len: u32) -> Home {
-        let first = self.next;
-        let mut left = len + self.header;
-        while let Some(slot) = self.slots.get(self.next) {
-            self.next += 1;
-            left = left.saturating_sub(slot.bytes);
-            if left == 0 {
-                break;
-            }
-        }
-        Home::Landed { slot: n16(first), slots: n16(self.next - first) }
-    }
-
-    /// The slots of a landed frame.
-    #[must_use]
-    pub fn range(&self, slot: u16, slots: u16) -> &[Slot] {
-        let r: Range<usize> = usize::from(slot)..usize::from(slot) + usize::from(slots);
-        self.slots.get(r).unwrap_or_default()
     }
 }

@@ -16,6 +16,7 @@
 pub mod filter;
 pub mod frame;
 pub mod handover;
+pub mod landing;
 #[allow(unsafe_code, reason = "memory that others change: the design's one place for it")]
 pub mod mem;
 pub mod offload;

@@ -4,6 +4,8 @@
 //! through [`Seg`] (copy in, copy out, iovec) and the ring views, never as `&[u8]`; every bound is checked in release
 //! builds. With `sys` this is the only unsafe code of the data path.
 
+pub mod buf;
 pub mod seg;
 
+pub use buf::{Buf, Pool};
 pub use seg::Seg;

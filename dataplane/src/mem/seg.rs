@@ -7,15 +7,33 @@
 use std::ptr;
 
 /// A run of bytes that others may change: copied in and out or handed to the kernel, never borrowed.
+///
+/// Its layout is that of `struct iovec` (checked below), so that `&[Seg]` goes to `readv` and `writev` as it is.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub struct Seg {
     ptr: *mut u8,
-    len: u32,
+    // Never above u32::MAX: a Seg is made and cut with u32 lengths only.
+    len: usize,
 }
+
+const _: () = {
+    assert!(size_of::<Seg>() == size_of::<libc::iovec>());
+    assert!(align_of::<Seg>() == align_of::<libc::iovec>());
+    assert!(std::mem::offset_of!(Seg, ptr) == std::mem::offset_of!(libc::iovec, iov_base));
+    assert!(std::mem::offset_of!(Seg, len) == std::mem::offset_of!(libc::iovec, iov_len));
+    assert!(size_of::<usize>() >= size_of::<u32>());
+};
 
 // SAFETY: a Seg is an address; all access goes through its methods, which need no exclusive ownership (the bytes are
 // shared with other processes anyway), and its maker keeps the mapping alive for the turn.
 unsafe impl Send for Seg {}
+
+impl Default for Seg {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
 
 impl Seg {
     /// An empty run.
@@ -24,8 +42,9 @@ impl Seg {
     /// # Safety
     /// `len` bytes from `ptr` are mapped, readable and writable, and stay so until the end of the turn.
     #[must_use]
+    #[inline]
     pub unsafe fn new(ptr: *mut u8, len: u32) -> Self {
-        Self { ptr, len }
+        Self { ptr, len: len as usize }
     }
 
     /// A test's own bytes, which the test keeps alive for the turn.
@@ -38,7 +57,7 @@ impl Seg {
     #[must_use]
     #[inline]
     pub fn len(&self) -> u32 {
-        self.len
+        u32::try_from(self.len).unwrap_or(u32::MAX)
     }
 
     /// No bytes.
@@ -52,21 +71,21 @@ impl Seg {
     #[must_use]
     #[inline]
     pub fn skip(&self, n: u32) -> Self {
-        let n = n.min(self.len);
-        Self { ptr: self.ptr.wrapping_add(n as usize), len: self.len - n }
+        let n = (n as usize).min(self.len);
+        Self { ptr: self.ptr.wrapping_add(n), len: self.len - n }
     }
 
     /// The first `n` bytes at most.
     #[must_use]
     #[inline]
     pub fn take(&self, n: u32) -> Self {
-        Self { ptr: self.ptr, len: self.len.min(n) }
+        Self { ptr: self.ptr, len: self.len.min(n as usize) }
     }
 
     /// Copies the first bytes out; says how many.
     #[inline]
     pub fn copy_out(&self, to: &mut [u8]) -> usize {
-        let n = (self.len as usize).min(to.len());
+        let n = self.len.min(to.len());
         // SAFETY: n bytes are mapped at ptr (type invariant) and fit `to`; `to` is a Rust slice, which shared memory is
         // never lent as, so the two do not overlap.
         unsafe { ptr::copy_nonoverlapping(self.ptr, to.as_mut_ptr(), n) };
@@ -76,7 +95,7 @@ impl Seg {
     /// Copies bytes in at the front; says how many.
     #[inline]
     pub fn copy_in(&self, from: &[u8]) -> usize {
-        let n = (self.len as usize).min(from.len());
+        let n = self.len.min(from.len());
         // SAFETY: as for copy_out, with the roles exchanged.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.ptr, n) };
         n
@@ -87,20 +106,21 @@ impl Seg {
     pub fn copy_from(&self, from: &Self) -> u32 {
         let n = self.len.min(from.len);
         // SAFETY: n bytes are mapped at both (type invariant); `copy` allows overlap, which a guest can arrange.
-        unsafe { ptr::copy(from.ptr, self.ptr, n as usize) };
-        n
+        unsafe { ptr::copy(from.ptr, self.ptr, n) };
+        u32::try_from(n).unwrap_or(u32::MAX)
     }
 
     /// The form that `readv` and its kin take.
     #[must_use]
     #[inline]
     pub fn iovec(&self) -> libc::iovec {
-        libc::iovec { iov_base: self.ptr.cast(), iov_len: self.len as usize }
+        libc::iovec { iov_base: self.ptr.cast(), iov_len: self.len }
     }
 
-    /// The address, for code inside `mem` and `sys`.
+    /// Where it lies, as a number: to compare, never to follow.
+    #[must_use]
     #[inline]
-    pub(crate) fn as_ptr(&self) -> *mut u8 {
-        self.ptr
+    pub fn addr(&self) -> usize {
+        self.ptr as usize
     }
 }

@@ -1,0 +1,7 @@
+//! System calls of the data path that no safe wrapper gives: scatter/gather into memory that others change, and the
+//! options of taps and AF_XDP sockets.
+//!
+//! Trust: segments were made by `mem`, so they are mapped. Promise: each function is one call, short, and returns the
+//! kernel's error as `io::Error`; no pointer outlives its call.
+
+pub mod io;
