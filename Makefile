@@ -1,0 +1,60 @@
+# The two commands of a newcomer are `make demo` and `make test`; both work as root on a fresh Debian 12 or 13.
+.DELETE_ON_ERROR:
+.SILENT:
+.PHONY: help setup build demo test test-unit test-root test-real test-fuzz bench check fuzz doc
+
+# The profile of the binaries under test: nearly the speed of release, a quarter of its build time.
+PROFILE ?= fast
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+BINS := $(TARGET)/$(PROFILE)
+CARGO := $(or $(shell command -v cargo 2>/dev/null),$(HOME)/.cargo/bin/cargo)
+# Tests of the root and the real tier share the machine, its two cores and its clock: one at a time.
+ALONE := --test-threads=1
+# Seconds for each fuzz target, in `make test` and in `make fuzz`.
+FUZZ_SHORT ?= 5
+FUZZ_LONG ?= 600
+
+export NETREEVE_BIN_DIR := $(BINS)
+
+# The integration tests in tests/tests: harness and root need real kernel objects, real needs foreign programs too.
+tier = $(basename $(notdir $(wildcard tests/tests/$(1)*.rs)))
+
+help: ## this list
+	sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup:
+	tests/setup.sh
+
+build: setup ## the programs, in target/fast
+	$(CARGO) build --quiet --profile $(PROFILE) -p netreeve-helper -p netreeve-dataplane --bins
+
+demo: build ## guests on AF_XDP, tap, bridge and QEMU, a crash, and what the kernel says of our processes
+	$(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin demo
+
+test: build test-unit test-root test-real test-fuzz ## every tier
+	echo "every tier has passed"
+
+test-unit: ## no privilege, no devices
+	$(CARGO) test --workspace --lib --bins
+
+test-root: build ## namespaces and real kernel objects
+	$(CARGO) test -p netreeve-tests $(addprefix --test ,$(call tier,harness) $(call tier,root)) -- $(ALONE)
+
+test-real: build ## guests, VMMs and other foreign programs
+	$(CARGO) test --profile $(PROFILE) -p netreeve-tests $(addprefix --test ,$(call tier,real)) -- $(ALONE)
+
+test-fuzz: setup
+	if [ -x tests/fuzz/run ]; then tests/fuzz/run $(FUZZ_SHORT); else echo "no fuzz targets in this tree"; fi
+
+bench: build ## figures beside the raw limits and beside DPDK, as ratios
+	if [ -f tests/src/bin/bench.rs ]; then $(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin bench; \
+	else echo "no bench in this tree" >&2; exit 1; fi
+
+fuzz: setup ## ten minutes for each fuzz target (FUZZ_LONG=seconds)
+	if [ -x tests/fuzz/run ]; then tests/fuzz/run $(FUZZ_LONG); else echo "no fuzz targets in this tree" >&2; exit 1; fi
+
+check: ## format, lints, licences and sources of dependencies, and the shape of the tree
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings
+	tests/deny.sh $(CARGO)
+	$(CARGO) test --quiet -p netreeve-tests --test shape

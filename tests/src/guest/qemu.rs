@@ -1,0 +1,112 @@
+//! The guest for compatibility: a Debian kernel in QEMU, under TCG, because tests must not need `/dev/kvm`. The VMM is the
+//! point: its own command line and its own code meet netreeve, unmodified.
+
+use super::console::Console;
+use super::initramfs;
+use crate::bins::{cache, peer};
+use crate::netns::Netns;
+use crate::proc::Proc;
+use crate::{Done, trouble};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// How long a boot may take: 3 s alone, far more on a loaded machine.
+const BOOT: Duration = Duration::from_secs(120);
+
+/// What a guest is to be.
+#[derive(Default)]
+pub struct Qemu<'a> {
+    network: Vec<String>,
+    home: Option<&'a Netns>,
+    uid: Option<u32>,
+    nics: u32,
+}
+
+impl<'a> Qemu<'a> {
+    /// A guest without a NIC.
+    pub fn new() -> Qemu<'a> {
+        Qemu::default()
+    }
+
+    /// Adds a NIC on a `-netdev` string, whose `id` must be `n` and the NIC's number, from 0.
+    #[must_use]
+    pub fn netdev(mut self, netdev: &str) -> Qemu<'a> {
+        let nic = self.nics;
+        self.nics += 1;
+        self.network.extend(["-netdev".to_owned(), netdev.to_owned(), "-device".to_owned()]);
+        self.network
+            .push(format!("virtio-net-pci,netdev=n{nic},romfile=,mac=52:54:00:00:00:{:02x}", 0x10 + nic));
+        self
+    }
+
+    /// Adds a NIC on a vhost-user socket. `server`: QEMU listens and the back-end connects, and may do so again;
+    /// otherwise QEMU connects, and again after a second when it has lost the back-end.
+    #[must_use]
+    pub fn vhost_user(mut self, socket: &Path, server: bool) -> Qemu<'a> {
+        let nic = self.nics;
+        let way = if server { "server=on,wait=off" } else { "reconnect=1" };
+        self.network.push("-chardev".to_owned());
+        self.network.push(format!("socket,id=c{nic},path={},{way}", socket.display()));
+        self.netdev(&format!("vhost-user,id=n{nic},chardev=c{nic}"))
+    }
+
+    /// Runs QEMU inside a namespace.
+    #[must_use]
+    pub fn inside(mut self, ns: &'a Netns) -> Qemu<'a> {
+        self.home = Some(ns);
+        self
+    }
+
+    /// Runs QEMU as this user, with no other group than the one of the same number.
+    #[must_use]
+    pub fn user(mut self, uid: u32) -> Qemu<'a> {
+        self.uid = Some(uid);
+        self
+    }
+
+    /// QEMU's command line, for those who start it by another program.
+    pub fn arguments(&self) -> Done<Vec<String>> {
+        let kernel = cache().join("kernel/vmlinuz");
+        if !kernel.exists() {
+            return Err(trouble(format!("no kernel at {}: run `tests/setup.sh` as root", kernel.display())));
+        }
+        let image = initramfs::image("qemu", &cache().join("kernel/modules"))?;
+        let fixed = "-nodefaults -no-user-config -display none -no-reboot -accel tcg,thread=multi -m 256 -smp 1 \
+                     -machine pc,memory-backend=m -object memory-backend-memfd,id=m,size=256M,share=on -serial stdio";
+        let mut all: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
+        let line =
+            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check lpj=4000000";
+        let path = |p: PathBuf| p.display().to_string();
+        all.extend(["-kernel".to_owned(), path(kernel), "-initrd".to_owned(), path(image)]);
+        all.extend(["-append".to_owned(), line.to_owned()]);
+        all.extend(self.network.iter().cloned());
+        Ok(all)
+    }
+
+    /// QEMU's path and command line as one command.
+    pub fn command(&self) -> Done<Command> {
+        let mut command = Command::new(peer("qemu-system-x86_64")?);
+        command.args(self.arguments()?);
+        Ok(command)
+    }
+
+    /// Boots it and waits until its init is up.
+    pub fn boot(self) -> Done<Console> {
+        let command = self.command()?;
+        self.boot_by(command)
+    }
+
+    /// Boots it by a command that ends in QEMU's, and waits until its init is up.
+    pub fn boot_by(self, mut command: Command) -> Done<Console> {
+        use std::os::unix::process::CommandExt;
+        if let Some(uid) = self.uid {
+            command.uid(uid).gid(uid);
+        }
+        let proc = match self.home {
+            Some(ns) => ns.spawn_with_input("the QEMU guest", command)?,
+            None => Proc::with_input("the QEMU guest", command)?,
+        };
+        Console::attach(proc, BOOT)
+    }
+}

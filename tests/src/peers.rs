@@ -1,0 +1,123 @@
+//! Foreign programs as peers and as measuring instruments, and what can be read off their output.
+
+use crate::bins::peer;
+use crate::guest::Console;
+use crate::netns::Netns;
+use crate::proc::Proc;
+use crate::{Because, Done, trouble};
+use std::process::Command;
+use std::time::Duration;
+
+/// What ping says at its end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ping {
+    /// Requests sent.
+    pub sent: u32,
+    /// Replies seen.
+    pub received: u32,
+    /// Mean round trip in milliseconds; NaN when nothing came back.
+    pub mean_ms: f64,
+}
+
+/// Reads the summary of iputils' or busybox's ping.
+pub fn parse_ping(text: &str) -> Done<Ping> {
+    let count = |before: &str| -> Option<u32> {
+        text.lines()
+            .find(|l| l.contains("packets transmitted"))?
+            .split(',')
+            .find(|p| p.contains(before))
+            .and_then(|p| p.split_whitespace().next()?.parse().ok())
+    };
+    let (sent, received) =
+        count("transmitted").zip(count("received")).because(format!("not ping's summary:\n{text}"))?;
+    let times = text.lines().find(|l| l.contains("min/avg/max")).and_then(|l| l.split(" = ").nth(1));
+    let mean_ms = times.and_then(|t| t.split('/').nth(1)?.parse().ok()).unwrap_or(f64::NAN);
+    Ok(Ping { sent, received, mean_ms })
+}
+
+/// Pings from a guest; `options` are of busybox's ping, with at least an address.
+pub fn ping_from_guest(guest: &Console, options: &str) -> Done<Ping> {
+    parse_ping(&guest.run(&format!("ping {options}"), Duration::from_secs(60))?.text)
+}
+
+/// Pings from a namespace; `options` are of iputils' ping, with at least an address.
+pub fn ping_from(ns: &Netns, options: &str) -> Done<Ping> {
+    let mut command = Command::new(peer("ping")?);
+    command.args(options.split_whitespace());
+    parse_ping(&ns.run("ping", command, Duration::from_secs(60))?.text)
+}
+
+/// Waits until an address answers from a guest, and returns how long that took.
+pub fn wait_until_reachable(guest: &Console, address: &str) -> Done {
+    let script = format!(
+        "for i in $(seq 100); do ping -c 1 -W 1 {address} >/dev/null && exit 0; usleep 50000; done; exit 1"
+    );
+    let outcome = guest.run(&script, Duration::from_secs(120))?;
+    if outcome.code == 0 {
+        Ok(())
+    } else {
+        Err(trouble(format!("{address} never answered the guest's pings")))
+    }
+}
+
+/// An iperf3 server in a namespace, until dropped.
+pub struct Server {
+    _proc: Proc,
+    /// Its TCP port.
+    pub port: u16,
+}
+
+/// Starts an iperf3 server in a namespace.
+pub fn iperf_server(ns: &Netns, port: u16) -> Done<Server> {
+    let mut command = Command::new(peer("iperf3")?);
+    command.args(["-s", "--forceflush", "-p", &port.to_string()]);
+    let proc = ns.spawn("iperf3 -s", command)?;
+    proc.wait_for("Server listening", Duration::from_secs(5))?;
+    Ok(Server { _proc: proc, port })
+}
+
+/// The receiver's throughput in bit/s, from `iperf3 -J`.
+pub fn parse_iperf(text: &str) -> Done<f64> {
+    let start = text.find('{').because(format!("iperf3 printed no JSON:\n{text}"))?;
+    let report: serde_json::Value = serde_json::from_str(text.get(start..).unwrap_or_default())
+        .because(format!("iperf3's JSON:\n{text}"))?;
+    if let Some(error) = report.get("error") {
+        return Err(trouble(format!("iperf3: {error}")));
+    }
+    let paths = ["/end/sum_received/bits_per_second", "/end/sum/bits_per_second"];
+    let found = paths.iter().find_map(|p| report.pointer(p)?.as_f64());
+    found.because(format!("iperf3's JSON has no sum:\n{text}"))
+}
+
+/// TCP from the guest to an iperf3 server, for `seconds`; `more` are further options (`-R` turns the direction round,
+/// `-u -b 100M` is UDP). In bit/s as the receiver saw them.
+pub fn iperf_from_guest(guest: &Console, address: &str, port: u16, seconds: u32, more: &str) -> Done<f64> {
+    let command = format!("iperf3 -J -c {address} -p {port} -t {seconds} --connect-timeout 5000 {more}");
+    let patience = Duration::from_secs(u64::from(seconds) + 30);
+    parse_iperf(&guest.run(&command, patience)?.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_pings_are_read() {
+        let iputils = "3 packets transmitted, 2 received, 33% packet loss, time 2003ms\n\
+                       rtt min/avg/max/mdev = 0.031/0.044/0.052/0.009 ms\n";
+        let busybox = "3 packets transmitted, 3 packets received, 0% packet loss\n\
+                       round-trip min/avg/max = 0.239/0.351/0.475 ms\n";
+        let nothing = "1 packets transmitted, 0 packets received, 100% packet loss\n";
+        assert_eq!(parse_ping(iputils).unwrap(), Ping { sent: 3, received: 2, mean_ms: 0.044 });
+        assert_eq!(parse_ping(busybox).unwrap(), Ping { sent: 3, received: 3, mean_ms: 0.351 });
+        assert!(parse_ping(nothing).unwrap().mean_ms.is_nan());
+        assert!(parse_ping("ping: bad address").is_err());
+    }
+
+    #[test]
+    fn iperf_errors_are_errors() {
+        assert_eq!(parse_iperf(r#"{"end":{"sum_received":{"bits_per_second":12.5}}}"#).unwrap(), 12.5);
+        assert!(parse_iperf(r#"{"error":"unable to connect"}"#).is_err());
+        assert!(parse_iperf("iperf3: error").is_err());
+    }
+}
