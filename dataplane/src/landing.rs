@@ -41,6 +41,7 @@ pub struct Landing {
     header: u32,
     mergeable: bool,
     pool: Seg,
+    stopped: bool,
 }
 
 impl Landing {
@@ -59,6 +60,7 @@ impl Landing {
         self.header = 0;
         self.mergeable = false;
         self.pool = Seg::EMPTY;
+        self.stopped = false;
     }
 
     /// Starts an offer: `header` bytes stay free at the start of every frame; `mergeable` frames may span slots.
@@ -87,6 +89,18 @@ impl Landing {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.next < self.slots.len() || !self.pool.is_empty()
+    }
+
+    /// The giver has frames, or may have, but what is left does not surely hold one: it has to wait for the taker, and
+    /// asking it again in this turn (or when its descriptor is readable) is in vain until the taker has more room.
+    pub fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    /// The giver waits for more room than was lent.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// Slots offered; none in a pool.

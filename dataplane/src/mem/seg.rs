@@ -50,7 +50,7 @@ impl Seg {
     /// A test's own bytes, which the test keeps alive for the turn.
     #[cfg(test)]
     pub(crate) fn over(bytes: &mut [u8]) -> Self {
-        Self { ptr: bytes.as_mut_ptr(), len: u32::try_from(bytes.len()).unwrap() }
+        Self { ptr: bytes.as_mut_ptr(), len: bytes.len() }
     }
 
     /// Bytes.

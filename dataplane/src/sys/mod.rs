@@ -5,3 +5,4 @@
 //! kernel's error as `io::Error`; no pointer outlives its call.
 
 pub mod io;
+pub mod tun;
