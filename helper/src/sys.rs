@@ -1,0 +1,183 @@
+//! The system calls for which no safe wrapper exists: tun ioctls, AF_XDP socket options, link creation, random bytes.
+//!
+//! The helper's only unsafe code. Trust: callers are this crate. Promise: every function takes owned or borrowed
+//! descriptors and plain values, keeps no pointer after it returns, and reports the kernel's errno.
+
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libbpf_rs::libbpf_sys;
+use libc::{c_int, c_void, socklen_t};
+use netreeve_shared::ifname::IfName;
+use nix::errno::Errno;
+
+type Result<T> = nix::Result<T>;
+
+/// `TUNGETVNETHDRSZ`, `TUNSETVNETHDRSZ` (`linux/if_tun.h`) and the rest take a pointer to an `int` or to an `ifreq`.
+fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> Result<()> {
+    // SAFETY: the callers below pair each request with the type that linux/if_tun.h gives it, and the kernel keeps no
+    // pointer to it.
+    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(argument)) };
+    Errno::result(answer).map(drop)
+}
+
+/// An `ifreq` of zeros.
+fn ifreq() -> libc::ifreq {
+    // SAFETY: ifreq is a C structure of integers and pointers; all zero is a valid value of each.
+    unsafe { zeroed() }
+}
+
+/// `TUNSETIFF`: makes the device `name`, or attaches a further queue to it.
+pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &IfName, flags: u16) -> Result<()> {
+    let mut request = ifreq();
+    for (to, from) in request.ifr_name.iter_mut().zip(name.to_ifr_name()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_flags = i16::from_ne_bytes(flags.to_ne_bytes());
+    ioctl(tun, libc::TUNSETIFF, &mut request)
+}
+
+/// `TUNGETIFF`: name and `IFF_*` flags of the device behind a queue.
+pub(crate) fn tun_device(tun: BorrowedFd<'_>) -> Result<(IfName, u16)> {
+    let mut request = ifreq();
+    ioctl(tun, libc::TUNGETIFF, &mut request)?;
+    let bytes = request.ifr_name.iter().map(|c| c.to_ne_bytes()).map(|[b]| b).take_while(|b| *b != 0);
+    let name =
+        String::from_utf8(bytes.collect()).ok().and_then(|n| IfName::new(&n).ok()).ok_or(Errno::EBADMSG)?;
+    // SAFETY: TUNGETIFF writes the flags member, and every bit pattern is an i16.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok((name, u16::from_ne_bytes(flags.to_ne_bytes())))
+}
+
+/// `TUNSETVNETHDRSZ`, then what `TUNGETVNETHDRSZ` says: bytes of virtio-net header.
+pub(crate) fn tun_vnet_size(tun: BorrowedFd<'_>, bytes: c_int) -> Result<c_int> {
+    let mut size = bytes;
+    ioctl(tun, libc::TUNSETVNETHDRSZ, &mut size)?;
+    ioctl(tun, libc::TUNGETVNETHDRSZ, &mut size)?;
+    Ok(size)
+}
+
+/// `TUNSETOWNER`: only this user, or `CAP_NET_ADMIN`, may attach to the device from now on.
+pub(crate) fn tun_owner(tun: BorrowedFd<'_>, uid: u32) -> Result<()> {
+    ioctl_value(tun, libc::TUNSETOWNER, uid.into())
+}
+
+/// `TUNSETPERSIST`: the device outlives its descriptors.
+pub(crate) fn tun_persist(tun: BorrowedFd<'_>) -> Result<()> {
+    ioctl_value(tun, libc::TUNSETPERSIST, 1)
+}
+
+fn ioctl_value(fd: BorrowedFd<'_>, request: libc::Ioctl, value: libc::c_ulong) -> Result<()> {
+    // SAFETY: these two requests take their argument by value.
+    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, value) };
+    Errno::result(answer).map(drop)
+}
+
+/// A new AF_XDP socket, close-on-exec.
+pub(crate) fn xsk_socket() -> Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    owned(fd)
+}
+
+/// The descriptor that a system call has just made, or the error that it left.
+fn owned(fd: c_int) -> Result<OwnedFd> {
+    Errno::result(fd)?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `setsockopt` with any plain C value.
+fn set_option<T>(fd: BorrowedFd<'_>, level: c_int, option: c_int, value: &T) -> Result<()> {
+    let size = socklen_t::try_from(size_of::<T>()).map_err(|_| Errno::EINVAL)?;
+    let from = std::ptr::from_ref(value).cast::<c_void>();
+    // SAFETY: `from` points to `size` readable bytes, and the kernel copies them before it returns.
+    let answer = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, from, size) };
+    Errno::result(answer).map(drop)
+}
+
+/// Sets an AF_XDP option that is a `u32` (`linux/if_xdp.h`): the ring sizes, the transmit budget.
+pub(crate) fn xsk_set(xsk: BorrowedFd<'_>, option: c_int, value: u32) -> Result<()> {
+    set_option(xsk, libc::SOL_XDP, option, &value)
+}
+
+/// `SO_BINDTOIFINDEX`: the socket can be bound to this interface and no other.
+pub(crate) fn pin_to_interface(socket: BorrowedFd<'_>, ifindex: u32) -> Result<()> {
+    let index = c_int::try_from(ifindex).map_err(|_| Errno::EINVAL)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, &index)
+}
+
+/// `XDP_UMEM_REG`: makes the whole `memory` (a memfd of `bytes` bytes) the socket's UMEM.
+pub(crate) fn xsk_register(
+    xsk: BorrowedFd<'_>,
+    memory: BorrowedFd<'_>,
+    bytes: u64,
+    chunk: u32,
+) -> Result<()> {
+    let length = usize::try_from(bytes).map_err(|_| Errno::ENOMEM)?;
+    let (protection, null) = (libc::PROT_READ | libc::PROT_WRITE, std::ptr::null_mut());
+    // SAFETY: a new mapping where the kernel likes; nobody holds a reference into it and nobody reads or writes it here.
+    let at = unsafe { libc::mmap(null, length, protection, libc::MAP_SHARED, memory.as_raw_fd(), 0) };
+    if at == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // SAFETY: xdp_umem_reg is a C structure of integers; all zero is valid.
+    let mut umem: libc::xdp_umem_reg = unsafe { zeroed() };
+    umem.addr = u64::try_from(at.addr()).map_err(|_| Errno::EINVAL)?;
+    (umem.len, umem.chunk_size) = (bytes, chunk);
+    let answer = set_option(xsk, libc::SOL_XDP, libc::XDP_UMEM_REG, &umem);
+    // SAFETY: exactly the mapping made above; the kernel holds the pages themselves, not our addresses.
+    unsafe { libc::munmap(at, length) };
+    answer
+}
+
+/// Binds an AF_XDP socket to a receive queue. `flags` is `XDP_COPY | XDP_USE_NEED_WAKEUP | ...`.
+pub(crate) fn xsk_bind(xsk: BorrowedFd<'_>, ifindex: u32, queue: u32, flags: u16) -> Result<()> {
+    let family = u16::try_from(libc::AF_XDP).map_err(|_| Errno::EINVAL)?;
+    let address = libc::sockaddr_xdp {
+        sxdp_family: family,
+        sxdp_flags: flags,
+        sxdp_ifindex: ifindex,
+        sxdp_queue_id: queue,
+        sxdp_shared_umem_fd: 0,
+    };
+    let size = socklen_t::try_from(size_of::<libc::sockaddr_xdp>()).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the address is a live structure of `size` bytes, copied by the kernel.
+    let answer = unsafe { libc::bind(xsk.as_raw_fd(), std::ptr::from_ref(&address).cast(), size) };
+    Errno::result(answer).map(drop)
+}
+
+/// `XDP_OPTIONS`: true if the kernel bound the socket zero-copy.
+pub(crate) fn xsk_is_zero_copy(xsk: BorrowedFd<'_>) -> Result<bool> {
+    let mut options = libc::xdp_options { flags: 0 };
+    let mut size = socklen_t::try_from(size_of::<libc::xdp_options>()).map_err(|_| Errno::EINVAL)?;
+    let to = std::ptr::from_mut(&mut options).cast::<c_void>();
+    // SAFETY: `to` points to `size` writable bytes.
+    let answer =
+        unsafe { libc::getsockopt(xsk.as_raw_fd(), libc::SOL_XDP, libc::XDP_OPTIONS, to, &mut size) };
+    Errno::result(answer)?;
+    Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
+}
+
+/// Attaches an XDP program to an interface by a `bpf_link`; `flags` is one `XDP_FLAGS_*_MODE`, so that libbpf and the
+/// kernel choose nothing themselves.
+pub(crate) fn xdp_link(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> Result<OwnedFd> {
+    let interface = c_int::try_from(ifindex).map_err(|_| Errno::EINVAL)?;
+    let mut options = libbpf_sys::bpf_link_create_opts { flags, ..Default::default() };
+    options.sz = u64::try_from(size_of::<libbpf_sys::bpf_link_create_opts>()).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the descriptor is live, `options` says its own size and is read before the call returns.
+    let fd = unsafe {
+        libbpf_sys::bpf_link_create(program.as_raw_fd(), interface, libbpf_sys::BPF_XDP, &raw const options)
+    };
+    // libbpf returns the negated error.
+    if fd < 0 { Err(Errno::from_raw(fd.saturating_neg())) } else { owned(fd) }
+}
+
+/// 64 random bits from the kernel.
+pub(crate) fn random() -> Result<u64> {
+    let mut bytes = [0_u8; 8];
+    // SAFETY: the buffer is ours and as long as we say; up to 256 bytes come whole or not at all.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    Errno::result(got)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
