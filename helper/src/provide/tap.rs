@@ -102,8 +102,10 @@ fn create(netlink: &mut Netlink, request: &TapRequest, uid: u32) -> Result<Tap, 
         flags |= MULTI_QUEUE;
     }
     let (first, name) = first_queue(request.name, flags)?;
-    // Before anything else: the kernel lets everybody attach a queue to a multi-queue tap that has no owner.
-    sys::tun_owner(first.as_fd(), uid).map_err(failed(Step::MakeTap))?;
+    // Before anything else: the kernel lets everybody attach a queue to a multi-queue tap that has no owner. Root owns it,
+    // since one uid may run the VMs of many; a persistent tap is there to be opened again, by the one who asked.
+    let owner = if request.persist { uid } else { 0 };
+    sys::tun_owner(first.as_fd(), owner).map_err(failed(Step::MakeTap))?;
     let index = netlink.by_name(name).map_err(failed(Step::FindInterface))?.index;
     let mut tap = Tap { queues: vec![first], name, index };
     for _ in 1..request.queues {

@@ -36,7 +36,7 @@ fn each_kind_of_tap_is_what_its_grant_says_and_dies_with_its_descriptors() {
                 assert_eq!(data["persist"], false);
                 assert_eq!(data["pi"], false);
                 assert_eq!(data["multi_queue"], queues > 1);
-                assert_eq!(data["user"], UID);
+                assert_eq!(data["user"], 0);
                 assert_eq!(grant.vnet_header, if vnet_header { 12 } else { 0 });
                 assert_eq!(
                     grant.flags & 0x4102,
@@ -161,6 +161,7 @@ fn a_persistent_tap_stays_and_counts() {
     let mut provider = Provider::new();
     drop(provider.provide(&Request::Tap(asked), UID, &limits).unwrap());
     assert_eq!(interfaces(), ["vm0"]);
+    assert_eq!(show("vm0")["linkinfo"]["info_data"]["user"], UID);
     let plain = Request::Tap(tap_request());
     let kept = provider.provide(&plain, UID, &limits).unwrap();
     assert_eq!(provider.provide(&plain, UID, &limits).unwrap_err(), Refusal::Limit);
@@ -172,13 +173,13 @@ fn a_persistent_tap_stays_and_counts() {
 }
 
 #[test]
-fn a_stranger_cannot_attach_a_queue() {
+fn nobody_else_can_attach_a_queue_not_even_the_same_uid() {
     namespace();
     let (grant, _fds) = tap(TapRequest { queues: 2, ..tap_request() }).unwrap();
     let tun: OwnedFd = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap().into();
     // Of this thread only: glibc would change the whole process.
     // SAFETY: a system call without pointers.
-    let answer = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
+    let answer = unsafe { libc::syscall(libc::SYS_setresuid, UID, UID, UID) };
     assert_eq!(answer, 0);
     // IFF_TAP | IFF_MULTI_QUEUE | IFF_NO_PI | IFF_VNET_HDR
     assert_eq!(attach_queue(tun.as_fd(), grant.name, 0x5102), Err(Errno::EPERM));
