@@ -57,7 +57,8 @@ pub enum Outcome {
 struct Path {
     batch: Batch,
     scratch: Batch,
-    pool: Option<Pool>,
+    /// Address space only until it is lent.
+    pool: Pool,
     filter: Filter,
     /// Taken from the ports at every change.
     gives: Traits,
@@ -75,11 +76,11 @@ struct Path {
 }
 
 impl Path {
-    fn new(lock_mac: Option<Mac>, drops_when_down: bool) -> Self {
-        Self {
+    fn new(lock_mac: Option<Mac>, drops_when_down: bool) -> io::Result<Self> {
+        Ok(Self {
             batch: Batch::new(),
             scratch: Batch::new(),
-            pool: None,
+            pool: Pool::new(Pool::BYTES)?,
             filter: Filter { lock_mac },
             gives: Traits { up: false, ..Traits::default() },
             takes: Traits { up: false, ..Traits::default() },
@@ -88,7 +89,7 @@ impl Path {
             held: false,
             work: false,
             at: At::default(),
-        }
+        })
     }
 
     fn rewire(&mut self, gives: Traits, takes: Traits) {
@@ -96,9 +97,6 @@ impl Path {
             && takes.lends
             && gives.gives.within(takes.takes)
             && self.filter.lock_mac.is_none();
-        if gives.needs_memory && !self.direct && self.pool.is_none() {
-            self.pool = Some(Pool::new());
-        }
         if !(gives.up && takes.up) {
             self.held = false;
         }
@@ -113,8 +111,8 @@ impl Path {
         if self.gives.needs_memory {
             if self.direct {
                 to.lend(&mut self.batch);
-            } else if let Some(pool) = &mut self.pool {
-                pool.lend(&mut self.batch.landing);
+            } else {
+                self.pool.lend(&mut self.batch.landing);
             }
             if !self.batch.landing.is_open() {
                 return Ok(false);
@@ -152,9 +150,7 @@ impl Path {
     /// Frames for a taker that is down: received and dropped, so that the giver does not stall.
     fn drain(&mut self, from: &mut dyn Port) -> io::Result<Outcome> {
         self.batch.clear();
-        if let Some(pool) = &mut self.pool {
-            pool.lend(&mut self.batch.landing);
-        }
+        self.pool.lend(&mut self.batch.landing);
         from.recv(&mut self.batch)?;
         let n = self.batch.len();
         from.release(&self.batch, n);
@@ -174,17 +170,19 @@ pub struct Lane {
 
 impl Lane {
     /// Joins two ports. `lock_mac`: frames from the device must come from this address.
-    #[must_use]
-    pub fn new(netdev: Box<dyn Port>, device: Box<dyn Port>, lock_mac: Option<Mac>) -> Self {
+    ///
+    /// # Errors
+    /// The kernel's, from mapping the pools.
+    pub fn new(netdev: Box<dyn Port>, device: Box<dyn Port>, lock_mac: Option<Mac>) -> io::Result<Self> {
         let mut lane = Self {
             netdev,
             device,
-            to_device: Path::new(None, false),
-            to_netdev: Path::new(lock_mac, true),
+            to_device: Path::new(None, false)?,
+            to_netdev: Path::new(lock_mac, true)?,
             dead: (false, false),
         };
         lane.rewire();
-        lane
+        Ok(lane)
     }
 
     /// Follows a change of either port's traits, and tells each what its peer takes.

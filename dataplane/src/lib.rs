@@ -13,10 +13,12 @@
     )
 )]
 
+pub mod engine;
 pub mod filter;
 pub mod frame;
 pub mod handover;
 pub mod landing;
+pub mod lane;
 #[allow(unsafe_code, reason = "memory that others change: the design's one place for it")]
 pub mod mem;
 pub mod offload;
@@ -25,3 +27,4 @@ pub mod sandbox;
 pub mod stats;
 #[allow(unsafe_code, reason = "system calls without a safe wrapper: the design's one place for them")]
 pub mod sys;
+pub mod worker;

@@ -39,10 +39,10 @@ pub trait Outside {
     fn message(&mut self, lanes: &mut Lanes) -> io::Result<bool>;
 
     /// A port changed in a way that others have to know.
-    fn changed(&mut self, seat: Seat, change: Change);
+    fn changed(&mut self, slot: u16, change: Change);
 
     /// A port died.
-    fn died(&mut self, seat: Seat, error: &io::Error);
+    fn died(&mut self, slot: u16, error: &io::Error);
 }
 
 /// Where a port sits.
@@ -185,7 +185,7 @@ impl Worker {
                 }
                 if let Some((side, e)) = dead {
                     seated.lane.set_dead(side, true);
-                    out.died(Seat { lane: i, side }, &e);
+                    out.died(seated.slot(side), &e);
                     rewire = true;
                 }
             }
@@ -253,7 +253,7 @@ impl Worker {
                 Err(e) => {
                     seated.lane.set_dead(reg.seat.side, true);
                     seated.wake();
-                    out.died(reg.seat, &e);
+                    out.died(seated.slot(reg.seat.side), &e);
                     return true;
                 }
             }
@@ -283,7 +283,7 @@ impl Worker {
     fn remask(&mut self, lane: usize, seated: &mut Seated) {
         for (i, reg) in self.regs.iter_mut().enumerate().filter(|(_, r)| r.seat.lane == lane) {
             let want = mask(reg, seated);
-            if want != reg.mask && sys::watch(self.epoll.0.as_fd(), reg.fd, reg.mask, want, i as u64).is_ok() {
+            if want != reg.mask && sys::poll::watch(self.epoll.0.as_fd(), reg.fd, reg.mask, want, i as u64).is_ok() {
                 reg.mask = want;
             }
         }
@@ -306,7 +306,7 @@ impl Worker {
             self.remask(lane, seated);
         }
         let none = EpollFlags::empty();
-        sys::watch(self.epoll.0.as_fd(), outside, none, EpollFlags::EPOLLIN, OUTSIDE)
+        sys::poll::watch(self.epoll.0.as_fd(), outside, none, EpollFlags::EPOLLIN, OUTSIDE)
     }
 
     fn enter(&mut self, fd: RawFd, seat: Seat, why: Interest) {
@@ -366,7 +366,7 @@ pub fn follow(lanes: &mut Lanes, seat: Seat, change: Change, out: &mut dyn Outsi
         }
     }
     if change != Change::default() {
-        out.changed(seat, change);
+        out.changed(slot, change);
     }
     change.rewire
 }

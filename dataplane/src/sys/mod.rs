@@ -6,3 +6,4 @@
 
 pub mod io;
 pub mod tun;
+pub mod poll;
