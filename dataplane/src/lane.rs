@@ -44,6 +44,8 @@ impl Side {
 pub enum Outcome {
     /// Frames moved; there may be more.
     Moved,
+    /// Frames moved, and the giver has no more.
+    Last,
     /// The giver has nothing.
     Dry,
     /// The taker takes no more.
@@ -257,7 +259,11 @@ impl Lane {
     /// About to sleep until `giver` gives or its taker takes; true: do not sleep.
     pub fn arm(&mut self, giver: Side, full: bool) -> bool {
         let up = self.is_up(giver);
-        if full { self.is_up(giver.peer()) && self.port(giver.peer()).arm_takes() } else { up && self.port(giver).arm_gives() }
+        if full {
+            self.is_up(giver.peer()) && self.port(giver.peer()).arm_takes()
+        } else {
+            up && self.port(giver).arm_gives()
+        }
     }
 
     /// Counters of an end.
@@ -307,6 +313,7 @@ impl Lane {
             }
             Ok(_) if taken < waiting => Outcome::Full,
             Ok(_) if waiting == BATCH || (waiting > 0 && path.gives.needs_memory) => Outcome::Moved,
+            Ok(_) if waiting > 0 => Outcome::Last,
             Ok(_) => Outcome::Dry,
         }
     }

@@ -13,7 +13,6 @@
     )
 )]
 
-pub mod engine;
 pub mod filter;
 pub mod frame;
 pub mod handover;

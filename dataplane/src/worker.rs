@@ -1,8 +1,8 @@
 //! A worker: one thread, one event loop, any number of lanes.
 //!
 //! Level-triggered epoll. A path (one direction of a lane) is *ready*, *dry* (waits for its giver) or *full* (waits for
-//! its taker); a giver is not watched while its path is full, a taker only then. Before it sleeps, the worker arms the
-//! notifications of every path that is not ready, and does not sleep if that finds work.
+//! its taker); a giver is not watched while its path is full, a taker only then. A path that stops being ready is armed
+//! (its giver or taker is asked to notify) before events are looked for, and is ready again if that finds work.
 //!
 //! Every change of descriptors makes a new epoll instance: a VMM keeps its own copies of the eventfds it gave us, so
 //! closing ours would not end their registration in the old one.
@@ -62,21 +62,33 @@ enum State {
     Full,
 }
 
+/// How a path stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Stand {
+    state: State,
+    /// Whoever it waits for was asked to notify.
+    armed: bool,
+}
+
+impl Stand {
+    const READY: Self = Self { state: State::Ready, armed: false };
+}
+
 /// A lane and how its two paths stand.
 pub struct Seated {
     /// The lane.
     pub lane: Lane,
     /// Slots of its netdev and its device in the hand-over.
     pub slots: (u16, u16),
-    from_netdev: State,
-    from_device: State,
+    from_netdev: Stand,
+    from_device: Stand,
 }
 
 impl Seated {
     /// Seats a lane.
     #[must_use]
     pub fn new(lane: Lane, slots: (u16, u16)) -> Self {
-        Self { lane, slots, from_netdev: State::Ready, from_device: State::Ready }
+        Self { lane, slots, from_netdev: Stand::READY, from_device: Stand::READY }
     }
 
     /// The slot at an end.
@@ -88,7 +100,7 @@ impl Seated {
         }
     }
 
-    fn state(&mut self, giver: Side) -> &mut State {
+    fn stand(&mut self, giver: Side) -> &mut Stand {
         match giver {
             Side::Netdev => &mut self.from_netdev,
             Side::Device => &mut self.from_device,
@@ -97,8 +109,8 @@ impl Seated {
 
     /// Both directions are to be tried.
     pub fn wake(&mut self) {
-        self.from_netdev = State::Ready;
-        self.from_device = State::Ready;
+        self.from_netdev = Stand::READY;
+        self.from_device = Stand::READY;
     }
 }
 
@@ -160,7 +172,11 @@ impl Worker {
                     }
                     rewire = true;
                 } else {
-                    rewire |= self.dispatch(*e, lanes, out);
+                    rewire = self.dispatch(*e, lanes, out);
+                }
+                // What is left of these events was for the old descriptors; what is still true comes again.
+                if rewire {
+                    break;
                 }
             }
             if rewire {
@@ -174,12 +190,12 @@ impl Worker {
         let (mut moved, mut rewire) = (false, false);
         for (i, seated) in lanes.iter_mut().enumerate() {
             for giver in [Side::Device, Side::Netdev] {
-                if *seated.state(giver) != State::Ready {
+                if seated.stand(giver).state != State::Ready {
                     continue;
                 }
                 let (state, any, dead) = turns(&mut seated.lane, giver);
                 moved |= any;
-                *seated.state(giver) = state;
+                *seated.stand(giver) = Stand { state, armed: false };
                 if state == State::Full {
                     self.remask(i, seated);
                 }
@@ -198,33 +214,36 @@ impl Worker {
         if moved {
             *idle_since = None;
         }
-        if lanes.iter_mut().any(|s| s.from_netdev == State::Ready || s.from_device == State::Ready) {
-            return EpollTimeout::ZERO;
-        }
-        if !self.busy_poll.is_zero() {
-            let since = *idle_since.get_or_insert_with(Instant::now);
-            if since.elapsed() < self.busy_poll {
-                for (i, s) in lanes.iter_mut().enumerate() {
-                    s.wake();
-                    self.remask(i, s);
-                }
-                return EpollTimeout::ZERO;
+        if !self.busy_poll.is_zero() && idle_since.get_or_insert_with(Instant::now).elapsed() < self.busy_poll
+        {
+            for (i, s) in lanes.iter_mut().enumerate() {
+                s.wake();
+                self.remask(i, s);
             }
+            return EpollTimeout::ZERO;
         }
         let mut work = false;
         for (i, s) in lanes.iter_mut().enumerate() {
             for giver in [Side::Device, Side::Netdev] {
-                let full = *s.state(giver) == State::Full;
-                if s.lane.arm(giver, full) {
-                    *s.state(giver) = State::Ready;
-                    work = true;
-                    if full {
-                        self.remask(i, s);
-                    }
-                }
+                work |= self.arm(i, s, giver);
             }
         }
         if work { EpollTimeout::ZERO } else { EpollTimeout::NONE }
+    }
+
+    /// Arms the notifications of a path that is not ready. True: it is ready, or has become so.
+    fn arm(&mut self, lane: usize, s: &mut Seated, giver: Side) -> bool {
+        let stand = *s.stand(giver);
+        if stand.state == State::Ready || stand.armed {
+            return stand.state == State::Ready;
+        }
+        let full = stand.state == State::Full;
+        let work = s.lane.arm(giver, full);
+        *s.stand(giver) = if work { Stand::READY } else { Stand { armed: true, ..stand } };
+        if work && full {
+            self.remask(lane, s);
+        }
+        work
     }
 
     /// An event of a lane's descriptor. Says whether descriptors changed.
@@ -232,7 +251,6 @@ impl Worker {
         let Some(reg) = usize::try_from(e.data()).ok().and_then(|i| self.regs.get(i)).copied() else {
             return false;
         };
-        let Some(seated) = lanes.get_mut(reg.seat.lane) else { return false };
         let ready = e.events();
         let reads = ready.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
         let writes = ready.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
@@ -271,8 +289,8 @@ impl Worker {
             Interest::Gives => (seat.side, State::Dry),
             Interest::Room | Interest::Takes => (seat.side.peer(), State::Full),
         };
-        if *seated.state(giver) == waited {
-            *seated.state(giver) = State::Ready;
+        if seated.stand(giver).state == waited {
+            *seated.stand(giver) = Stand::READY;
             if waited == State::Full {
                 self.remask(seat.lane, seated);
             }
@@ -283,7 +301,9 @@ impl Worker {
     fn remask(&mut self, lane: usize, seated: &mut Seated) {
         for (i, reg) in self.regs.iter_mut().enumerate().filter(|(_, r)| r.seat.lane == lane) {
             let want = mask(reg, seated);
-            if want != reg.mask && sys::poll::watch(self.epoll.0.as_fd(), reg.fd, reg.mask, want, i as u64).is_ok() {
+            if want != reg.mask
+                && sys::poll::watch(self.epoll.0.as_fd(), reg.fd, reg.mask, want, i as u64).is_ok()
+            {
                 reg.mask = want;
             }
         }
@@ -332,6 +352,7 @@ fn turns(lane: &mut Lane, giver: Side) -> (State, bool, Option<(Side, io::Error)
     for _ in 0..BUDGET {
         match lane.turn(giver) {
             Outcome::Moved => moved = true,
+            Outcome::Last => return (State::Dry, true, None),
             Outcome::Dry => return (State::Dry, moved, None),
             Outcome::Full => return (State::Full, moved, None),
             Outcome::Dead(side, e) => return (State::Ready, moved, Some((side, e))),
@@ -343,10 +364,10 @@ fn turns(lane: &mut Lane, giver: Side) -> (State, bool, Option<(Side, io::Error)
 /// What a path's state asks of a descriptor.
 fn mask(r: &Reg, s: &mut Seated) -> EpollFlags {
     let mut m = EpollFlags::empty();
-    if r.control || r.room || (r.gives && *s.state(r.seat.side) != State::Full) {
+    if r.control || r.room || (r.gives && s.stand(r.seat.side).state != State::Full) {
         m |= EpollFlags::EPOLLIN;
     }
-    if r.takes && *s.state(r.seat.side.peer()) == State::Full {
+    if r.takes && s.stand(r.seat.side.peer()).state == State::Full {
         m |= EpollFlags::EPOLLOUT;
     }
     m

@@ -5,5 +5,5 @@
 //! kernel's error as `io::Error`; no pointer outlives its call.
 
 pub mod io;
-pub mod tun;
 pub mod poll;
+pub mod tun;
