@@ -318,3 +318,6 @@ impl Lane {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
