@@ -13,6 +13,7 @@
     )
 )]
 
+pub mod fault;
 pub mod filter;
 pub mod frame;
 pub mod handover;
@@ -23,6 +24,7 @@ pub mod mem;
 pub mod offload;
 pub mod port;
 pub mod sandbox;
+pub mod spec;
 pub mod stats;
 #[allow(unsafe_code, reason = "system calls without a safe wrapper: the design's one place for them")]
 pub mod sys;
