@@ -3,7 +3,8 @@
 use std::io::{Error, ErrorKind, Result};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
 
 use crate::mem::Seg;
 
@@ -59,6 +60,21 @@ pub fn send(fd: BorrowedFd<'_>, from: &Seg, flags: libc::c_int) -> Result<usize>
     let v = from.iovec();
     // SAFETY: the segment describes mapped readable memory of this length.
     done(unsafe { libc::send(fd.as_raw_fd(), v.iov_base, v.iov_len, flags) })
+}
+
+/// `accept4(2)`: the next connection of a listening socket, non-blocking and close-on-exec.
+///
+/// # Errors
+/// The kernel's; `EAGAIN` if none waits.
+pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no address is asked for, so both pointers may be null.
+    let fd = unsafe { libc::accept4(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), flags) };
+    if fd < 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Parts of private memory (headers, heads) and of shared memory (bodies) gathered for one write. Lives on the stack

@@ -1,0 +1,289 @@
+//! Port `stream`: QEMU's stream framing over a TCP, UNIX or vsock connection.
+//!
+//! There is one connection at a time. A server accepts one client; later ones wait in the backlog until it leaves. A
+//! client's connection is dialled by the supervisor, again if the plan says so. Every connection begins with nothing
+//! left of the one before: neither a half-received nor a half-sent frame.
+//!
+//! Trust: none in the peer. Promise: back-pressure without loss both ways while connected; a peer that breaks the
+//! framing loses its connection and nothing else; no checksum or segmentation is left to do in either direction, for
+//! the format has no place to say so.
+#![forbid(unsafe_code)]
+
+pub mod inbox;
+mod outbox;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use netreeve_shared::fdkind;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{Shutdown, shutdown};
+use serde::{Deserialize, Serialize};
+
+use crate::frame::{Batch, Frame, MAX_FRAME};
+use crate::port::stream::inbox::{Inbox, Next};
+use crate::port::stream::outbox::{Outbox, Stop, is_full};
+use crate::port::{Change, Interest, OpenError, Port, Queues, Traits, Watch};
+use crate::sandbox::call::{Call, Cond};
+use crate::stats::{Reason, Stats};
+use crate::sys::io as sys;
+
+/// A stream as the dataplane opens it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The descriptor is a listening socket; else a connection that the supervisor dials.
+    pub server: bool,
+    /// The supervisor dials again when the connection is lost (`reconnect-ms`).
+    pub redial: bool,
+}
+
+/// What it calls once locked in.
+pub const CALLS: &[Call] = &[
+    Call::any(libc::SYS_recvfrom),
+    // No address: a stream's descriptor sends to nobody but its peer.
+    Call::only(libc::SYS_sendto, &[Cond::null(4)]),
+    Call::any(libc::SYS_sendmsg),
+    Call::any(libc::SYS_accept4),
+    Call::any(libc::SYS_shutdown),
+    // fdkind::socket, for a connection that is handed in later.
+    Call::only(libc::SYS_getsockopt, &[Cond::is(1, 1)]),
+];
+
+/// Space in the inbox below which a read is not worth its call while frames are there.
+const WORTH: u32 = 4096;
+
+struct Stream {
+    plan: Plan,
+    listener: Option<OwnedFd>,
+    conn: Option<OwnedFd>,
+    /// The connection is of no more use, and was shut down so that its descriptor becomes ready and says so.
+    lost: bool,
+    connected_before: bool,
+    inbox: Inbox,
+    outbox: Outbox,
+    stats: Stats,
+}
+
+/// Opens a stream: a server on its listening socket, a client on its connection, or on nothing if that is yet to be
+/// dialled.
+///
+/// # Errors
+/// The descriptor is not what the plan says.
+pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
+    let fail = |what| move |source: io::Error| OpenError { what, source: Some(source) };
+    let mut fds = fds.into_iter();
+    let (fd, more) = (fds.next(), fds.next());
+    if more.is_some() || (plan.server && fd.is_none()) {
+        return Err(OpenError { what: "a stream needs one descriptor", source: None });
+    }
+    let mut port = Stream {
+        plan: plan.clone(),
+        listener: None,
+        conn: None,
+        lost: false,
+        connected_before: false,
+        inbox: Inbox::new().map_err(fail("no memory for a stream"))?,
+        outbox: Outbox::new().map_err(fail("no memory for a stream"))?,
+        stats: Stats::default(),
+    };
+    if let Some(fd) = fd {
+        check(&fd, plan.server).map_err(fail("a descriptor is not the stream socket that was said"))?;
+        if plan.server {
+            let nonblock = FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK);
+            let set = fcntl(fd.as_fd(), nonblock);
+            set.map_err(|e| fail("a listening socket cannot be made non-blocking")(e.into()))?;
+            port.listener = Some(fd);
+        } else {
+            port.begin(fd);
+        }
+    }
+    Ok(vec![Box::new(port)])
+}
+
+fn check(fd: &OwnedFd, listening: bool) -> io::Result<()> {
+    let s = fdkind::socket(fd.as_fd())?;
+    if s.kind == libc::SOCK_STREAM && s.listening == listening {
+        return Ok(());
+    }
+    Err(io::ErrorKind::InvalidInput.into())
+}
+
+impl Stream {
+    fn begin(&mut self, fd: OwnedFd) -> Change {
+        self.inbox.reset();
+        self.outbox.reset();
+        self.lost = false;
+        self.conn = Some(fd);
+        if self.connected_before {
+            self.stats.reconnects += 1;
+        }
+        self.connected_before = true;
+        Change { rewire: true, link: Some(true), redial: false }
+    }
+
+    /// The connection is over. Its end is handled when its descriptor is ready, which shutting it down makes sure of.
+    fn lose(&mut self) {
+        if let Some(conn) = &self.conn {
+            // It may be shut down already, by the peer.
+            let _ = shutdown(conn.as_raw_fd(), Shutdown::Both);
+            self.lost = true;
+        }
+    }
+
+    fn end(&mut self) -> Change {
+        self.conn = None;
+        self.lost = false;
+        self.inbox.reset();
+        self.outbox.reset();
+        Change { rewire: true, link: Some(false), redial: self.plan.redial && !self.plan.server }
+    }
+
+    /// Reads once. True: bytes came.
+    fn read(&mut self, may_move: bool) -> bool {
+        let Some(conn) = &self.conn else { return false };
+        let space = self.inbox.space(may_move);
+        if !may_move && space.len() < WORTH {
+            return false;
+        }
+        match sys::recv(conn.as_fd(), &space, libc::MSG_DONTWAIT) {
+            Ok(n) if n > 0 => {
+                self.inbox.filled(n);
+                true
+            }
+            Err(e) if is_full(&e) => false,
+            Ok(_) | Err(_) => {
+                self.lose();
+                false
+            }
+        }
+    }
+
+    /// Gives the frames that are here. Anything odd is dealt with only when it stands first: then what was given
+    /// before it has gone on, and it is counted once.
+    fn give(&mut self, b: &mut Batch) {
+        while b.room() > 0 && (b.is_empty() || !self.inbox.is_odd()) {
+            match self.inbox.next() {
+                Next::Frame { at, seg } => {
+                    let Some(f) = b.push() else { return };
+                    f.cookie = at.into();
+                    f.len = seg.len();
+                    let n = f.head_from(&seg);
+                    b.push_seg(seg.skip(n));
+                }
+                Next::Empty => self.stats.drop(Reason::Runt),
+                Next::Partial => return,
+                Next::Oversize => {
+                    self.stats.drop(Reason::Oversize);
+                    self.lose();
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Port for Stream {
+    fn traits(&self) -> Traits {
+        Traits { max_frame: MAX_FRAME, rewinds: true, up: self.conn.is_some(), ..Traits::default() }
+    }
+
+    fn watch(&self, w: &mut Watch) {
+        match (&self.conn, &self.listener) {
+            (Some(conn), _) => {
+                w.add(conn.as_raw_fd(), Interest::Gives);
+                w.add(conn.as_raw_fd(), Interest::Takes);
+            }
+            (None, Some(listener)) => w.add(listener.as_raw_fd(), Interest::Control),
+            (None, None) => {}
+        }
+    }
+
+    fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
+        if self.conn.is_none() || self.lost {
+            return Ok(());
+        }
+        self.give(b);
+        if b.room() > 0 && !self.lost && !self.inbox.is_odd() && self.read(b.is_empty()) {
+            self.give(b);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, b: &Batch) -> io::Result<usize> {
+        let stats = &mut self.stats;
+        let mut count = |f: &Frame| {
+            stats.tx_frames += 1;
+            stats.tx_bytes += u64::from(f.len);
+        };
+        let (taken, stop) = match &self.conn {
+            Some(conn) if !self.lost => self.outbox.send(conn.as_fd(), b, &mut count),
+            _ => (0, Stop::Lost),
+        };
+        let (passed, rest) = b.frames().split_at_checked(taken).unwrap_or_default();
+        for _ in passed.iter().filter(|f| !f.dropped && f.len > MAX_FRAME) {
+            self.stats.drop(Reason::Oversize);
+        }
+        if stop != Stop::Lost {
+            return Ok(taken);
+        }
+        for _ in rest.iter().filter(|f| !f.dropped) {
+            self.stats.drop(Reason::PeerDown);
+        }
+        if !self.lost {
+            self.lose();
+        }
+        Ok(b.frames().len())
+    }
+
+    fn release(&mut self, b: &Batch, taken: usize) {
+        for f in b.frames().iter().take(taken) {
+            self.stats.rx_frames += 1;
+            self.stats.rx_bytes += u64::from(f.len);
+        }
+        if let Some(at) = b.frames().get(taken).and_then(|f| u32::try_from(f.cookie).ok()) {
+            self.inbox.rewind(at);
+        }
+    }
+
+    fn arm_gives(&mut self) -> bool {
+        self.conn.is_some() && !self.lost && self.inbox.is_ready()
+    }
+
+    fn event(&mut self, fd: RawFd, why: Interest) -> io::Result<Change> {
+        if self.conn.as_ref().is_some_and(|c| c.as_raw_fd() == fd) && self.lost {
+            return Ok(self.end());
+        }
+        let Some(listener) = self.listener.as_ref().filter(|l| l.as_raw_fd() == fd && self.conn.is_none())
+        else {
+            return Ok(Change::default());
+        };
+        if why != Interest::Control {
+            return Ok(Change::default());
+        }
+        match sys::accept(listener.as_fd()) {
+            Ok(fd) => Ok(self.begin(fd)),
+            // The client went away before its turn, or descriptors are short: the next one, or later.
+            Err(_) => Ok(Change::default()),
+        }
+    }
+
+    fn connect(&mut self, fd: OwnedFd) -> io::Result<Change> {
+        if self.plan.server {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        check(&fd, false)?;
+        Ok(self.begin(fd))
+    }
+
+    fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    fn stats_mut(&mut self) -> &mut Stats {
+        &mut self.stats
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,187 @@
+//! Sending frames over a stream, many with each call, and the rest of the one that was cut.
+//!
+//! Promise: once a byte of a frame is sent, the others follow before anything else, whatever the giver does to its
+//! memory meanwhile; the length sent is the number of bytes that follow.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::frame::{BATCH, Batch, Frame, MAX_FRAME};
+use crate::mem::{Buf, Seg};
+use crate::port::stream::inbox::PREFIX;
+use crate::sys::io::{Gather, send};
+
+/// Parts of one call: three for an ordinary frame.
+const PARTS: usize = 256;
+const FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+
+/// Why no more went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// All are gone or passed over.
+    Done,
+    /// The stream takes no more for now.
+    Full,
+    /// The connection is lost.
+    Lost,
+}
+
+impl From<io::Error> for Stop {
+    fn from(e: io::Error) -> Self {
+        if is_full(&e) { Self::Full } else { Self::Lost }
+    }
+}
+
+/// The rest of a frame that a full stream cut.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    buf: Buf,
+    start: u32,
+    end: u32,
+    /// The frame that was cut stays with its giver until its rest is sent, so that the lane waits for us: it is the
+    /// first that comes again.
+    owed: Option<(u64, u32)>,
+}
+
+/// Its length as it stands before the frame; zero (never sent) for a frame that is not to be sent.
+fn prefix(b: &Batch, f: &Frame) -> u32 {
+    let body: u32 = b.body(f).iter().map(Seg::len).sum();
+    let head = u32::try_from(f.head().len()).unwrap_or(u32::MAX);
+    let n = head.saturating_add(body);
+    if f.dropped || n > MAX_FRAME || b.body(f).len() + 2 > PARTS { 0 } else { n }
+}
+
+/// Gathers frames with their lengths until no more parts fit; says how many frames.
+fn gather<'a>(b: &Batch, frames: &'a [Frame], lens: &'a [[u8; 4]], parts: &mut Gather<'a, PARTS>) -> usize {
+    let mut n = 0;
+    for (f, p) in frames.iter().zip(lens) {
+        if *p != [0; 4] {
+            if parts.room() < 2 + b.body(f).len() {
+                break;
+            }
+            let _ = parts.private(p) && parts.private(f.head()) && parts.shared(b.body(f));
+        }
+        n += 1;
+    }
+    n
+}
+
+impl Outbox {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { buf: Buf::new(PREFIX + MAX_FRAME)?, start: 0, end: 0, owed: None })
+    }
+
+    /// Forgets the rest, as for a new connection.
+    pub(super) fn reset(&mut self) {
+        self.start = 0;
+        self.end = 0;
+        self.owed = None;
+    }
+
+    /// Sends the rest of the frame that was cut.
+    fn flush(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        while self.start < self.end {
+            let n = send(fd, &self.buf.seg(self.start, self.end - self.start), FLAGS)?;
+            self.start += u32::try_from(n).unwrap_or(u32::MAX).min(self.end - self.start);
+        }
+        Ok(())
+    }
+
+    /// Sends the waiting frames of `b`, `sent` being told of each that is gone. Says how many went or were passed over,
+    /// and why no more.
+    pub(super) fn send(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        b: &Batch,
+        mut sent: impl FnMut(&Frame),
+    ) -> (usize, Stop) {
+        if let Err(e) = self.flush(fd) {
+            return (0, e.into());
+        }
+        let mut frames = 0;
+        if let Some(owed) = self.owed.take() {
+            // A giver that meanwhile began anew has another frame here, which is sent as usual.
+            if let Some(f) = b.frames().first().filter(|f| (f.cookie, f.len) == owed) {
+                sent(f);
+                frames = 1;
+            }
+        }
+        let mut prefixes = [[0; 4]; BATCH];
+        for (p, f) in prefixes.iter_mut().zip(b.frames()) {
+            *p = prefix(b, f).to_be_bytes();
+        }
+        while let Some(rest) = b.frames().get(frames..).filter(|r| !r.is_empty()) {
+            let lens = prefixes.get(frames..).unwrap_or_default();
+            let mut parts = Gather::<PARTS>::new();
+            let n = gather(b, rest, lens, &mut parts);
+            let done = if parts.bytes() == 0 { Ok(0) } else { parts.sendmsg(fd, FLAGS) };
+            let whole = match done {
+                Ok(done) => self.account(b, &rest.iter().zip(lens).take(n), done, &mut sent),
+                Err(e) => return (frames, e.into()),
+            };
+            frames += whole;
+            if whole < n {
+                return (frames, Stop::Full);
+            }
+        }
+        (frames, Stop::Done)
+    }
+
+    /// `done` bytes of these frames are gone: says how many frames that is, and keeps the rest of the one that was cut.
+    fn account<'a>(
+        &mut self,
+        b: &Batch,
+        frames: &(impl Iterator<Item = (&'a Frame, &'a [u8; 4])> + Clone),
+        done: usize,
+        sent: &mut impl FnMut(&Frame),
+    ) -> usize {
+        let mut left = u64::try_from(done).unwrap_or(0);
+        let mut whole = 0;
+        for (f, p) in frames.clone() {
+            let len = u32::from_be_bytes(*p);
+            if len != 0 {
+                let bytes = u64::from(PREFIX + len);
+                if left < bytes {
+                    if left > 0 {
+                        self.keep(b, f, p, u32::try_from(left).unwrap_or(u32::MAX));
+                    }
+                    return whole;
+                }
+                left -= bytes;
+                sent(f);
+            }
+            whole += 1;
+        }
+        whole
+    }
+
+    /// Keeps what follows the first `gone` bytes of a frame.
+    fn keep(&mut self, b: &Batch, f: &Frame, prefix: &[u8; 4], gone: u32) {
+        self.start = gone;
+        self.end = 0;
+        let mut add = |n: usize| self.end += u32::try_from(n).unwrap_or(0);
+        let whole = |at| self.buf.seg(at, self.buf.len());
+        let mut at = 0;
+        for private in [prefix.as_slice(), f.head()] {
+            let n = whole(at).copy_in(private);
+            at += u32::try_from(n).unwrap_or(0);
+            add(n);
+        }
+        for seg in b.body(f) {
+            let n = whole(at).copy_from(seg);
+            at += n;
+            add(n as usize);
+        }
+        self.owed = Some((f.cookie, f.len));
+    }
+}
+
+/// Not now, as opposed to never.
+pub(super) fn is_full(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM))
+}

@@ -1,0 +1,276 @@
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use super::*;
+use crate::frame::BATCH;
+use crate::mem::Buf;
+
+const CLIENT: Plan = Plan { server: false, redial: true };
+
+fn client() -> (Box<dyn Port>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    (open(&CLIENT, vec![ours.into()]).unwrap().pop().unwrap(), theirs)
+}
+
+fn wire(frame: &[u8]) -> Vec<u8> {
+    [&u32::try_from(frame.len()).unwrap().to_be_bytes(), frame].concat()
+}
+
+/// Distinct at every place, so that a shifted or torn frame does not look right.
+fn pattern(len: usize, salt: usize) -> Vec<u8> {
+    (0..len).map(|i| u8::try_from((i * 7 + i / 251 + salt) % 256).unwrap()).collect()
+}
+
+fn contents(b: &Batch) -> Vec<Vec<u8>> {
+    let whole = |f: &Frame| {
+        let mut v = f.head().to_vec();
+        for s in b.body(f) {
+            let at = v.len();
+            v.resize(at + s.len() as usize, 0);
+            s.copy_out(&mut v[at..]);
+        }
+        assert_eq!(v.len(), f.len as usize);
+        v
+    };
+    b.frames().iter().map(whole).collect()
+}
+
+/// Puts frames into a batch, bodies in `mem` cut into two segments.
+fn fill(b: &mut Batch, mem: &Buf, frames: &[Vec<u8>]) {
+    b.clear();
+    let mut at = 0;
+    for (i, bytes) in frames.iter().enumerate() {
+        let len = u32::try_from(bytes.len()).unwrap();
+        let seg = mem.seg(at, len);
+        assert_eq!(seg.copy_in(bytes), bytes.len());
+        at += len;
+        let f = b.push().unwrap();
+        f.len = len;
+        f.cookie = i as u64;
+        let n = f.head_from(&seg);
+        let body = seg.skip(n);
+        b.push_seg(body.take(body.len() / 3));
+        b.push_seg(body.skip(body.len() / 3));
+    }
+}
+
+fn recv(p: &mut dyn Port, b: &mut Batch) -> Vec<Vec<u8>> {
+    b.clear();
+    p.recv(b).unwrap();
+    let got = contents(b);
+    p.release(b, got.len());
+    got
+}
+
+#[test]
+fn sizes_both_ways() {
+    for len in [1, 10, 60, 1514, 65550, 69632] {
+        let (mut p, mut peer) = client();
+        let frame = pattern(len, 3);
+        let out = wire(&frame);
+        let (mut b, mem) = (Batch::new(), Buf::new(1 << 17).unwrap());
+        let writer = std::thread::spawn({
+            let (mut peer, out) = (peer.try_clone().unwrap(), out.clone());
+            move || peer.write_all(&out).unwrap()
+        });
+        let mut got = Vec::new();
+        while got.is_empty() {
+            got = recv(p.as_mut(), &mut b);
+        }
+        writer.join().unwrap();
+        assert_eq!(got, std::slice::from_ref(&frame));
+        assert_eq!(p.stats().rx_bytes, len as u64);
+        let reader = std::thread::spawn(move || {
+            let mut raw = vec![0; len + 4];
+            peer.read_exact(&mut raw).unwrap();
+            (raw, peer)
+        });
+        fill(&mut b, &mem, std::slice::from_ref(&frame));
+        while p.send(&b).unwrap() == 0 {}
+        let (raw, _peer) = reader.join().unwrap();
+        assert_eq!(raw, out);
+        assert_eq!((p.stats().tx_frames, p.stats().tx_bytes), (1, len as u64));
+    }
+}
+
+#[test]
+fn empty_frames_are_passed_over_and_oversize_ends_the_connection() {
+    let (mut p, mut peer) = client();
+    let mut b = Batch::new();
+    let a = pattern(60, 1);
+    peer.write_all(&[wire(&a), wire(b""), wire(b""), wire(&a), 69633_u32.to_be_bytes().to_vec()].concat())
+        .unwrap();
+    assert_eq!(
+        recv(p.as_mut(), &mut b),
+        std::slice::from_ref(&a),
+        "what is odd waits until what came before is gone"
+    );
+    assert!(p.arm_gives());
+    assert_eq!(recv(p.as_mut(), &mut b), [a]);
+    assert_eq!(p.stats().drops[Reason::Runt as usize], 2);
+    assert!(p.arm_gives());
+    assert!(recv(p.as_mut(), &mut b).is_empty());
+    assert_eq!(p.stats().drops[Reason::Oversize as usize], 1);
+    assert_eq!(peer.read(&mut [0; 1]).unwrap(), 0, "the peer sees the end");
+    let mut w = Watch::default();
+    p.watch(&mut w);
+    let gone = p.event(w.fds()[0].0, Interest::Gives).unwrap();
+    assert_eq!(gone, Change { rewire: true, redial: true, link: Some(false) });
+    assert!(!p.traits().up);
+    let (again, mut peer) = UnixStream::pair().unwrap();
+    assert_eq!(p.connect(again.into()).unwrap().link, Some(true));
+    assert!(p.traits().up);
+    peer.write_all(&wire(&[9; 20])).unwrap();
+    assert_eq!(recv(p.as_mut(), &mut b), [[9; 20]]);
+    assert_eq!(p.stats().reconnects, 1);
+}
+
+#[test]
+fn frames_that_nobody_took_come_again() {
+    let (mut p, mut peer) = client();
+    let mut b = Batch::new();
+    for i in 0..100 {
+        peer.write_all(&wire(&[i; 100])).unwrap();
+    }
+    p.recv(&mut b).unwrap();
+    assert_eq!(b.len(), BATCH);
+    p.release(&b, 10);
+    let got = recv(p.as_mut(), &mut b);
+    assert_eq!((got.len(), got[0][0], got[63][0]), (64, 10, 73));
+    let got = recv(p.as_mut(), &mut b);
+    assert_eq!((got.len(), got[0][0], got[25][0]), (26, 74, 99));
+    assert_eq!(p.stats().rx_frames, 100);
+    assert!(recv(p.as_mut(), &mut b).is_empty());
+}
+
+#[test]
+fn a_full_stream_makes_the_giver_wait_and_loses_nothing() {
+    let (mut p, mut peer) = client();
+    let (mut b, mem) = (Batch::new(), Buf::new(1 << 20).unwrap());
+    let frames: Vec<Vec<u8>> = (0..BATCH).map(|i| pattern(1 + i * 97, i)).collect();
+    let rounds = 40;
+    let want: Vec<u8> = frames.iter().flat_map(|f| wire(f)).collect();
+    let total = want.len() * rounds;
+    fill(&mut b, &mem, &frames);
+    // Until it is full, with nobody reading.
+    let mut done = 0;
+    let mut n = p.send(&b).unwrap();
+    while n == BATCH {
+        done += 1;
+        fill(&mut b, &mem, &frames);
+        n = p.send(&b).unwrap();
+    }
+    assert!(done < rounds, "a socket that takes everything proves nothing");
+    b.advance(n);
+    assert_eq!(p.send(&b).unwrap(), 0);
+    let reader = std::thread::spawn(move || {
+        let mut all = vec![0; total];
+        // In odd pieces, so that the stream is cut everywhere.
+        for piece in all.chunks_mut(1237) {
+            peer.read_exact(piece).unwrap();
+        }
+        all
+    });
+    while done < rounds {
+        let n = p.send(&b).unwrap();
+        b.advance(n);
+        if b.is_empty() {
+            done += 1;
+            fill(&mut b, &mem, &frames);
+        }
+    }
+    let all = reader.join().unwrap();
+    assert!(all.chunks(want.len()).all(|c| c == want));
+    assert_eq!(p.stats().tx_frames, (rounds * BATCH) as u64);
+    assert_eq!(p.stats().drops, [0; Reason::COUNT]);
+}
+
+#[test]
+fn a_cut_frame_is_finished_from_our_own_copy() {
+    let (ours, mut peer) = UnixStream::pair().unwrap();
+    // Less than one frame, so that the first is surely cut.
+    nix::sys::socket::setsockopt(&ours, nix::sys::socket::sockopt::SndBuf, &20_000).unwrap();
+    let mut p = open(&CLIENT, vec![ours.into()]).unwrap().pop().unwrap();
+    let (mut b, mem) = (Batch::new(), Buf::new(1 << 20).unwrap());
+    let big = pattern(69632, 5);
+    fill(&mut b, &mem, std::slice::from_ref(&big));
+    assert_eq!(p.send(&b).unwrap(), 0, "it stays with its giver until all of it is gone");
+    // The giver's memory changes before the rest goes, and the giver begins anew with another frame.
+    let other = pattern(500, 77);
+    mem.seg(0, 1 << 20).copy_in(&vec![0xee; 1 << 20]);
+    fill(&mut b, &mem, std::slice::from_ref(&other));
+    let reader = std::thread::spawn(move || {
+        let mut all = vec![0; 69632 + 4 + 504];
+        peer.read_exact(&mut all).unwrap();
+        all
+    });
+    while p.send(&b).unwrap() == 0 {}
+    assert_eq!(reader.join().unwrap(), [wire(&big), wire(&other)].concat());
+}
+
+#[test]
+fn dropped_frames_are_not_sent_and_a_lost_peer_is_counted() {
+    let (mut p, mut peer) = client();
+    let (mut b, mem) = (Batch::new(), Buf::new(1 << 20).unwrap());
+    fill(&mut b, &mem, &[vec![1; 20], vec![2; 20], vec![3; 20]]);
+    b.frames_mut()[1].dropped = true;
+    assert_eq!(p.send(&b).unwrap(), 3);
+    let mut raw = [0; 48];
+    peer.read_exact(&mut raw).unwrap();
+    assert_eq!(raw.to_vec(), [wire(&[1; 20]), wire(&[3; 20])].concat());
+    drop(peer);
+    assert_eq!(p.send(&b).unwrap(), 3);
+    assert_eq!(p.stats().drops[Reason::PeerDown as usize], 2);
+    assert_eq!(p.stats().tx_frames, 2);
+    let mut w = Watch::default();
+    p.watch(&mut w);
+    assert!(p.event(w.fds()[0].0, Interest::Takes).unwrap().redial);
+}
+
+#[test]
+fn a_server_serves_one_client_after_the_other() {
+    let path = std::env::temp_dir().join(format!("netreeve-stream-{}", std::process::id()));
+    let listener = UnixListener::bind(&path).unwrap();
+    let plan = Plan { server: true, redial: false };
+    let mut p = open(&plan, vec![listener.into()]).unwrap().pop().unwrap();
+    let fd = |p: &dyn Port| {
+        let mut w = Watch::default();
+        p.watch(&mut w);
+        w.fds()[0]
+    };
+    let (listening, why) = fd(p.as_ref());
+    assert_eq!(why, Interest::Control);
+    assert_eq!(p.event(listening, why).unwrap(), Change::default(), "nobody is there");
+    let mut first = UnixStream::connect(&path).unwrap();
+    let mut second = UnixStream::connect(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(p.event(listening, why).unwrap().rewire);
+    let mut b = Batch::new();
+    second.write_all(&wire(&[2; 30])).unwrap();
+    // Half a frame, and away: nothing of it may be seen by the next.
+    first.write_all(&[&wire(&[1; 30])[..], &[0, 0, 1]].concat()).unwrap();
+    drop(first);
+    assert_eq!(recv(p.as_mut(), &mut b), [[1; 30]]);
+    assert!(recv(p.as_mut(), &mut b).is_empty());
+    let (conn, why) = fd(p.as_ref());
+    let gone = p.event(conn, why).unwrap();
+    assert_eq!(gone, Change { rewire: true, redial: false, link: Some(false) });
+    assert!(p.event(listening, Interest::Control).unwrap().rewire);
+    assert_eq!(recv(p.as_mut(), &mut b), [[2; 30]]);
+    assert_eq!(p.stats().reconnects, 1);
+    let (a, _b) = UnixStream::pair().unwrap();
+    assert!(p.connect(a.into()).is_err());
+}
+
+#[test]
+fn only_the_socket_that_was_said_is_taken() {
+    let (a, _b) = UnixStream::pair().unwrap();
+    assert!(open(&Plan { server: true, redial: false }, vec![a.into()]).is_err());
+    let (a, _b) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    assert!(open(&CLIENT, vec![a.into()]).is_err());
+    assert!(open(&CLIENT, vec![std::fs::File::open("/dev/null").unwrap().into()]).is_err());
+    assert!(!open(&CLIENT, vec![]).unwrap()[0].traits().up);
+    assert!(open(&Plan { server: true, redial: false }, vec![]).is_err());
+}
