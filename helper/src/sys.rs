@@ -2,6 +2,9 @@
 //!
 //! The helper's only unsafe code. Trust: callers are this crate. Promise: every function takes owned or borrowed
 //! descriptors and plain values, keeps no pointer after it returns, and reports the kernel's errno.
+#![allow(unsafe_code, reason = "the one place of the helper that speaks to the kernel without a wrapper")]
+
+pub(crate) mod process;
 
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

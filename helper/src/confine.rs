@@ -1,0 +1,103 @@
+//! The helper locks itself in: what it inherited goes first, then the file system, then the system calls.
+//!
+//! Trust: the starter of a setuid or file-capability program controls its environment, descriptors, signals, timers,
+//! limits, directory and umask. Promise: nothing of these reaches the work; afterwards a hijacked helper opens no file
+//! but those named here and starts no program.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, Scope,
+};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::SigSet;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::chdir;
+
+use crate::sys::process;
+use crate::syscalls;
+
+/// Descriptors that the helper may have open: each AF_XDP grant in a session holds some.
+const MAX_OPEN: u64 = 65536;
+
+/// Sheds what the starter chose: environment, descriptors (but `keep`), signals, timers, directory, umask. Before
+/// anything else.
+pub fn shed(keep: Option<RawFd>) {
+    process::clear_environment();
+    process::close_others(keep);
+    process::default_signals_and_timers();
+    // An error leaves the caller's mask or directory: then a deadline may not come, and nothing else is lost.
+    let _kept = SigSet::empty().thread_set_mask();
+    let _kept = chdir("/");
+    umask(Mode::from_bits_truncate(0o077));
+}
+
+/// No dump, no tracing by the same user, room for descriptors. After the identity is settled: changing it sets the
+/// process's dumpability anew.
+///
+/// # Errors
+/// The kernel's.
+pub fn harden() -> nix::Result<()> {
+    prctl::set_dumpable(false)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let most = hard.min(MAX_OPEN);
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)
+}
+
+/// What the helper does with a part of the file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use<'a> {
+    /// Read the files beneath.
+    Read(&'a Path),
+    /// Remove a socket in it.
+    Unlink(&'a Path),
+}
+
+/// Restricts the file system to `uses`, to what the work itself opens, and to nothing else; no TCP; no signals to, and
+/// no abstract sockets of, processes outside. Parts that the kernel does not know are left out, and a kernel without
+/// Landlock leaves the rest of the confinement.
+///
+/// # Errors
+/// A rule was refused.
+pub fn landlock(uses: &[Use<'_>]) -> io::Result<()> {
+    let other = |e: landlock::RulesetError| io::Error::other(e);
+    let all = AccessFs::from_all(ABI::V7);
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)
+        .and_then(|r| r.handle_access(AccessNet::from_all(ABI::V7)))
+        .and_then(|r| r.scope(Scope::from_all(ABI::V7)))
+        .and_then(Ruleset::create)
+        .map_err(other)?;
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    // The rights of an open tap travel with its descriptor: whoever gets it needs the ioctls, too.
+    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    let mut needs: Vec<(&Path, BitFlags<AccessFs>)> = vec![(Path::new("/dev/net/tun"), device)];
+    needs.extend(syscalls::LIBRARY_READS.iter().map(|path| (Path::new(path), read)));
+    needs.extend(uses.iter().map(|u| match u {
+        Use::Read(path) => (*path, read),
+        Use::Unlink(path) => (*path, BitFlags::from(AccessFs::RemoveFile)),
+    }));
+    for (path, access) in needs {
+        // What is not there cannot be opened later either, but for a directory made afterwards: no right for it.
+        let Ok(fd) = PathFd::new(path) else { continue };
+        let access = if path.is_dir() { access } else { access & AccessFs::from_file(ABI::V7) };
+        rules = rules.add_rule(PathBeneath::new(fd, access)).map_err(other)?;
+    }
+    rules.restrict_self().map(|_| ()).map_err(other)
+}
+
+/// Allows the system calls of [`syscalls`] and ends the process at any other.
+///
+/// # Errors
+/// The filter cannot be made or installed: the helper must not go on.
+pub fn seccomp() -> io::Result<()> {
+    let filter = syscalls::filter().map_err(io::Error::other)?;
+    seccompiler::apply_filter(&filter).map_err(io::Error::other)
+}

@@ -1,0 +1,412 @@
+//! The judge: may this caller have this?
+//!
+//! A pure function of policy, caller and request: no I/O, no clock, no state. Trust: the caller and the request are
+//! hostile; the policy is root's. Promise: what no rule allows is refused; any matching `deny` beats every `allow`,
+//! whatever their order; a rule is weighed as one whole record, terms of two rules are never added up. The judge says
+//! by which line it decided; only the log may repeat that.
+#![forbid(unsafe_code)]
+
+use netreeve_shared::ifname::IfName;
+use netreeve_shared::request::{BadRequest, Request, Steer, TapRequest, XskRequest};
+
+/// The asking process as the kernel sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// User id.
+    pub uid: u32,
+    /// Group ids, supplementary ones included.
+    pub gids: Vec<u32>,
+    /// Process id, for the log alone: it can be reused.
+    pub pid: i32,
+}
+
+/// Whom a rule is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Everybody.
+    Any,
+    /// Members of a group.
+    Gid(u32),
+    /// One user.
+    Uid(u32),
+}
+
+/// What a rule is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Taps; the pattern is for their names, and only `*` fits one that the helper names.
+    Tap,
+    /// Taps in a bridge; the pattern is for the bridge's name.
+    Bridge,
+    /// AF_XDP sockets bound by the helper; the pattern is for the interface's name.
+    Xsk,
+    /// Unbound AF_XDP sockets pinned to the interface; the pattern is for its name.
+    XskPinned,
+}
+
+/// Which names a rule is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// `*`.
+    All,
+    /// `text*`.
+    Prefix(String),
+    /// One name.
+    Exact(IfName),
+}
+
+/// Allow or deny.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The rule's terms say how much.
+    Allow,
+    /// Whatever the request's size.
+    Deny,
+}
+
+/// How much an `allow` allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// `max=N`: taps that the caller may hold at once, over all rules.
+    pub max: Option<u32>,
+    /// `queues=N`: queues of one grant.
+    pub queues: u16,
+    /// `mtu=LOW-HIGH` in bytes. None: on a tap any, in a bridge only the bridge's own (a port's smaller MTU would
+    /// lower the whole bridge's).
+    pub mtu: Option<(u32, u32)>,
+    /// `queue=FIRST-LAST`: which receive queues of the interface.
+    pub queue: (u16, u16),
+    /// `umem=BYTES`: UMEM that the caller's session may hold at once.
+    pub umem: Option<u64>,
+    /// `named=yes`: the caller may choose the tap's name.
+    pub named: bool,
+    /// `persist=yes`: the tap may stay when its last descriptor closes.
+    pub persist: bool,
+    /// `create=yes`: the bridge may be made if it is not there.
+    pub create: bool,
+    /// `isolated=yes`: the port must be isolated from other isolated ports.
+    pub isolated: bool,
+    /// `steer=macs`: only frames to named addresses, never the whole interface.
+    pub steer_macs: bool,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            max: None,
+            queues: u16::MAX,
+            mtu: None,
+            queue: (0, u16::MAX),
+            umem: None,
+            named: false,
+            persist: false,
+            create: false,
+            isolated: false,
+            steer_macs: false,
+        }
+    }
+}
+
+/// One line of the policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Line number in the file, from 1.
+    pub line: u32,
+    /// Allow or deny.
+    pub action: Action,
+    /// Whom.
+    pub who: Who,
+    /// What.
+    pub what: What,
+    /// Which.
+    pub pattern: Pattern,
+    /// How much.
+    pub terms: Terms,
+}
+
+/// One `limit` line. The most particular line that names a limit sets it (user before group before any), the lowest
+/// among equals.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Whom.
+    pub who: Who,
+    /// `sessions=N`: open at once.
+    pub sessions: Option<u32>,
+    /// `requests=N`: a second.
+    pub requests: Option<u32>,
+    /// `taps=N`: held at once.
+    pub taps: Option<u32>,
+    /// `umem=BYTES`: over all the user's sessions.
+    pub umem: Option<u64>,
+}
+
+/// What one user may use up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Sessions open at once.
+    pub sessions: u32,
+    /// Requests a second.
+    pub requests: u32,
+    /// Taps held at once.
+    pub taps: u32,
+    /// Bytes of UMEM over all sessions.
+    pub umem: u64,
+}
+
+/// A user's quota when no `limit` line says otherwise.
+pub const DEFAULT_QUOTA: Quota = Quota { sessions: 16, requests: 20, taps: 16, umem: 256 << 20 };
+
+/// The whole policy. The default has no rule and so refuses everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Rules, in the file's order (which decides nothing but which line is named in the log).
+    pub rules: Vec<Rule>,
+    /// Limits.
+    pub limits: Vec<Limit>,
+}
+
+/// Yes or no, in values that no single flipped or zeroed word turns into each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Decision {
+    /// No.
+    Refuse = 0x5ac3_693c,
+    /// Yes.
+    Allow = 0xa53c_96c3,
+}
+
+/// Why the judge decided so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// An `allow` of this line covers it (for a named tap in a bridge, the bridge's).
+    Allowed(u32),
+    /// It goes on with what this session was already granted.
+    Continues,
+    /// The `deny` of this line.
+    Denied(u32),
+    /// The `allow` of this line is about it, but not to this extent.
+    Exceeds(u32, Term),
+    /// No line is about it.
+    NoRule,
+    /// Its numbers are out of range.
+    Bad(BadRequest),
+}
+
+/// The term that a request exceeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the key of the policy file, described in Terms")]
+pub enum Term {
+    Queues,
+    Mtu,
+    Queue,
+    Umem,
+    Named,
+    Persist,
+    Create,
+    Isolated,
+    Steer,
+}
+
+/// The judge's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a verdict that nobody reads is a request that nobody judged"]
+pub struct Verdict {
+    /// Yes or no.
+    pub decision: Decision,
+    /// Why.
+    pub why: Why,
+    /// Taps that the caller may hold at once, this one included.
+    pub max_taps: u32,
+    /// Bytes of UMEM that the caller may hold at once, these included.
+    pub max_umem: u64,
+}
+
+impl Verdict {
+    fn refuse(why: Why) -> Self {
+        Self { decision: Decision::Refuse, why, max_taps: 0, max_umem: 0 }
+    }
+}
+
+/// Judges one request.
+pub fn judge(policy: &Policy, caller: &Caller, request: &Request) -> Verdict {
+    if let Err(bad) = request.check() {
+        return Verdict::refuse(Why::Bad(bad));
+    }
+    let wants: &[(What, Option<IfName>)] = match request {
+        // The ticket is good only in the session whose xsk request was allowed.
+        Request::Activate(_) => {
+            let quota = policy.quota(caller);
+            let why = Why::Continues;
+            return Verdict { decision: Decision::Allow, why, max_taps: quota.taps, max_umem: quota.umem };
+        }
+        Request::Xsk(x) => &[(What::Xsk, Some(x.interface))],
+        Request::XskPinned(x) => &[(What::XskPinned, Some(x.interface))],
+        Request::Tap(TapRequest { bridge: None, name, .. }) => &[(What::Tap, *name)],
+        // A name of one's own choice is a right of `tap`, whatever bridge the tap joins.
+        Request::Tap(TapRequest { bridge: Some(b), name: Some(name), .. }) => {
+            &[(What::Bridge, Some(b.name)), (What::Tap, Some(*name))]
+        }
+        Request::Tap(TapRequest { bridge: Some(b), name: None, .. }) => &[(What::Bridge, Some(b.name))],
+    };
+    // Rules that forbid taps forbid them in bridges, too.
+    let unnamed_in_bridge = matches!(request, Request::Tap(t) if t.bridge.is_some() && t.name.is_none());
+    let also = unnamed_in_bridge.then_some((What::Tap, None));
+    for rule in policy.rules.iter().filter(|r| r.action == Action::Deny) {
+        if wants.iter().chain(&also).any(|(what, name)| rule.is_about(caller, *what, *name)) {
+            return Verdict::refuse(Why::Denied(rule.line));
+        }
+    }
+    weigh(policy, caller, request, wants)
+}
+
+/// Finds for each thing wanted one `allow` that covers the request alone.
+fn weigh(policy: &Policy, caller: &Caller, request: &Request, wants: &[(What, Option<IfName>)]) -> Verdict {
+    let Quota { taps, umem, .. } = policy.quota(caller);
+    let (mut first, mut max_taps, mut max_umem) = (None, taps, umem);
+    for (what, name) in wants {
+        let mut refusal = Why::NoRule;
+        let allows = policy.rules.iter().filter(|r| r.action == Action::Allow);
+        let mut about = allows.filter(|r| r.is_about(caller, *what, *name));
+        let covering = about.find(|rule| match rule.terms.exceeded_by(*what, request) {
+            None => true,
+            Some(term) => {
+                refusal = Why::Exceeds(rule.line, term);
+                false
+            }
+        });
+        let Some(rule) = covering else { return Verdict::refuse(refusal) };
+        first = first.or(Some(rule.line));
+        max_taps = rule.terms.max.unwrap_or(max_taps).min(max_taps);
+        max_umem = rule.terms.umem.unwrap_or(max_umem).min(max_umem);
+    }
+    match first {
+        Some(line) => Verdict { decision: Decision::Allow, why: Why::Allowed(line), max_taps, max_umem },
+        None => Verdict::refuse(Why::NoRule),
+    }
+}
+
+impl Policy {
+    /// What this caller may use up.
+    #[must_use]
+    pub fn quota(&self, caller: &Caller) -> Quota {
+        fn pick<T: Copy + Ord>(
+            limits: &[Limit],
+            caller: &Caller,
+            default: T,
+            of: impl Fn(&Limit) -> Option<T>,
+        ) -> T {
+            let rank = |who: Who| match who {
+                Who::Any => 0,
+                Who::Gid(_) => 1,
+                Who::Uid(_) => 2,
+            };
+            let named =
+                limits.iter().filter(|l| l.who.is(caller)).filter_map(|l| Some((rank(l.who), of(l)?)));
+            named.max_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1))).map_or(default, |(_, value)| value)
+        }
+        let d = DEFAULT_QUOTA;
+        Quota {
+            sessions: pick(&self.limits, caller, d.sessions, |l| l.sessions),
+            requests: pick(&self.limits, caller, d.requests, |l| l.requests),
+            taps: pick(&self.limits, caller, d.taps, |l| l.taps),
+            umem: pick(&self.limits, caller, d.umem, |l| l.umem),
+        }
+    }
+
+    /// Judges the request of QEMU's bridge helper: a tap without a name in an existing bridge.
+    pub fn judge_bridge(&self, caller: &Caller, bridge: IfName, vnet_header: bool) -> Verdict {
+        let bridge = netreeve_shared::request::BridgeRequest { name: bridge, create: false, isolated: false };
+        let tap = TapRequest {
+            name: None,
+            persist: false,
+            queues: 1,
+            vnet_header,
+            mtu: None,
+            bridge: Some(bridge),
+        };
+        judge(self, caller, &Request::Tap(tap))
+    }
+}
+
+impl Who {
+    fn is(self, caller: &Caller) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Uid(uid) => uid == caller.uid,
+            Self::Gid(gid) => caller.gids.contains(&gid),
+        }
+    }
+}
+
+impl Pattern {
+    fn fits(&self, name: Option<IfName>) -> bool {
+        match (self, name) {
+            (Self::All, _) => true,
+            (Self::Prefix(start), Some(name)) => name.as_str().starts_with(start.as_str()),
+            (Self::Exact(one), Some(name)) => *one == name,
+            (_, None) => false,
+        }
+    }
+}
+
+impl Rule {
+    fn is_about(&self, caller: &Caller, what: What, name: Option<IfName>) -> bool {
+        self.what == what && self.who.is(caller) && self.pattern.fits(name)
+    }
+}
+
+impl Terms {
+    /// The first term that the request exceeds.
+    fn exceeded_by(&self, what: What, request: &Request) -> Option<Term> {
+        match request {
+            Request::Tap(tap) => self.exceeded_by_tap(what, tap),
+            Request::Xsk(xsk) if xsk.umem_bytes() > self.umem.unwrap_or(u64::MAX) => Some(Term::Umem),
+            Request::Xsk(xsk) | Request::XskPinned(xsk) => self.exceeded_by_xsk(xsk),
+            Request::Activate(_) => None,
+        }
+    }
+
+    fn exceeded_by_tap(&self, what: What, tap: &TapRequest) -> Option<Term> {
+        if tap.queues > self.queues {
+            return Some(Term::Queues);
+        }
+        if let Some(mtu) = tap.mtu {
+            let (low, high) = match (self.mtu, what) {
+                (Some(range), _) => range,
+                (None, What::Bridge) => return Some(Term::Mtu),
+                (None, _) => (0, u32::MAX),
+            };
+            if !(low..=high).contains(&mtu) {
+                return Some(Term::Mtu);
+            }
+        }
+        if what == What::Tap {
+            return match tap {
+                TapRequest { persist: true, .. } if !self.persist => Some(Term::Persist),
+                TapRequest { name: Some(_), .. } if !self.named => Some(Term::Named),
+                _ => None,
+            };
+        }
+        match &tap.bridge {
+            Some(bridge) if bridge.create && !self.create => Some(Term::Create),
+            Some(bridge) if self.isolated && !bridge.isolated => Some(Term::Isolated),
+            _ => None,
+        }
+    }
+
+    fn exceeded_by_xsk(&self, xsk: &XskRequest) -> Option<Term> {
+        if xsk.queues > self.queues {
+            return Some(Term::Queues);
+        }
+        let (first, last) = self.queue;
+        let end = u32::from(xsk.start_queue) + u32::from(xsk.queues);
+        if xsk.start_queue < first || end > u32::from(last) + 1 {
+            return Some(Term::Queue);
+        }
+        (self.steer_macs && matches!(xsk.steer, Steer::All)).then_some(Term::Steer)
+    }
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

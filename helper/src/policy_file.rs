@@ -1,0 +1,302 @@
+//! The policy file: one rule a line, `#` comments.
+//!
+//! ```text
+//! allow WHO WHAT PATTERN [key=value ...]
+//! deny  WHO WHAT PATTERN
+//! limit WHO key=value ...
+//!
+//! WHO      uid:N  user:NAME  gid:N  group:NAME  any
+//! WHAT     tap  bridge  xsk  xsk-pinned
+//! PATTERN  a name, or the start of one and *, or *
+//! ```
+//!
+//! Keys of tap: max queues mtu named persist; of bridge: max queues mtu create isolated; of xsk: queues queue umem
+//! steer; of xsk-pinned: queues queue steer; of limit: sessions requests taps umem.
+//!
+//! Trust: the file is root's, which is checked on the very descriptor that is read. Promise: a file with one bad line
+//! is no policy (everything is refused), and every bad line is named.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use netreeve_shared::ifname::IfName;
+
+use crate::names::{Names, number};
+use crate::policy::{Action, Limit, Pattern, Policy, Rule, Terms, What, Who};
+
+/// Where the policy is.
+pub const DEFAULT_PATH: &str = "/etc/netreeve/policy.conf";
+/// Largest policy file in bytes.
+pub const MAX_SIZE: u64 = 64 << 10;
+
+/// A line that is no rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadLine {
+    /// Line number, from 1.
+    pub line: u32,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// Whose files are believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// Root's alone, writable by nobody else.
+    Root,
+    /// Anybody's: only to check a file or to explain it.
+    Anybody,
+}
+
+/// Reads a policy's text.
+///
+/// # Errors
+/// The first line that is no rule, and all others after it.
+pub fn parse(text: &str, names: &Names) -> Result<Policy, Vec<BadLine>> {
+    let (mut policy, mut bad) = (Policy::default(), Vec::new());
+    for (line, text) in (1_u32..).zip(text.lines()) {
+        let mut words = text.split_once('#').map_or(text, |(rule, _)| rule).split_ascii_whitespace();
+        let Some(verb) = words.next() else { continue };
+        let read = match verb {
+            "allow" => rule(line, Action::Allow, &mut words, names).map(|r| policy.rules.push(r)),
+            "deny" => rule(line, Action::Deny, &mut words, names).map(|r| policy.rules.push(r)),
+            "limit" => limit(&mut words, names).map(|l| policy.limits.push(l)),
+            _ => Err(format!("'{verb}' is neither allow nor deny nor limit")),
+        };
+        if let Err(why) = read {
+            bad.push(BadLine { line, why });
+        }
+    }
+    if bad.is_empty() { Ok(policy) } else { Err(bad) }
+}
+
+type Words<'a> = std::str::SplitAsciiWhitespace<'a>;
+
+fn rule(line: u32, action: Action, words: &mut Words<'_>, names: &Names) -> Result<Rule, String> {
+    let who = who(words.next(), names)?;
+    let what = match words.next().ok_or("WHAT is missing (tap, bridge, xsk or xsk-pinned)")? {
+        "tap" => What::Tap,
+        "bridge" => What::Bridge,
+        "xsk" => What::Xsk,
+        "xsk-pinned" => What::XskPinned,
+        other => return Err(format!("'{other}' is none of tap, bridge, xsk, xsk-pinned")),
+    };
+    let pattern = pattern(words.next().ok_or("PATTERN is missing (a name, or *)")?)?;
+    let mut terms = Terms::default();
+    let mut seen = Vec::new();
+    for word in words {
+        if action == Action::Deny {
+            return Err(format!("a deny has no terms ('{word}'): it denies whatever the size"));
+        }
+        let (key, value) = term(word, &mut seen)?;
+        set_term(&mut terms, what, key, value)?;
+    }
+    if terms.persist && !terms.named {
+        return Err("persist=yes needs named=yes: only a named tap can persist".to_owned());
+    }
+    Ok(Rule { line, action, who, what, pattern, terms })
+}
+
+fn limit(words: &mut Words<'_>, names: &Names) -> Result<Limit, String> {
+    let who = who(words.next(), names)?;
+    let mut limit = Limit { who, sessions: None, requests: None, taps: None, umem: None };
+    let mut seen = Vec::new();
+    for word in words {
+        let (key, value) = term(word, &mut seen)?;
+        match key {
+            "sessions" => limit.sessions = Some(count(value)?),
+            "requests" => limit.requests = Some(count(value.strip_suffix("/s").unwrap_or(value))?),
+            "taps" => limit.taps = Some(count(value)?),
+            "umem" => limit.umem = Some(bytes(value)?),
+            _ => return Err(format!("a limit has no key '{key}' (sessions, requests, taps, umem)")),
+        }
+    }
+    if seen.is_empty() { Err("a limit names at least one key".to_owned()) } else { Ok(limit) }
+}
+
+fn who(word: Option<&str>, names: &Names) -> Result<Who, String> {
+    let word = word.ok_or("WHO is missing (uid:N, user:NAME, gid:N, group:NAME or any)")?;
+    let unknown = |sort: &str, name: &str| format!("there is no {sort} '{name}' in /etc/{sort}");
+    match word.split_once(':') {
+        None if word == "any" => Ok(Who::Any),
+        Some(("uid", n)) => number(n).map(Who::Uid).ok_or_else(|| format!("'{n}' is no user id")),
+        Some(("gid", n)) => number(n).map(Who::Gid).ok_or_else(|| format!("'{n}' is no group id")),
+        Some(("user", name)) => names.user(name).map(Who::Uid).ok_or_else(|| unknown("passwd", name)),
+        Some(("group", name)) => names.group(name).map(Who::Gid).ok_or_else(|| unknown("group", name)),
+        _ => Err(format!("'{word}' is none of uid:N, user:NAME, gid:N, group:NAME, any")),
+    }
+}
+
+fn pattern(word: &str) -> Result<Pattern, String> {
+    let name = |text| IfName::new(text).map_err(|e| format!("'{word}': {e}"));
+    match word.strip_suffix('*') {
+        Some("") => Ok(Pattern::All),
+        Some(start) => name(start).map(|n| Pattern::Prefix(n.as_str().to_owned())),
+        None => name(word).map(Pattern::Exact),
+    }
+}
+
+fn term<'a>(word: &'a str, seen: &mut Vec<&'a str>) -> Result<(&'a str, &'a str), String> {
+    let (key, value) = word.split_once('=').ok_or_else(|| format!("'{word}' is not key=value"))?;
+    if seen.contains(&key) {
+        return Err(format!("'{key}' is given twice"));
+    }
+    seen.push(key);
+    Ok((key, value))
+}
+
+fn set_term(terms: &mut Terms, what: What, key: &str, value: &str) -> Result<(), String> {
+    match (what, key) {
+        (What::Tap | What::Bridge, "max") => terms.max = Some(count(value)?),
+        (_, "queues") => terms.queues = small(value)?,
+        (What::Tap | What::Bridge, "mtu") => {
+            let (low, high) = value.split_once('-').unwrap_or(("1280", value));
+            terms.mtu = Some((count(low)?, count(high)?));
+        }
+        (What::Tap, "named") => terms.named = yes(value)?,
+        (What::Tap, "persist") => terms.persist = yes(value)?,
+        (What::Bridge, "create") => terms.create = yes(value)?,
+        (What::Bridge, "isolated") => terms.isolated = yes(value)?,
+        (What::Xsk | What::XskPinned, "queue") => {
+            let (first, last) = value.split_once('-').unwrap_or((value, value));
+            terms.queue = (small(first)?, small(last)?);
+        }
+        (What::Xsk, "umem") => terms.umem = Some(bytes(value)?),
+        (What::Xsk | What::XskPinned, "steer") => {
+            terms.steer_macs = match value {
+                "macs" => true,
+                "any" => false,
+                _ => return Err(format!("steer is macs or any, not '{value}'")),
+            }
+        }
+        _ => return Err(format!("this rule has no key '{key}'")),
+    }
+    Ok(())
+}
+
+fn count(text: &str) -> Result<u32, String> {
+    number(text).ok_or_else(|| format!("'{text}' is no number"))
+}
+
+fn small(text: &str) -> Result<u16, String> {
+    count(text).and_then(|n| u16::try_from(n).map_err(|_| format!("'{text}' is more than 65535")))
+}
+
+fn yes(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err(format!("'{text}' is neither yes nor no")),
+    }
+}
+
+/// A number of bytes, with K, M or G for the powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K') => (text.trim_end_matches('K'), 10),
+        Some(b'M') => (text.trim_end_matches('M'), 20),
+        Some(b'G') => (text.trim_end_matches('G'), 30),
+        _ => (text, 0),
+    };
+    let n = number(digits).filter(|_| text.len() - digits.len() <= 1);
+    n.map(|n| u64::from(n) << shift).ok_or_else(|| format!("'{text}' is no number of bytes"))
+}
+
+/// Opens and reads a small text file that must be root's.
+///
+/// # Errors
+/// The kernel's; `PermissionDenied` for a file that others may write, `InvalidData` for one that is no regular file,
+/// larger than [`MAX_SIZE`], or not UTF-8. A symbolic link is refused (`ELOOP`) unless `follow`.
+pub fn read(path: &Path, trust: Trust, follow: bool) -> io::Result<(String, Stamp)> {
+    let nofollow = if follow { 0 } else { libc::O_NOFOLLOW };
+    // O_NONBLOCK: a FIFO put there must not hold us up.
+    let flags = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK | nofollow;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let stamp = Stamp::of(&file, trust)?;
+    let mut text = String::new();
+    let read = file.take(MAX_SIZE + 1).read_to_string(&mut text)?;
+    if u64::try_from(read).is_ok_and(|n| n <= MAX_SIZE) { Ok((text, stamp)) } else { Err(too_large()) }
+}
+
+fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "larger than 64 KiB")
+}
+
+/// Tells one state of a file from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &File, trust: Trust) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+        }
+        if trust == Trust::Root && (meta.uid() != 0 || meta.mode() & 0o022 != 0) {
+            let why = "it must be root's, and writable by nobody else (chown root, chmod go-w)";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        if meta.len() > MAX_SIZE {
+            return Err(too_large());
+        }
+        let changed = (meta.ctime(), meta.ctime_nsec());
+        Ok(Self { device: meta.dev(), inode: meta.ino(), size: meta.len(), changed })
+    }
+}
+
+/// A policy file that is read again when it has changed.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    trust: Trust,
+    read: Option<(Stamp, Policy)>,
+}
+
+impl Source {
+    /// Will read `path`.
+    #[must_use]
+    pub fn new(path: PathBuf, trust: Trust) -> Self {
+        Self { path, trust, read: None }
+    }
+
+    /// The file's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The policy as the file is now.
+    ///
+    /// # Errors
+    /// `file: why`, or one `file:line: why` for each bad line. There is no policy then, not even the last good one.
+    pub fn policy(&mut self) -> Result<&Policy, Vec<String>> {
+        let shown = self.path.display();
+        let (text, stamp) = read(&self.path, self.trust, false).map_err(|e| vec![format!("{shown}: {e}")])?;
+        if self.read.as_ref().is_none_or(|(old, _)| *old != stamp) {
+            self.read = None;
+            let parsed = parse(&text, &Names::system());
+            let policy =
+                parsed.map_err(|bad| bad.iter().map(|b| format!("{shown}:{b}")).collect::<Vec<_>>())?;
+            self.read = Some((stamp, policy));
+        }
+        self.read.as_ref().map(|(_, policy)| policy).ok_or_else(Vec::new)
+    }
+}
+
+impl fmt::Display for BadLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.line, self.why)
+    }
+}
+
+#[cfg(test)]
+#[path = "policy_file_tests.rs"]
+mod tests;

@@ -1,0 +1,136 @@
+//! The system calls of a helper that is locked in, each with its reason; every other ends the process.
+//!
+//! Promise: no program is started, no process or thread made, no memory made executable, no other process looked into;
+//! sockets only of the families that the work needs; of the descriptor ioctls only a tap's own.
+//! Which they are was found by running every request and every refusal under strace; the start-up is over by then.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, Error, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
+    SeccompFilter, SeccompRule,
+};
+
+/// What libbpf and libc read on their own while a program is loaded.
+pub(crate) const LIBRARY_READS: &[&str] = &["/sys/kernel/btf", "/sys/devices/system/cpu"];
+
+/// Calls allowed whatever their arguments.
+const CALLS: &[libc::c_long] = &[
+    // Sessions: wait, let in, receive, answer, hang up.
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_accept4,
+    libc::SYS_recvmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_close,
+    libc::SYS_read,
+    libc::SYS_write,
+    // Who asks, and what a descriptor is.
+    libc::SYS_getsockopt,
+    libc::SYS_getpeername,
+    libc::SYS_getuid,
+    // Sockets of the work (their families are checked below): options, addresses.
+    libc::SYS_setsockopt,
+    libc::SYS_bind,
+    libc::SYS_getsockname,
+    // The policy; /dev/net/tun; nothing else, by Landlock.
+    libc::SYS_openat,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_lseek,
+    // The socket that --listen made.
+    libc::SYS_unlink,
+    // Sealed memory for a UMEM.
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    libc::SYS_fcntl,
+    // Program, maps and link of AF_XDP.
+    libc::SYS_bpf,
+    // A capability put in force and out of it again.
+    libc::SYS_capget,
+    libc::SYS_capset,
+    // Memory; mmap and mprotect are checked below.
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    // Time, chance, the deadline.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_getrandom,
+    libc::SYS_alarm,
+    libc::SYS_setitimer,
+    libc::SYS_restart_syscall,
+    // The end, an orderly one or abort()'s.
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_tgkill,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+];
+
+/// Families of new sockets: interfaces by rtnetlink, AF_XDP.
+const FAMILIES: &[libc::c_int] = &[libc::AF_NETLINK, libc::AF_XDP];
+
+/// What may be asked of a descriptor: a tap's making and its questions (`linux/if_tun.h`), and std's non-blocking.
+const IOCTLS: &[libc::Ioctl] = &[
+    libc::TUNSETIFF,
+    libc::TUNGETIFF,
+    libc::TUNSETVNETHDRSZ,
+    libc::TUNGETVNETHDRSZ,
+    libc::TUNSETOWNER,
+    libc::TUNSETPERSIST,
+    libc::FIONBIO,
+];
+
+/// Compiles the filter.
+///
+/// # Errors
+/// seccompiler's; the tests compile it, too.
+pub(crate) fn filter() -> Result<BpfProgram, Error> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    let mut families = Vec::new();
+    for family in FAMILIES {
+        families.push(rule(0, Op::Eq, u64::from(family.cast_unsigned()))?);
+    }
+    rules.insert(libc::SYS_socket, families);
+    let mut ioctls = Vec::new();
+    for request in IOCTLS {
+        ioctls.push(rule(1, Op::Eq, *request)?);
+    }
+    rules.insert(libc::SYS_ioctl, ioctls);
+    // Memory that can be executed is never made.
+    let exec = u64::from(libc::PROT_EXEC.cast_unsigned());
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![rule(2, Op::MaskedEq(exec), 0)?]);
+    }
+    let arch = std::env::consts::ARCH.try_into()?;
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
+    Ok(filter.try_into()?)
+}
+
+fn rule(argument: u8, op: Op, value: u64) -> Result<SeccompRule, Error> {
+    let condition = SeccompCondition::new(argument, Len::Dword, op, value)?;
+    Ok(SeccompRule::new(vec![condition])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_compiles_and_is_small() {
+        let filter = filter().unwrap();
+        assert!((50..400).contains(&filter.len()), "{}", filter.len());
+    }
+}
