@@ -63,6 +63,13 @@ pub enum FromDataplane {
         /// Up.
         up: bool,
     },
+    /// A port died (its device is gone, its descriptor is broken); the others go on.
+    Dead {
+        /// The slot.
+        slot: u16,
+        /// Error number, 0 if there is none.
+        errno: i32,
+    },
     /// Counters of one port, summed over its lanes; one message for each slot, in order.
     Stats {
         /// The slot.

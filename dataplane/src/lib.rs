@@ -13,15 +13,19 @@
     )
 )]
 
+pub mod fault;
 pub mod filter;
 pub mod frame;
 pub mod handover;
 pub mod landing;
+pub mod lane;
 #[allow(unsafe_code, reason = "memory that others change: the design's one place for it")]
 pub mod mem;
 pub mod offload;
 pub mod port;
 pub mod sandbox;
+pub mod spec;
 pub mod stats;
 #[allow(unsafe_code, reason = "system calls without a safe wrapper: the design's one place for them")]
 pub mod sys;
+pub mod worker;

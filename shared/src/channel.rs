@@ -18,6 +18,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -86,6 +87,21 @@ impl Channel {
         }
         socket::getpeername::<UnixAddr>(fd.as_raw_fd())?;
         Ok(Self { socket: fd.into() })
+    }
+
+    /// Takes over descriptor [`INHERITED`], as [`spawn`] gives it to a program. Succeeds once in a process.
+    ///
+    /// # Errors
+    /// `EBADF` if there is no such descriptor or it was taken over before; else as [`Channel::from_fd`].
+    pub fn inherited() -> io::Result<Self> {
+        static TAKEN: AtomicBool = AtomicBool::new(false);
+        // SAFETY: F_SETFD takes no pointer; a number that is no descriptor is an error.
+        let open = unsafe { libc::fcntl(INHERITED, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+        if !open || TAKEN.swap(true, Ordering::Relaxed) {
+            return Err(Errno::EBADF.into());
+        }
+        // SAFETY: it is open, and the flag makes us its only owner: whoever starts us leaves this number to us.
+        Self::from_fd(unsafe { OwnedFd::from_raw_fd(INHERITED) })
     }
 
     /// Gives the socket away.

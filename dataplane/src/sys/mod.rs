@@ -5,5 +5,6 @@
 //! kernel's error as `io::Error`; no pointer outlives its call.
 
 pub mod io;
+pub mod poll;
 pub mod sandbox;
 pub mod tun;

@@ -5,14 +5,24 @@
 
 mod bridge;
 mod tap;
+mod xdp;
+mod xsk;
 
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
 
-use netreeve_shared::grant::Grant;
+use netreeve_shared::grant::{ActiveGrant, Grant};
 use netreeve_shared::ifname::IfName;
 use netreeve_shared::refusal::{Refusal, Step};
-use netreeve_shared::request::{BridgeRequest, Request, TapRequest};
+use netreeve_shared::request::{BridgeRequest, Request, TapRequest, XskRequest};
 use nix::errno::Errno;
+
+use crate::privilege;
+use xdp::Program;
+use xsk::Sockets;
+
+/// Most AF_XDP grants that a session holds open (not yet activated, or pinned): each keeps descriptors here.
+const MAX_HELD: usize = 16;
 
 /// What a caller may have at once, from the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +33,22 @@ pub struct Limits {
     pub max_umem: u64,
 }
 
-/// What one session has been given and the helper still holds.
+/// What one session has been given and the helper still holds. Dropping it lets go of everything.
 #[derive(Default)]
 pub struct Provider {
+    last_ticket: u32,
     umem: u64,
+    /// Bound sockets that wait for [`Request::Activate`].
+    tickets: BTreeMap<u32, Sockets>,
+    pinned: Vec<Pinned>,
+}
+
+/// A pinned grant: its program is attached while the session lives.
+struct Pinned {
+    _link: OwnedFd,
+    program: Program,
+    /// Slots and sockets that the kernel does not take before their holder has made a receive ring.
+    waiting: Vec<(u32, OwnedFd)>,
 }
 
 impl Provider {
@@ -40,7 +62,7 @@ impl Provider {
     ///
     /// # Errors
     /// [`Refusal::Failed`] with the step and the kernel's reason, [`Refusal::Busy`], [`Refusal::Limit`] or
-    /// [`Refusal::Ticket`]; nothing of what was begun is left then.
+    /// [`Refusal::Ticket`]; nothing of what was begun is left then. A ticket whose activation failed can be tried again.
     pub fn provide(
         &mut self,
         request: &Request,
@@ -52,7 +74,9 @@ impl Provider {
                 let (grant, fds) = tap::make(asked, uid, limits.max_taps, tap::HeaderSize::Modern)?;
                 Ok((Grant::Tap(grant), fds))
             }
-            _ => Err(Refusal::Protocol),
+            Request::Xsk(asked) => self.xsk(asked, limits.max_umem),
+            Request::XskPinned(asked) => self.xsk_pinned(asked),
+            Request::Activate(ticket) => self.activate(*ticket),
         }
     }
 
@@ -61,6 +85,82 @@ impl Provider {
     #[must_use]
     pub fn umem_bytes(&self) -> u64 {
         self.umem
+    }
+
+    /// True while [`Provider::tick`] has something to do.
+    #[must_use]
+    pub fn wants_tick(&self) -> bool {
+        self.pinned.iter().any(|p| !p.waiting.is_empty())
+    }
+
+    /// Tries again to insert pinned sockets. To be called some ten times a second while [`Provider::wants_tick`]:
+    /// a VMM makes its rings at its own time, and newer kernels (7.x) take no socket into the map before that.
+    pub fn tick(&mut self) {
+        if !self.wants_tick() {
+            return;
+        }
+        // A lack of the capability shows at the next request; here nobody waits for an answer.
+        let _ = privilege::with(privilege::PROGRAM, || {
+            self.pinned.iter_mut().for_each(Pinned::insert);
+            Ok(())
+        });
+    }
+
+    fn new_ticket(&mut self) -> Result<u32, Refusal> {
+        if self.tickets.len() + self.pinned.len() >= MAX_HELD {
+            return Err(Refusal::Limit);
+        }
+        self.last_ticket = self.last_ticket.checked_add(1).ok_or(Refusal::Limit)?;
+        Ok(self.last_ticket)
+    }
+
+    fn xsk(&mut self, asked: &XskRequest, max_umem: u64) -> Result<(Grant, Vec<OwnedFd>), Refusal> {
+        let umem = self.umem.saturating_add(asked.umem_bytes());
+        if umem > max_umem {
+            return Err(Refusal::Limit);
+        }
+        let ticket = self.new_ticket()?;
+        let (sockets, grant, fds) = xsk::open(asked, ticket)?;
+        self.umem = umem;
+        self.tickets.insert(ticket, sockets);
+        Ok((Grant::Xsk(grant), fds))
+    }
+
+    /// Takes the sockets live. From then on the caller holds everything: sockets, UMEM, link.
+    fn activate(&mut self, ticket: u32) -> Result<(Grant, Vec<OwnedFd>), Refusal> {
+        let held = self.tickets.get(&ticket).ok_or(Refusal::Ticket)?;
+        let (link, mode) = privilege::with(privilege::PROGRAM, || {
+            let program = Program::load(&held.plan())?;
+            for (slot, socket) in (0..).zip(&held.sockets) {
+                program.insert(slot, socket.as_fd()).map_err(failed(Step::InsertSocket))?;
+            }
+            program.attach(held.ifindex, held.request.mode)
+        })?;
+        self.tickets.remove(&ticket);
+        Ok((Grant::Active(ActiveGrant { ticket, mode }), vec![link]))
+    }
+
+    fn xsk_pinned(&mut self, asked: &XskRequest) -> Result<(Grant, Vec<OwnedFd>), Refusal> {
+        let ticket = self.new_ticket()?;
+        let (held, grant, fds) = xsk::open_pinned(asked, ticket)?;
+        let pinned = privilege::with(privilege::PROGRAM, || {
+            let program = Program::load(&held.plan())?;
+            let (_link, _) = program.attach(held.ifindex, held.request.mode)?;
+            let mut pinned = Pinned { _link, program, waiting: (0..).zip(held.sockets).collect() };
+            pinned.insert();
+            Ok(pinned)
+        })?;
+        self.pinned.push(pinned);
+        Ok((Grant::XskPinned(grant), fds))
+    }
+}
+
+impl Pinned {
+    /// Inserts what the kernel takes by now. Our copy of a socket is closed once it is in the map, so that the holder's
+    /// is the last one.
+    fn insert(&mut self) {
+        let not_yet = |why| matches!(why, Err(Errno::ENOBUFS | Errno::EOPNOTSUPP));
+        self.waiting.retain(|(slot, socket)| not_yet(self.program.insert(*slot, socket.as_fd())));
     }
 }
 

@@ -9,5 +9,8 @@
 )]
 #![allow(clippy::print_stdout, reason = "a child test tells its parent that it is ready")]
 
+mod packet;
+mod ring;
 mod support;
 mod tap;
+mod xsk;

@@ -36,7 +36,7 @@ fn each_kind_of_tap_is_what_its_grant_says_and_dies_with_its_descriptors() {
                 assert_eq!(data["persist"], false);
                 assert_eq!(data["pi"], false);
                 assert_eq!(data["multi_queue"], queues > 1);
-                assert_eq!(data["user"], 0);
+                assert_eq!(data["user"], "root");
                 assert_eq!(grant.vnet_header, if vnet_header { 12 } else { 0 });
                 assert_eq!(
                     grant.flags & 0x4102,

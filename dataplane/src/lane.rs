@@ -1,0 +1,323 @@
+//! A lane: one queue's worth of a wire, and the turn in which frames cross it.
+//!
+//! THE file to read: `turn` is `lend → recv → check → send → release`, once for each direction. A lane belongs to one
+//! worker and shares nothing; both ports are reached through [`Port`], a handful of virtual calls for each batch.
+//!
+//! Promise: a source is not read until its peer can take (no loss where the source can wait); frames stay in order;
+//! a dead port ends neither the lane nor the process.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
+use netreeve_shared::mac::Mac;
+
+use crate::filter::Filter;
+use crate::frame::{BATCH, Batch};
+use crate::mem::Pool;
+use crate::offload::{self, At};
+use crate::port::{Change, Interest, Port, Traits, Watch};
+use crate::stats::{Reason, Stats};
+
+/// One of the two ends of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Host side.
+    Netdev,
+    /// VM side.
+    Device,
+}
+
+impl Side {
+    /// The other end.
+    #[must_use]
+    pub fn peer(self) -> Self {
+        match self {
+            Self::Netdev => Self::Device,
+            Self::Device => Self::Netdev,
+        }
+    }
+}
+
+/// What came of a turn.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Frames moved; there may be more.
+    Moved,
+    /// Frames moved, and the giver has no more.
+    Last,
+    /// The giver has nothing.
+    Dry,
+    /// The taker takes no more.
+    Full,
+    /// A port died; the turn's frames are lost and counted.
+    Dead(Side, io::Error),
+}
+
+/// One direction of a lane, named by its giver.
+#[derive(Debug)]
+struct Path {
+    batch: Batch,
+    scratch: Batch,
+    /// Address space only until it is lent.
+    pool: Pool,
+    filter: Filter,
+    /// Taken from the ports at every change.
+    gives: Traits,
+    takes: Traits,
+    /// The taker lends, and whatever lands there needs no work and no judgement that could drop it.
+    direct: bool,
+    /// What is sent to a taker that is down is dropped (towards the netdev), not kept waiting (towards the guest).
+    drops_when_down: bool,
+    /// Frames of the last turn wait in the batch: their giver cannot take them back.
+    held: bool,
+    /// Frames in the batch ask for more than the taker takes.
+    work: bool,
+    /// How far the first waiting frame was segmented and sent.
+    at: At,
+}
+
+impl Path {
+    fn new(lock_mac: Option<Mac>, drops_when_down: bool) -> io::Result<Self> {
+        Ok(Self {
+            batch: Batch::new(),
+            scratch: Batch::new(),
+            pool: Pool::new(Pool::BYTES)?,
+            filter: Filter { lock_mac },
+            gives: Traits { up: false, ..Traits::default() },
+            takes: Traits { up: false, ..Traits::default() },
+            direct: false,
+            drops_when_down,
+            held: false,
+            work: false,
+            at: At::default(),
+        })
+    }
+
+    fn rewire(&mut self, gives: Traits, takes: Traits) {
+        self.direct = gives.needs_memory
+            && takes.lends
+            && gives.gives.within(takes.takes)
+            && self.filter.lock_mac.is_none();
+        if !(gives.up && takes.up) {
+            self.held = false;
+        }
+        self.gives = gives;
+        self.takes = takes;
+        self.at = At::default();
+    }
+
+    /// Receives and judges a batch. False: there is no memory to receive into, the taker is full.
+    fn fill(&mut self, from: &mut dyn Port, to: &mut dyn Port) -> io::Result<bool> {
+        self.batch.clear();
+        if self.gives.needs_memory {
+            if self.direct {
+                to.lend(&mut self.batch);
+            } else {
+                self.pool.lend(&mut self.batch.landing);
+            }
+            if !self.batch.landing.is_open() {
+                return Ok(false);
+            }
+        }
+        from.recv(&mut self.batch)?;
+        self.work = self.filter.judge(&mut self.batch, &self.takes, from.stats_mut());
+        Ok(true)
+    }
+
+    /// Sends what waits; says how many frames went on wholly.
+    fn send(&mut self, to: &mut dyn Port) -> io::Result<usize> {
+        if !self.work {
+            return to.send(&self.batch);
+        }
+        let all = self.batch.len();
+        while self.at.frame < all {
+            self.scratch.clear();
+            let next = offload::finish(&self.batch, self.at, self.takes.takes, &mut self.scratch);
+            let taken = if self.scratch.is_empty() { 0 } else { to.send(&self.scratch)? };
+            if let Some(f) = self.scratch.frames().get(taken) {
+                self.at = At::of(f);
+                break;
+            }
+            self.at = next;
+        }
+        let whole = self.at.frame.min(all);
+        self.at.frame = 0;
+        if whole == all {
+            self.at = At::default();
+        }
+        Ok(whole)
+    }
+
+    /// Frames for a taker that is down: received and dropped, so that the giver does not stall.
+    fn drain(&mut self, from: &mut dyn Port) -> io::Result<Outcome> {
+        self.batch.clear();
+        self.pool.lend(&mut self.batch.landing);
+        from.recv(&mut self.batch)?;
+        let n = self.batch.len();
+        from.release(&self.batch, n);
+        from.stats_mut().drop_n(Reason::PeerDown, n as u64);
+        Ok(if n == 0 { Outcome::Dry } else { Outcome::Moved })
+    }
+}
+
+/// One queue's worth of a wire.
+pub struct Lane {
+    netdev: Box<dyn Port>,
+    device: Box<dyn Port>,
+    to_device: Path,
+    to_netdev: Path,
+    dead: (bool, bool),
+}
+
+impl Lane {
+    /// Joins two ports. `lock_mac`: frames from the device must come from this address.
+    ///
+    /// # Errors
+    /// The kernel's, from mapping the pools.
+    pub fn new(netdev: Box<dyn Port>, device: Box<dyn Port>, lock_mac: Option<Mac>) -> io::Result<Self> {
+        let mut lane = Self {
+            netdev,
+            device,
+            to_device: Path::new(None, false)?,
+            to_netdev: Path::new(lock_mac, true)?,
+            dead: (false, false),
+        };
+        lane.rewire();
+        Ok(lane)
+    }
+
+    /// Follows a change of either port's traits, and tells each what its peer takes.
+    pub fn rewire(&mut self) {
+        let takes = self.traits(Side::Device).takes;
+        self.netdev.peer_takes(takes);
+        let takes = self.traits(Side::Netdev).takes;
+        self.device.peer_takes(takes);
+        let netdev = self.traits(Side::Netdev);
+        let device = self.traits(Side::Device);
+        self.to_device.rewire(netdev, device);
+        self.to_netdev.rewire(device, netdev);
+    }
+
+    fn traits(&self, side: Side) -> Traits {
+        let (dead, port) = match side {
+            Side::Netdev => (self.dead.0, &self.netdev),
+            Side::Device => (self.dead.1, &self.device),
+        };
+        let t = port.traits();
+        Traits { up: t.up && !dead, ..t }
+    }
+
+    /// The port at an end.
+    pub fn port(&mut self, side: Side) -> &mut dyn Port {
+        match side {
+            Side::Netdev => self.netdev.as_mut(),
+            Side::Device => self.device.as_mut(),
+        }
+    }
+
+    /// The port is of no use until it is connected anew.
+    pub fn set_dead(&mut self, side: Side, dead: bool) {
+        match side {
+            Side::Netdev => self.dead.0 = dead,
+            Side::Device => self.dead.1 = dead,
+        }
+        self.rewire();
+    }
+
+    /// The end is up: alive, and its port says so.
+    #[must_use]
+    pub fn is_up(&self, side: Side) -> bool {
+        self.traits(side).up
+    }
+
+    /// Descriptors of an end, none if it is dead (its control descriptor excepted).
+    pub fn watch(&self, side: Side, w: &mut Watch) {
+        match side {
+            Side::Netdev if !self.dead.0 => self.netdev.watch(w),
+            Side::Device if !self.dead.1 => self.device.watch(w),
+            _ => {}
+        }
+    }
+
+    /// A descriptor of an end is ready.
+    ///
+    /// # Errors
+    /// The port died.
+    pub fn event(&mut self, side: Side, fd: RawFd, why: Interest) -> io::Result<Change> {
+        self.port(side).event(fd, why)
+    }
+
+    /// A new connection for an end.
+    ///
+    /// # Errors
+    /// It is not what the port needs.
+    pub fn connect(&mut self, side: Side, fd: OwnedFd) -> io::Result<Change> {
+        self.port(side).connect(fd)
+    }
+
+    /// About to sleep until `giver` gives or its taker takes; true: do not sleep.
+    pub fn arm(&mut self, giver: Side, full: bool) -> bool {
+        let up = self.is_up(giver);
+        if full {
+            self.is_up(giver.peer()) && self.port(giver.peer()).arm_takes()
+        } else {
+            up && self.port(giver).arm_gives()
+        }
+    }
+
+    /// Counters of an end.
+    #[must_use]
+    pub fn stats(&self, side: Side) -> Stats {
+        match side {
+            Side::Netdev => self.netdev.stats(),
+            Side::Device => self.device.stats(),
+        }
+    }
+
+    /// One pass in the direction that `giver` gives.
+    pub fn turn(&mut self, giver: Side) -> Outcome {
+        let (from, to, path) = match giver {
+            Side::Netdev => (self.netdev.as_mut(), self.device.as_mut(), &mut self.to_device),
+            Side::Device => (self.device.as_mut(), self.netdev.as_mut(), &mut self.to_netdev),
+        };
+        if !path.gives.up {
+            return Outcome::Dry;
+        }
+        if !path.takes.up {
+            let drained = if path.drops_when_down { path.drain(from) } else { Ok(Outcome::Full) };
+            return drained.unwrap_or_else(|e| Outcome::Dead(giver, e));
+        }
+        if !path.held {
+            match path.fill(from, to) {
+                Ok(true) => {}
+                Ok(false) => return Outcome::Full,
+                Err(e) => return Outcome::Dead(giver, e),
+            }
+        }
+        let waiting = path.batch.len();
+        if waiting == 0 && !path.direct {
+            return Outcome::Dry;
+        }
+        let sent = path.send(to);
+        let taken = *sent.as_ref().unwrap_or(&waiting);
+        if waiting > 0 {
+            from.release(&path.batch, taken);
+        }
+        path.batch.advance(taken);
+        path.held = taken < waiting && !path.gives.rewinds;
+        match sent {
+            Err(e) => {
+                from.stats_mut().drop_n(Reason::PeerDown, waiting as u64);
+                Outcome::Dead(giver.peer(), e)
+            }
+            Ok(_) if taken < waiting => Outcome::Full,
+            Ok(_) if waiting == BATCH || (waiting > 0 && path.gives.needs_memory) => Outcome::Moved,
+            Ok(_) if waiting > 0 => Outcome::Last,
+            Ok(_) => Outcome::Dry,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

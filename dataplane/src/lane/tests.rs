@@ -1,0 +1,247 @@
+//! A lane between two fakes: order, back-pressure, rewinding and held givers, work in software, death.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use netreeve_shared::vnet::{F_NEEDS_CSUM, GSO_TCPV4, Vnet};
+
+use super::*;
+use crate::frame::HEAD;
+use crate::mem::Buf;
+use crate::port::Offloads;
+
+/// What a test sees and sets of a fake port.
+#[derive(Default)]
+struct Inside {
+    gives: VecDeque<(Vec<u8>, Vnet)>,
+    took: Vec<Vec<u8>>,
+    room: usize,
+    down: bool,
+    fail: bool,
+    released: usize,
+}
+
+struct Fake {
+    inside: Arc<Mutex<Inside>>,
+    traits: Traits,
+    buf: Buf,
+    stats: Stats,
+    given: usize,
+}
+
+fn fake(traits: Traits, room: usize) -> (Box<Fake>, Arc<Mutex<Inside>>) {
+    let inside = Arc::new(Mutex::new(Inside { room, ..Inside::default() }));
+    let buf = Buf::new(1 << 20).unwrap();
+    (Box::new(Fake { inside: inside.clone(), traits, buf, stats: Stats::default(), given: 0 }), inside)
+}
+
+impl Port for Fake {
+    fn traits(&self) -> Traits {
+        Traits { up: !self.inside.lock().unwrap().down, ..self.traits }
+    }
+
+    fn watch(&self, _: &mut Watch) {}
+
+    fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
+        let mut i = self.inside.lock().unwrap();
+        if i.fail {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.given = 0;
+        let mut at = 0;
+        while b.room() > 0 && self.given < i.gives.len() {
+            let (bytes, vnet) = i.gives[self.given].clone();
+            let f = b.push().unwrap();
+            f.set_head(&bytes);
+            f.len = bytes.len() as u32;
+            f.vnet = vnet;
+            let rest = bytes.get(HEAD..).unwrap_or_default();
+            let seg = self.buf.seg(at, rest.len() as u32);
+            seg.copy_in(rest);
+            at += rest.len() as u32;
+            b.push_seg(seg);
+            self.given += 1;
+        }
+        if !self.traits.rewinds {
+            let n = self.given;
+            i.gives.drain(..n);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, b: &Batch) -> io::Result<usize> {
+        let mut i = self.inside.lock().unwrap();
+        if i.fail {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let mut n = 0;
+        for f in b.frames() {
+            if !f.dropped {
+                if i.took.len() >= i.room {
+                    break;
+                }
+                let mut bytes = f.head().to_vec();
+                for s in b.body(f) {
+                    let mut p = vec![0; s.len() as usize];
+                    s.copy_out(&mut p);
+                    bytes.extend(p);
+                }
+                assert_eq!(bytes.len(), f.len as usize);
+                i.took.push(bytes);
+            }
+            n += 1;
+        }
+        Ok(n)
+    }
+
+    fn release(&mut self, _: &Batch, taken: usize) {
+        let mut i = self.inside.lock().unwrap();
+        i.released += taken;
+        if self.traits.rewinds {
+            i.gives.drain(..taken);
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    fn stats_mut(&mut self) -> &mut Stats {
+        &mut self.stats
+    }
+}
+
+fn frame(n: u32, len: usize) -> (Vec<u8>, Vnet) {
+    let mut v = vec![0; len.max(14)];
+    v[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+    let at = v.len().min(18) - 4;
+    v[at..at + 4].copy_from_slice(&n.to_be_bytes());
+    (v, Vnet::default())
+}
+
+/// A TCP super-frame with `payload` bytes.
+fn super_frame(payload: usize, mss: u16) -> (Vec<u8>, Vnet) {
+    let (mut v, _) = frame(0, 14);
+    v[12..14].copy_from_slice(&[8, 0]);
+    let mut ip = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    ip[2..4].copy_from_slice(&((40 + payload) as u16).to_be_bytes());
+    v.extend(ip);
+    v.extend([0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    v.extend((0..payload).map(|i| i as u8));
+    let vnet = Vnet {
+        flags: F_NEEDS_CSUM,
+        gso_type: GSO_TCPV4,
+        hdr_len: 54,
+        gso_size: mss,
+        csum_start: 34,
+        csum_offset: 16,
+    };
+    (v, vnet)
+}
+
+#[test]
+fn order_is_kept_and_nothing_is_lost_whoever_holds_what_waits() {
+    for rewinds in [true, false] {
+        let (giver, g) = fake(Traits { rewinds, ..Traits::default() }, 0);
+        let (taker, t) = fake(Traits::default(), 10);
+        let mut lane = Lane::new(giver, taker, None).unwrap();
+        g.lock().unwrap().gives.extend((0..300).map(|n| frame(n, 60 + n as usize)));
+        let mut fulls = 0;
+        while t.lock().unwrap().took.len() < 300 {
+            match lane.turn(Side::Netdev) {
+                Outcome::Full => {
+                    fulls += 1;
+                    t.lock().unwrap().room += 7;
+                }
+                Outcome::Dead(..) => panic!("nobody died"),
+                _ => {}
+            }
+        }
+        assert!(fulls > 10);
+        let want: Vec<_> = (0..300).map(|n| frame(n, 60 + n as usize).0).collect();
+        assert_eq!(t.lock().unwrap().took, want);
+        assert_eq!(g.lock().unwrap().released, 300);
+        assert!(matches!(lane.turn(Side::Netdev), Outcome::Dry));
+    }
+}
+
+#[test]
+fn a_segmented_frame_goes_on_where_the_taker_stopped() {
+    let (giver, g) = fake(Traits { rewinds: true, gives: Offloads::ALL, ..Traits::default() }, 0);
+    let (taker, t) = fake(Traits { max_frame: 1514, ..Traits::default() }, 1);
+    let mut lane = Lane::new(taker, giver, None).unwrap();
+    g.lock().unwrap().gives.extend([frame(1, 60), super_frame(60000, 1448), frame(2, 60)]);
+    let all = 60000usize.div_ceil(1448) + 2;
+    while t.lock().unwrap().took.len() < all {
+        if matches!(lane.turn(Side::Device), Outcome::Full) {
+            t.lock().unwrap().room += 5;
+        }
+    }
+    let took = std::mem::take(&mut t.lock().unwrap().took);
+    let payload: Vec<u8> = took[1..all - 1].iter().flat_map(|p| p[54..].to_vec()).collect();
+    assert_eq!(payload, super_frame(60000, 1448).0[54..]);
+    assert_eq!((took[0].clone(), took[all - 1].clone()), (frame(1, 60).0, frame(2, 60).0));
+    assert_eq!(g.lock().unwrap().released, 3);
+}
+
+#[test]
+fn drops_are_counted_by_reason_and_the_rest_goes_on() {
+    let (giver, g) = fake(Traits { rewinds: true, gives: Offloads::ALL, ..Traits::default() }, 0);
+    let (taker, t) = fake(Traits { max_frame: 100, ..Traits::default() }, 99);
+    let lock = Mac([2, 0, 0, 0, 0, 9]);
+    let mut lane = Lane::new(taker, giver, Some(lock)).unwrap();
+    let mut foreign = frame(3, 60);
+    foreign.0[11] = 8;
+    let runt = (vec![0; 13], Vnet::default());
+    let broken = (super_frame(200, 100).0[..40].to_vec(), super_frame(200, 100).1);
+    g.lock().unwrap().gives.extend([frame(1, 60), foreign, frame(2, 101), runt, broken, frame(4, 100)]);
+    assert!(matches!(lane.turn(Side::Device), Outcome::Last));
+    assert_eq!(t.lock().unwrap().took, [frame(1, 60).0, frame(4, 100).0]);
+    let drops = lane.stats(Side::Device).drops;
+    for why in [Reason::SourceMac, Reason::Oversize, Reason::Runt, Reason::Offload] {
+        assert_eq!(drops[why as usize], 1, "{why:?}");
+    }
+}
+
+#[test]
+fn a_netdev_that_is_down_swallows_and_a_guest_that_is_down_is_waited_for() {
+    let (netdev, n) = fake(Traits { rewinds: true, ..Traits::default() }, 99);
+    let (device, d) = fake(Traits { rewinds: true, ..Traits::default() }, 99);
+    let mut lane = Lane::new(netdev, device, None).unwrap();
+    n.lock().unwrap().gives.extend([frame(1, 60)]);
+    d.lock().unwrap().gives.extend([frame(2, 60)]);
+    d.lock().unwrap().down = true;
+    lane.rewire();
+    assert!(matches!(lane.turn(Side::Netdev), Outcome::Full));
+    assert!(matches!(lane.turn(Side::Device), Outcome::Dry));
+    d.lock().unwrap().down = false;
+    n.lock().unwrap().down = true;
+    lane.rewire();
+    assert!(matches!(lane.turn(Side::Device), Outcome::Moved));
+    assert!(n.lock().unwrap().took.is_empty());
+    assert_eq!(lane.stats(Side::Device).drops[Reason::PeerDown as usize], 1);
+    n.lock().unwrap().down = false;
+    lane.rewire();
+    assert!(matches!(lane.turn(Side::Netdev), Outcome::Last));
+    assert_eq!(d.lock().unwrap().took, [frame(1, 60).0]);
+}
+
+#[test]
+fn a_dead_port_is_named_and_the_lane_lives_on() {
+    let (netdev, n) = fake(Traits { rewinds: true, ..Traits::default() }, 99);
+    let (device, d) = fake(Traits { rewinds: true, ..Traits::default() }, 99);
+    let mut lane = Lane::new(netdev, device, None).unwrap();
+    d.lock().unwrap().gives.extend([frame(2, 60), frame(3, 60)]);
+    n.lock().unwrap().fail = true;
+    assert!(matches!(lane.turn(Side::Netdev), Outcome::Dead(Side::Netdev, _)));
+    assert!(matches!(lane.turn(Side::Device), Outcome::Dead(Side::Netdev, _)));
+    lane.set_dead(Side::Netdev, true);
+    assert!(matches!(lane.turn(Side::Netdev), Outcome::Dry));
+    d.lock().unwrap().gives.extend([frame(4, 60)]);
+    assert!(matches!(lane.turn(Side::Device), Outcome::Moved));
+    n.lock().unwrap().fail = false;
+    lane.set_dead(Side::Netdev, false);
+    d.lock().unwrap().gives.extend([frame(5, 60)]);
+    assert!(matches!(lane.turn(Side::Device), Outcome::Last));
+    assert_eq!(n.lock().unwrap().took, [frame(5, 60).0]);
+}

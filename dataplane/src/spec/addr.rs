@@ -1,0 +1,178 @@
+//! QEMU's `SocketAddress` (`qapi/sockets.json`): `addr.type=inet|unix|vsock|fd` and what belongs to each.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::fault::Fault;
+use crate::spec::fields::{Fields, U32};
+
+/// Longest path of a unix socket in bytes (`sun_path` is 108 with its NUL, unix(7)).
+pub const MAX_PATH: usize = 107;
+
+/// Where a stream is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addr {
+    /// TCP.
+    Inet(Inet),
+    /// A unix socket in the file system.
+    Unix(PathBuf),
+    /// A unix socket in the abstract namespace: the name's bytes, padded to 107 if QEMU would (`tight=off`).
+    Abstract(Vec<u8>),
+    /// A virtual machine's socket (vsock(7)): context and port.
+    Vsock(u32, u32),
+    /// A descriptor that this process inherited.
+    Fd(i32),
+}
+
+/// A TCP address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inet {
+    /// Name or number; empty: any address, for a server.
+    pub host: String,
+    /// Port, and the last port to try for a server (`to`).
+    pub port: u16,
+    /// Last port that a server tries.
+    pub to: Option<u16>,
+    /// Use IPv4 addresses.
+    pub ipv4: bool,
+    /// Use IPv6 addresses.
+    pub ipv6: bool,
+    /// `SO_KEEPALIVE`.
+    pub keep_alive: bool,
+}
+
+/// Takes the group `addr.*`.
+///
+/// # Errors
+/// QEMU's complaints.
+pub fn take(f: &mut Fields) -> Result<Addr, Fault> {
+    const FIX: &str = "give addr.type=unix,addr.path=PATH or addr.type=inet,addr.host=HOST,addr.port=PORT";
+    if f.has("addr") {
+        return Err(f.fault("Invalid parameter type for 'addr', expected: object", FIX));
+    }
+    if !f.has_group("addr") {
+        return Err(f.fault("Parameter 'addr' is missing", FIX));
+    }
+    match f.need("addr.type", FIX)?.as_str() {
+        "inet" => inet(f).map(Addr::Inet),
+        "unix" => unix(f),
+        "vsock" => vsock(f),
+        "fd" => {
+            let text = f.need("addr.str", "give the number of an inherited descriptor")?;
+            fd_number(f, "addr.str", &text).map(Addr::Fd)
+        }
+        other => Err(f.bad_value("type", other, "addr.type is inet, unix, vsock or fd")),
+    }
+}
+
+fn inet(f: &mut Fields) -> Result<Inet, Fault> {
+    let host = f.need("addr.host", "give addr.host=HOST")?;
+    f.need("addr.port", "give addr.port=PORT")?;
+    let port = f.number16("addr.port", 0, u16::MAX)?.unwrap_or(0);
+    let to = f.number16("addr.to", port, u16::MAX)?;
+    let numeric = f.flag("addr.numeric")?.unwrap_or(false);
+    if numeric && !host.is_empty() && host.parse::<std::net::IpAddr>().is_err() {
+        return Err(f.bad_value("addr.host", &host, "addr.numeric=on wants an address, not a name"));
+    }
+    // QEMU's rule: naming one family alone turns the other off.
+    let (v4, v6) = (f.flag("addr.ipv4")?, f.flag("addr.ipv6")?);
+    let (ipv4, ipv6) = (v4.unwrap_or(v6 != Some(true)), v6.unwrap_or(v4 != Some(true)));
+    if !ipv4 && !ipv6 {
+        return Err(f.fault("Cannot disable IPv4 and IPv6 at same time", ""));
+    }
+    let keep_alive = f.flag("addr.keep-alive")?.unwrap_or(false);
+    let later = "it is not in this version";
+    for key in ["addr.keep-alive-count", "addr.keep-alive-idle", "addr.keep-alive-interval", "addr.mptcp"] {
+        f.refuse(key, later, "leave it out: the kernel's defaults apply")?;
+    }
+    Ok(Inet { host, port, to, ipv4, ipv6, keep_alive })
+}
+
+fn unix(f: &mut Fields) -> Result<Addr, Fault> {
+    let path = f.need("addr.path", "give addr.path=PATH")?;
+    let in_abstract = f.flag("addr.abstract")?.unwrap_or(false);
+    let tight = f.flag("addr.tight")?.unwrap_or(true);
+    if path.is_empty() || path.len() > MAX_PATH {
+        let why = format!("UNIX socket path '{path}' is too long or empty");
+        return Err(f.fault(why, format!("a path has 1 to {MAX_PATH} bytes")));
+    }
+    if !in_abstract {
+        return Ok(Addr::Unix(PathBuf::from(path)));
+    }
+    let mut name = path.into_bytes();
+    if !tight {
+        name.resize(MAX_PATH, 0);
+    }
+    Ok(Addr::Abstract(name))
+}
+
+fn vsock(f: &mut Fields) -> Result<Addr, Fault> {
+    f.need("addr.cid", "give addr.cid=CID")?;
+    f.need("addr.port", "give addr.port=PORT")?;
+    let cid = f.number32("addr.cid", 0, u32::MAX)?.unwrap_or(0);
+    let port = f.number32("addr.port", 0, u32::MAX)?.unwrap_or(0);
+    Ok(Addr::Vsock(cid, port))
+}
+
+/// A path for a unix socket, from the key `path`.
+///
+/// # Errors
+/// It is empty or too long.
+pub fn path(f: &mut Fields) -> Result<Option<PathBuf>, Fault> {
+    let Some(path) = f.text("path") else { return Ok(None) };
+    if path.is_empty() || path.len() > MAX_PATH {
+        let why = format!("UNIX socket path '{path}' is too long or empty");
+        return Err(f.fault(why, format!("a path has 1 to {MAX_PATH} bytes")));
+    }
+    Ok(Some(PathBuf::from(path)))
+}
+
+/// The number of an inherited descriptor. 0 to 2 are the standard streams and never a port.
+///
+/// # Errors
+/// It is no number, or one of those.
+pub fn fd_number(f: &Fields, key: &str, text: &str) -> Result<i32, Fault> {
+    match text.parse::<i32>() {
+        Ok(n) if n > 2 => Ok(n),
+        Ok(_) => Err(f.bad_value(key, text, "descriptors 0 to 2 are the standard streams")),
+        Err(_) => {
+            let fix =
+                "give the number of a descriptor that netreeve inherits; there is no monitor for getfd names";
+            Err(f.fault(format!("{key}={text} is no descriptor number"), fix))
+        }
+    }
+}
+
+/// `reconnect-ms`, or the older `reconnect` in seconds; in milliseconds, none: do not dial again.
+///
+/// # Errors
+/// QEMU's: both at once, or together with a server.
+pub fn reconnect(f: &mut Fields, server: bool) -> Result<Option<u32>, Fault> {
+    let seconds = f.number("reconnect", 0, U32 / 1000)?;
+    let ms = f.number32("reconnect-ms", 0, u32::MAX)?;
+    if seconds.is_some() && ms.is_some() {
+        return Err(f.fault("'reconnect' and 'reconnect-ms' are mutually exclusive", "give reconnect-ms"));
+    }
+    if server && (seconds.is_some() || ms.is_some()) {
+        let why = "'reconnect' and 'reconnect-ms' options are incompatible with socket in server mode";
+        return Err(f.fault(why, "a server takes the next connection by itself"));
+    }
+    let seconds = seconds.and_then(|s| u32::try_from(s * 1000).ok());
+    Ok(ms.or(seconds).filter(|n| *n != 0))
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet(i) if i.host.contains(':') => write!(f, "tcp:[{}]:{}", i.host, i.port),
+            Self::Inet(i) => write!(f, "tcp:{}:{}", i.host, i.port),
+            Self::Unix(p) => write!(f, "unix:{}", p.display()),
+            Self::Abstract(n) => {
+                write!(f, "unix:@{}", String::from_utf8_lossy(n).trim_end_matches('\0'))
+            }
+            Self::Vsock(cid, port) => write!(f, "vsock:{cid}:{port}"),
+            Self::Fd(n) => write!(f, "fd:{n}"),
+        }
+    }
+}

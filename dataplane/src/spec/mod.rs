@@ -1,0 +1,306 @@
+//! What the user asks for, from QEMU's `-netdev` strings, their JSON form, or a TOML file, into one struct a port.
+//!
+//! Each port reads its own keys in its own file. Trust: the text is the user's. Promise: what QEMU's documentation says
+//! of an option is true here or refused with the reason; nothing that would run a program is ever honoured.
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod fields;
+pub mod stream;
+pub mod tap;
+pub mod text;
+pub mod vhost_user;
+pub mod xsk;
+
+#[cfg(test)]
+mod tests;
+
+use netreeve_shared::mac::Mac;
+
+use crate::fault::{Exit, Fault};
+use fields::Fields;
+use text::Parsed;
+
+/// Most ports of one run.
+pub const MAX_PORTS: usize = 32;
+
+/// A port and what it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name: QEMU's `id`.
+    pub id: String,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What a port is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A tap.
+    Tap(tap::Tap),
+    /// AF_XDP sockets.
+    Xsk(xsk::Xsk),
+    /// A stream.
+    Stream(stream::Stream),
+    /// A vhost-user device.
+    VhostUser(vhost_user::VhostUser),
+}
+
+/// Two ports, peers of each other, by index into [`Config::ports`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wire {
+    /// Host side.
+    pub netdev: usize,
+    /// VM side.
+    pub device: usize,
+    /// The only source address that the device may use.
+    pub lock_mac: Option<Mac>,
+}
+
+/// Everything that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The ports, netdevs and devices, in the order given.
+    pub ports: Vec<Port>,
+    /// The wires.
+    pub wires: Vec<Wire>,
+    /// What the user should hear.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Netdev,
+    Device,
+}
+
+/// QEMU's types that a later version will have.
+const LATER: &[&str] = &[
+    "user",
+    "socket",
+    "dgram",
+    "l2tpv3",
+    "vde",
+    "hubport",
+    "netmap",
+    "vhost-vdpa",
+    "vmnet-host",
+    "vmnet-shared",
+    "vmnet-bridged",
+    "passt",
+    "nic",
+];
+const TYPES: &str = "this version has tap, bridge, af-xdp, stream and vhost-user";
+
+impl Config {
+    /// Reads `--netdev` texts, `--device` texts and tables of a configuration file, and joins them.
+    ///
+    /// # Errors
+    /// The first thing that cannot stand.
+    pub fn read(netdevs: &[String], devices: &[String], file: Option<(&str, &str)>) -> Result<Self, Fault> {
+        let mut config = Self::default();
+        let mut joins = Vec::new();
+        for text in netdevs {
+            config.add(Role::Netdev, Fields::new(format!("--netdev {text}"), parse("--netdev", text)?))?;
+        }
+        for text in devices {
+            let fields = Fields::new(format!("--device {text}"), parse("--device", text)?);
+            joins.extend(config.add(Role::Device, fields)?);
+        }
+        if let Some((name, body)) = file {
+            for (role, fields) in tables(name, body)? {
+                joins.extend(config.add(role, fields)?);
+            }
+        }
+        for (device, join) in joins {
+            config.join(device, join)?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads one port and appends it. Gives what a device wants to be joined to.
+    fn add(&mut self, role: Role, mut f: Fields) -> Result<Option<(usize, Join)>, Fault> {
+        let index = self.ports.len();
+        if index >= MAX_PORTS {
+            return Err(f.fault(format!("more than {MAX_PORTS} ports"), "start netreeve once for each VM"));
+        }
+        let id = self.identifier(role, &mut f)?;
+        let join = if role == Role::Device { Some((index, Join::read(&mut f)?)) } else { None };
+        let kind = kind(role, &mut f)?;
+        self.warnings.extend(f.finish()?);
+        self.ports.push(Port { id, kind });
+        Ok(join)
+    }
+
+    fn identifier(&self, role: Role, f: &mut Fields) -> Result<String, Fault> {
+        let what = if role == Role::Netdev { "netdev" } else { "device" };
+        let id = match f.text("id") {
+            Some(id) => id,
+            None if role == Role::Netdev => {
+                return Err(f.fault("Parameter 'id' is missing", "name it: id=n0"));
+            }
+            None => (0..=self.ports.len())
+                .map(|n| format!("device{n}"))
+                .find(|n| self.ports.iter().all(|p| p.id != *n))
+                .unwrap_or_default(),
+        };
+        let letters = id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        if !letters || !id.starts_with(|c: char| c.is_ascii_alphabetic()) || id.len() > 64 {
+            let fix = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
+            return Err(f.fault("Parameter 'id' expects an identifier", fix));
+        }
+        if self.ports.iter().any(|p| p.id == id) {
+            return Err(f.fault(format!("Duplicate ID '{id}' for {what}"), "give each port its own id"));
+        }
+        Ok(id)
+    }
+
+    fn join(&mut self, device: usize, join: Join) -> Result<(), Fault> {
+        let fault =
+            |why: String, fix: String| Fault { exit: Exit::Config, what: join.what.clone(), why, fix };
+        let ids: Vec<String> = self.ports.iter().map(|p| p.id.clone()).collect();
+        let netdev =
+            ids.iter().position(|i| *i == join.netdev).filter(|n| *n != device).ok_or_else(|| {
+                let fix = fields::nearest(&join.netdev, &ids)
+                    .map_or_else(|| "add --netdev TYPE,id=...".into(), |n| format!("did you mean '{n}'?"));
+                fault(format!("Property 'netdev' can't find value '{}'", join.netdev), fix)
+            })?;
+        let taken = |n: usize| self.wires.iter().any(|w| w.netdev == n || w.device == n);
+        if taken(netdev) {
+            let why = format!("Property 'netdev' can't take value '{}', it's in use", join.netdev);
+            return Err(fault(why, "a wire has two ends: give this device a netdev of its own".into()));
+        }
+        self.wires.push(Wire { netdev, device, lock_mac: join.lock_mac });
+        Ok(())
+    }
+
+    /// Rules across ports.
+    fn check(&mut self) -> Result<(), Fault> {
+        let lone = self.ports.iter().enumerate();
+        let lone = lone.filter(|(i, _)| self.wires.iter().all(|w| w.netdev != *i && w.device != *i));
+        self.warnings.extend(lone.map(|(_, p)| format!("netdev {} has no peer", p.id)));
+        let mut fds: Vec<i32> = self.ports.iter().flat_map(|p| p.kind.inherited()).collect();
+        fds.sort_unstable();
+        let twice = fds.windows(2).find_map(|w| match w {
+            [a, b] if a == b => Some(*a),
+            _ => None,
+        });
+        match twice {
+            None => Ok(()),
+            Some(fd) => {
+                let why = format!("descriptor {fd} is named twice");
+                Err(Fault::new(Exit::Config, "the ports", why, "each port needs descriptors of its own"))
+            }
+        }
+    }
+}
+
+impl Kind {
+    /// Numbers of the descriptors that this process must have inherited.
+    #[must_use]
+    pub fn inherited(&self) -> Vec<i32> {
+        match self {
+            Self::Tap(tap::Tap::Handed(fds)) => fds.clone(),
+            Self::Stream(stream::Stream { addr: addr::Addr::Fd(n), .. })
+            | Self::VhostUser(vhost_user::VhostUser { addr: addr::Addr::Fd(n), .. }) => vec![*n],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The type's name, as in the options.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Tap(_) => "tap",
+            Self::Xsk(_) => "af-xdp",
+            Self::Stream(_) => "stream",
+            Self::VhostUser(_) => "vhost-user",
+        }
+    }
+}
+
+/// What a device says of its wire.
+struct Join {
+    what: String,
+    netdev: String,
+    lock_mac: Option<Mac>,
+}
+
+impl Join {
+    fn read(f: &mut Fields) -> Result<Self, Fault> {
+        let what = f.fault("", "").what;
+        let netdev = f.need("netdev", "name the netdev to join: netdev=ID")?;
+        let mac_text = if f.has("lock-mac") { f.text("lock-mac") } else { None };
+        let lock_mac = match mac_text.as_deref() {
+            None | Some("off" | "no" | "false" | "n") => None,
+            Some(word @ ("on" | "yes" | "true" | "y")) => {
+                // `mac` stays for the port to read: only a copy is looked at.
+                let mac: Option<Mac> = f.peek("mac").and_then(|t| t.parse().ok());
+                Some(
+                    mac.ok_or_else(|| f.bad_value("lock-mac", word, "give mac= beside it, or lock-mac=MAC"))?,
+                )
+            }
+            Some(text) => {
+                let mac = text.parse::<Mac>().map_err(|e| f.bad_value("lock-mac", text, &e.to_string()))?;
+                Some(mac)
+            }
+        };
+        Ok(Self { what, netdev, lock_mac })
+    }
+}
+
+fn parse(option: &str, text: &str) -> Result<Parsed, Fault> {
+    // QEMU reads stream and dgram by its newer parser; our devices are new as well.
+    let dotted = |kind: &str| option == "--device" || kind == "stream" || kind == "dgram";
+    text::parse(text, dotted)
+        .map_err(|why| Fault::new(Exit::Config, format!("{option} {text}"), why, "see netreeve(1)"))
+}
+
+fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
+    let name = f.need("type", TYPES)?;
+    match name.as_str() {
+        "tap" => tap::read(f).map(Kind::Tap),
+        "bridge" => tap::read_bridge(f).map(Kind::Tap),
+        "af-xdp" => xsk::read(f).map(Kind::Xsk),
+        "stream" => stream::read(f).map(Kind::Stream),
+        "vhost-user" => vhost_user::read(f).map(Kind::VhostUser),
+        later if LATER.contains(&later) => {
+            Err(f.fault(format!("type '{later}' is not in this version"), TYPES))
+        }
+        other if role == Role::Device && other.starts_with("virtio-net") => {
+            let fix =
+                "that is the VMM's own device; here give what it attaches to: vhost-user,netdev=ID,path=PATH";
+            Err(f.bad_value("type", other, fix))
+        }
+        other => Err(f.bad_value("type", other, TYPES)),
+    }
+}
+
+/// The `[[netdev]]` and `[[device]]` tables of a configuration file.
+fn tables(name: &str, body: &str) -> Result<Vec<(Role, Fields)>, Fault> {
+    let fault = |why: String, fix: &str| Fault::new(Exit::Config, format!("--config {name}"), why, fix);
+    let file: toml::Table = body.parse().map_err(|e: toml::de::Error| fault(e.to_string(), ""))?;
+    let mut out = Vec::new();
+    for (key, value) in &file {
+        let role = match key.as_str() {
+            "netdev" => Role::Netdev,
+            "device" => Role::Device,
+            other => {
+                let why = format!("Parameter '{other}' is unexpected");
+                return Err(fault(why, "a file holds [[netdev]] and [[device]] tables"));
+            }
+        };
+        let list =
+            value.as_array().ok_or_else(|| fault(format!("'{key}' is no list"), "write [[netdev]]"))?;
+        for (i, item) in list.iter().enumerate() {
+            let what = format!("--config {name}: {key} {}", i + 1);
+            let table = item.as_table().ok_or_else(|| fault(format!("'{key}' is no table"), ""))?;
+            let parsed = text::table(table).map_err(|why| Fault::new(Exit::Config, &what, why, ""))?;
+            out.push((role, Fields::new(what, parsed)));
+        }
+    }
+    // Netdevs first, so that the order in the file does not matter.
+    out.sort_by_key(|(role, _)| *role == Role::Device);
+    Ok(out)
+}

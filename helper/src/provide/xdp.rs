@@ -1,0 +1,111 @@
+//! The XDP program: loaded for one grant, its sockets inserted, attached by a `bpf_link` in a mode that we name.
+//!
+//! Trust: the object is our own (crate `bpf`); what it is told comes from a checked request. Promise: the program's and
+//! the maps' descriptors never leave this process; the link's does, and the program stays attached exactly as long as
+//! a copy of that lives.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use libbpf_rs::{MapCore, MapFlags, Object, ObjectBuilder};
+use netreeve_bpf as bpf;
+use netreeve_shared::refusal::{Refusal, Step};
+use netreeve_shared::request::{Steer, XdpMode};
+use nix::errno::Errno;
+
+use super::failed;
+use crate::sys;
+
+// linux/if_link.h
+const SKB_MODE: u32 = 1 << 1;
+const DRV_MODE: u32 = 1 << 2;
+
+/// What a program is loaded for.
+pub(crate) struct Plan<'a> {
+    /// Which frames.
+    pub(crate) steer: &'a Steer,
+    /// First receive queue.
+    pub(crate) start_queue: u16,
+    /// Receive queues.
+    pub(crate) queues: u16,
+    /// Frames may span several buffers.
+    pub(crate) frags: bool,
+}
+
+/// A loaded program with its maps.
+pub(crate) struct Program {
+    object: Object,
+}
+
+impl Program {
+    /// Loads the program and tells it which frames are the guest's. Needs `privilege::PROGRAM`.
+    pub(crate) fn load(plan: &Plan<'_>) -> Result<Self, Refusal> {
+        // libbpf prints to stderr by default; our log has one line a decision, and the errno says why.
+        libbpf_rs::set_print(None);
+        let mut object =
+            ObjectBuilder::default().open_memory(bpf::object()).map_err(refused(Step::LoadProgram))?;
+        let (config, macs): (_, &[_]) = match plan.steer {
+            Steer::All => ((true, false, false), &[]),
+            Steer::Macs { macs, broadcast, multicast } => ((false, *broadcast, *multicast), macs),
+        };
+        let (all, broadcast, multicast) = config;
+        let config = bpf::Config { first_queue: plan.start_queue.into(), all, broadcast, multicast };
+        for mut map in object.maps_mut() {
+            let told = match map.name().to_str() {
+                Some(bpf::CONFIG) => map.set_initial_value(&config.to_bytes()),
+                Some(bpf::SOCKETS) => map.set_max_entries(plan.queues.into()),
+                _ => Ok(()),
+            };
+            told.map_err(refused(Step::LoadProgram))?;
+        }
+        let chosen = if plan.frags { bpf::REDIRECT_FRAGS } else { bpf::REDIRECT };
+        for mut program in object.progs_mut() {
+            let wanted = program.name() == chosen;
+            program.set_autoload(wanted);
+        }
+        let program = Self { object: object.load().map_err(refused(Step::LoadProgram))? };
+        for mac in macs {
+            let [a, b, c, d, e, g] = mac.0;
+            program
+                .update(bpf::STATIONS, &[a, b, c, d, e, g, 0, 0], &[1])
+                .map_err(failed(Step::LoadProgram))?;
+        }
+        Ok(program)
+    }
+
+    /// Gives the frames of the `slot`th queue to `socket`.
+    pub(crate) fn insert(&self, slot: u32, socket: BorrowedFd<'_>) -> nix::Result<()> {
+        self.update(bpf::SOCKETS, &slot.to_ne_bytes(), &socket.as_raw_fd().to_ne_bytes())
+    }
+
+    /// Attaches the program. No mode: in the driver, or else in the stack (QEMU's rule), unless somebody else's program
+    /// is in the way.
+    pub(crate) fn attach(&self, ifindex: u32, mode: Option<XdpMode>) -> Result<(OwnedFd, XdpMode), Refusal> {
+        match mode {
+            Some(mode) => Ok((self.attach_in(ifindex, mode)?, mode)),
+            None => match self.attach_in(ifindex, XdpMode::Native) {
+                Err(Refusal::Failed { .. }) => Ok((self.attach_in(ifindex, XdpMode::Skb)?, XdpMode::Skb)),
+                answer => Ok((answer?, XdpMode::Native)),
+            },
+        }
+    }
+
+    fn attach_in(&self, ifindex: u32, mode: XdpMode) -> Result<OwnedFd, Refusal> {
+        let program = self.object.progs().find(libbpf_rs::Program::autoload);
+        let program = program.ok_or(failed(Step::Attach)(Errno::ENOENT))?;
+        let flags = if mode == XdpMode::Native { DRV_MODE } else { SKB_MODE };
+        sys::xdp_link(program.as_fd(), ifindex, flags).map_err(|why| match why {
+            Errno::EBUSY | Errno::EEXIST => Refusal::Busy,
+            other => failed(Step::Attach)(other),
+        })
+    }
+
+    fn update(&self, map: &str, key: &[u8], value: &[u8]) -> nix::Result<()> {
+        let map = self.object.maps().find(|m| m.name() == map).ok_or(Errno::ENOENT)?;
+        map.update(key, value, MapFlags::ANY).map_err(|_| Errno::last())
+    }
+}
+
+/// libbpf leaves the kernel's error in errno; libbpf-rs hands out only a rough kind of it.
+fn refused(step: Step) -> impl Fn(libbpf_rs::Error) -> Refusal {
+    move |_| failed(step)(Errno::last())
+}

@@ -1,0 +1,191 @@
+//! AF_XDP sockets: made whole and bound here, because an unbound one could be bound to any NIC by its holder.
+//!
+//! Trust: the request is allowed and in range. Promise: a bound socket serves its queue and can never be re-targeted;
+//! a pinned one (QEMU's way) can be bound to its interface only. The UMEM is a memfd that can neither shrink nor grow.
+//! `XDP_SHARED_UMEM` is not used: each queue has its memory, so that a queue is a unit of trust.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use netreeve_shared::grant::XskGrant;
+use netreeve_shared::ifname::IfName;
+use netreeve_shared::refusal::{Refusal, Step};
+use netreeve_shared::request::{XdpMode, XskRequest};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::failed;
+use super::xdp::Plan;
+use crate::netlink::{Link, Netlink};
+use crate::{privilege, sys};
+
+/// `XDP_PACKET_HEADROOM` (`linux/bpf.h`): bytes before a received frame in its chunk.
+const KERNEL_HEADROOM: u32 = 256;
+/// Ethernet header and two VLAN tags.
+const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
+/// MTU up to which every driver takes a program for frames of one buffer.
+const ONE_BUFFER_MTU: u32 = 1500;
+/// `ARPHRD_ETHER`.
+const ETHERNET: u16 = 1;
+/// `XDP_MAX_TX_SKB_BUDGET` (kernel 6.17): frames that one `sendto` sends in copy mode; 32 otherwise.
+const MAX_TX_SKB_BUDGET: i32 = 9;
+/// The kernel gives a queue back some 20 ms after its last socket closed; waiting longer is for somebody else's socket.
+const BUSY: Duration = Duration::from_millis(500);
+const BUSY_STEP: Duration = Duration::from_millis(2);
+
+/// The sockets of one grant, kept until they are in the map.
+pub(crate) struct Sockets {
+    /// What was asked.
+    pub(crate) request: XskRequest,
+    /// The interface, by index: names change.
+    pub(crate) ifindex: u32,
+    /// One a queue.
+    pub(crate) sockets: Vec<OwnedFd>,
+    frags: bool,
+}
+
+impl Sockets {
+    /// The program that these sockets need.
+    pub(crate) fn plan(&self) -> Plan<'_> {
+        let XskRequest { steer, start_queue, queues, .. } = &self.request;
+        Plan { steer, start_queue: *start_queue, queues: *queues, frags: self.frags }
+    }
+}
+
+/// Bound sockets with their UMEM: the descriptors are `[socket, memfd]` of each queue.
+pub(crate) fn open(request: &XskRequest, ticket: u32) -> Result<(Sockets, XskGrant, Vec<OwnedFd>), Refusal> {
+    let link = find(request.interface)?;
+    let frame = link.mtu.saturating_add(FRAME_OVERHEAD);
+    let mut flags = libc::XDP_USE_NEED_WAKEUP;
+    if frame > request.chunk.saturating_sub(KERNEL_HEADROOM) {
+        flags |= libc::XDP_USE_SG;
+    }
+    // Zero-copy needs the driver's own XDP.
+    if request.force_copy || request.mode == Some(XdpMode::Skb) {
+        flags |= libc::XDP_COPY;
+    }
+    let deadline = Instant::now() + BUSY;
+    let (mut sockets, mut fds, mut zero_copy) = (Vec::new(), Vec::new(), true);
+    for queue in request.start_queue..request.start_queue.saturating_add(request.queues) {
+        let (socket, memory) = make(request, link.index)?;
+        flags = bind(socket.as_fd(), link.index, queue.into(), flags, deadline)?;
+        zero_copy &= sys::xsk_is_zero_copy(socket.as_fd()).map_err(failed(Step::BindQueue))?;
+        sockets.push(socket.try_clone().map_err(|_| failed(Step::MakeSocket)(Errno::last()))?);
+        fds.extend([socket, memory]);
+    }
+    let multi_buffer = flags & libc::XDP_USE_SG != 0;
+    let frags = multi_buffer || link.mtu > ONE_BUFFER_MTU;
+    let grant = describe(request, &link, ticket)?;
+    let grant = XskGrant {
+        ring: request.ring,
+        chunk: request.chunk,
+        chunks: request.chunks,
+        multi_buffer,
+        zero_copy,
+        ..grant
+    };
+    Ok((Sockets { request: request.clone(), ifindex: link.index, sockets, frags }, grant, fds))
+}
+
+/// Unbound sockets that can be bound to this interface only.
+pub(crate) fn open_pinned(
+    request: &XskRequest,
+    ticket: u32,
+) -> Result<(Sockets, XskGrant, Vec<OwnedFd>), Refusal> {
+    let link = find(request.interface)?;
+    let (mut sockets, mut fds) = (Vec::new(), Vec::new());
+    for _ in 0..request.queues {
+        let socket = make_socket(link.index)?;
+        sockets.push(socket.try_clone().map_err(|_| failed(Step::MakeSocket)(Errno::last()))?);
+        fds.push(socket);
+    }
+    let grant = describe(request, &link, ticket)?;
+    let frags = link.mtu > ONE_BUFFER_MTU;
+    Ok((Sockets { request: request.clone(), ifindex: link.index, sockets, frags }, grant, fds))
+}
+
+fn find(name: IfName) -> Result<Link, Refusal> {
+    let link = Netlink::open().and_then(|mut n| n.by_name(name)).map_err(failed(Step::FindInterface))?;
+    // The program reads an Ethernet header.
+    if link.hardware == ETHERNET { Ok(link) } else { Err(failed(Step::FindInterface)(Errno::EOPNOTSUPP)) }
+}
+
+/// A grant of sockets without UMEM.
+fn describe(request: &XskRequest, link: &Link, ticket: u32) -> Result<XskGrant, Refusal> {
+    Ok(XskGrant {
+        ticket,
+        name: request.interface,
+        ifindex: link.index,
+        start_queue: request.start_queue,
+        queues: request.queues,
+        mtu: link.mtu,
+        mac: link.mac.ok_or(failed(Step::FindInterface)(Errno::EADDRNOTAVAIL))?,
+        ring: 0,
+        chunk: 0,
+        chunks: 0,
+        headroom: 0,
+        multi_buffer: false,
+        zero_copy: false,
+    })
+}
+
+fn make_socket(ifindex: u32) -> Result<OwnedFd, Refusal> {
+    privilege::with(privilege::SOCKET, || {
+        let socket = sys::xsk_socket().map_err(failed(Step::MakeSocket))?;
+        sys::pin_to_interface(socket.as_fd(), ifindex).map_err(failed(Step::MakeSocket))?;
+        Ok(socket)
+    })
+}
+
+/// A socket with UMEM and all four rings, not yet bound, and the UMEM's memfd.
+fn make(request: &XskRequest, ifindex: u32) -> Result<(OwnedFd, OwnedFd), Refusal> {
+    let socket = make_socket(ifindex)?;
+    let bytes = u64::from(request.chunk) * u64::from(request.chunks);
+    let memory = make_memory(bytes).map_err(failed(Step::RegisterUmem))?;
+    privilege::with(privilege::UMEM, || {
+        sys::xsk_register(socket.as_fd(), memory.as_fd(), bytes, request.chunk)
+            .map_err(failed(Step::RegisterUmem))
+    })?;
+    for ring in
+        [libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING, libc::XDP_RX_RING, libc::XDP_TX_RING]
+    {
+        sys::xsk_set(socket.as_fd(), ring, request.ring).map_err(failed(Step::MakeRings))?;
+    }
+    match sys::xsk_set(socket.as_fd(), MAX_TX_SKB_BUDGET, request.ring) {
+        // Kernels that do not know it send 32 at a time: slower, not wrong.
+        Ok(()) | Err(Errno::ENOPROTOOPT) => Ok((socket, memory)),
+        Err(why) => Err(failed(Step::MakeRings)(why)),
+    }
+}
+
+/// Anonymous memory whose size nobody can change: a truncated UMEM would kill whoever reads it.
+fn make_memory(bytes: u64) -> nix::Result<OwnedFd> {
+    let memory = memfd_create(c"netreeve-umem", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    nix::unistd::ftruncate(&memory, i64::try_from(bytes).map_err(|_| Errno::EFBIG)?)?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(memory)
+}
+
+/// Binds, waiting for a queue that is being given back. Kernels before 6.6 do not know `XDP_USE_SG`: then without it,
+/// and larger frames are the kernel's counted drops. Returns the flags that were taken.
+fn bind(
+    socket: BorrowedFd<'_>,
+    ifindex: u32,
+    queue: u32,
+    flags: u16,
+    deadline: Instant,
+) -> Result<u16, Refusal> {
+    let mut flags = flags;
+    loop {
+        match sys::xsk_bind(socket, ifindex, queue, flags) {
+            Ok(()) => return Ok(flags),
+            Err(Errno::EBUSY) if Instant::now() < deadline => sleep(BUSY_STEP),
+            Err(Errno::EBUSY) => return Err(Refusal::Busy),
+            Err(Errno::EINVAL) if flags & libc::XDP_USE_SG != 0 => flags &= !libc::XDP_USE_SG,
+            Err(why) => return Err(failed(Step::BindQueue)(why)),
+        }
+    }
+}
