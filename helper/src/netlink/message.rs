@@ -32,6 +32,7 @@ pub(super) const PORT_GUARD: u16 = 5;
 pub(super) const PORT_PROTECT: u16 = 6;
 pub(super) const PORT_ISOLATED: u16 = 33;
 const TUN_QUEUES: u16 = 8;
+const TUN_DISABLED_QUEUES: u16 = 9;
 
 /// One message after its header: a `struct ifinfomsg` and attributes.
 pub(super) struct Message(Vec<u8>);
@@ -124,7 +125,7 @@ pub(crate) struct Link {
     pub(crate) master: u32,
     /// Device group.
     pub(crate) group: u32,
-    /// Queues of a tap.
+    /// Queues of a multi-queue tap, detached ones (`TUNSETQUEUE`) too.
     pub(crate) tun_queues: Option<u32>,
     /// Alternative names.
     pub(crate) altnames: Vec<String>,
@@ -158,8 +159,10 @@ impl Link {
             self.kind = text(value);
         }
         for (_, value) in fields.iter().filter(|(kind, _)| *kind == INFO_DATA && self.kind == "tun") {
-            for (_, queues) in attributes(value)?.iter().filter(|(kind, _)| *kind == TUN_QUEUES) {
-                self.tun_queues = Some(u32_at(queues, 0)?);
+            for (kind, queues) in attributes(value)? {
+                if matches!(kind, TUN_QUEUES | TUN_DISABLED_QUEUES) {
+                    self.tun_queues = Some(self.tun_queues.unwrap_or(0).saturating_add(u32_at(queues, 0)?));
+                }
             }
         }
         Ok(())
@@ -205,7 +208,10 @@ mod tests {
         m.put(MTU, &9000_u32.to_ne_bytes());
         m.nest(INFO, |m| {
             m.put(INFO_KIND, b"tun");
-            m.nest(INFO_DATA, |m| m.put(TUN_QUEUES, &4_u32.to_ne_bytes()));
+            m.nest(INFO_DATA, |m| {
+                m.put(TUN_QUEUES, &3_u32.to_ne_bytes());
+                m.put(TUN_DISABLED_QUEUES, &1_u32.to_ne_bytes());
+            });
         });
         m.nest(PROPERTIES, |m| {
             m.put(ALTNAME, b"one\0");

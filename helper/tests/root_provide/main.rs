@@ -9,6 +9,8 @@
 )]
 #![allow(clippy::print_stdout, reason = "a child test tells its parent that it is ready")]
 
+mod crash;
+mod least;
 mod packet;
 mod ring;
 mod support;

@@ -20,7 +20,7 @@ const GUEST: Mac = Mac([0x52, 0x54, 0, 0, 0, 9]);
 const SOON: Duration = Duration::from_secs(2);
 const NEVER: Duration = Duration::from_millis(150);
 
-fn veth(options: &str) {
+pub(crate) fn veth(options: &str) {
     namespace();
     ip(&format!("link add v0 {options} type veth peer name v1 {options}"));
     for end in ["v0", "v1"] {
@@ -29,7 +29,7 @@ fn veth(options: &str) {
     }
 }
 
-fn request() -> XskRequest {
+pub(crate) fn request() -> XskRequest {
     XskRequest {
         interface: name("v0"),
         mode: None,
@@ -47,7 +47,7 @@ fn guest_only(broadcast: bool, multicast: bool) -> Steer {
     Steer::Macs { macs: vec![GUEST], broadcast, multicast }
 }
 
-fn ask(provider: &mut Provider, asked: &XskRequest) -> Result<(XskGrant, Vec<OwnedFd>), Refusal> {
+pub(crate) fn ask(provider: &mut Provider, asked: &XskRequest) -> Result<(XskGrant, Vec<OwnedFd>), Refusal> {
     let asked = Request::Xsk(asked.clone());
     asked.check().unwrap();
     let (grant, fds) = provider.provide(&asked, UID, &LIMITS)?;
@@ -56,7 +56,7 @@ fn ask(provider: &mut Provider, asked: &XskRequest) -> Result<(XskGrant, Vec<Own
     Ok((xsk, fds))
 }
 
-fn activate(provider: &mut Provider, ticket: u32) -> Result<(XdpMode, OwnedFd), Refusal> {
+pub(crate) fn activate(provider: &mut Provider, ticket: u32) -> Result<(XdpMode, OwnedFd), Refusal> {
     let (grant, mut fds) = provider.provide(&Request::Activate(ticket), UID, &LIMITS)?;
     assert_eq!((grant.fds(), fds.len()), (vec![FdKind::Link], 1));
     let Grant::Active(active) = grant else { panic!("asked to activate, got {grant:?}") };
@@ -83,7 +83,7 @@ fn attached(interface: &str) -> Option<i64> {
 }
 
 /// The program goes asynchronously after the last descriptor.
-fn detaches(interface: &str) -> bool {
+pub(crate) fn detaches(interface: &str) -> bool {
     let until = Instant::now() + SOON;
     while attached(interface).is_some() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(5));
