@@ -2,6 +2,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use netreeve_helper::provide::{Limits, Provider};
 use netreeve_shared::grant::{Grant, TapGrant};
@@ -48,6 +49,21 @@ pub(crate) fn interfaces() -> Vec<String> {
     let all: serde_json::Value = serde_json::from_str(&ip("-j link show")).unwrap();
     let names = all.as_array().unwrap().iter().map(|l| l["ifname"].as_str().unwrap().to_owned());
     names.filter(|n| n != "lo").collect()
+}
+
+/// Waits until exactly these interfaces are there. Not at once: while another test starts a program, its child holds a
+/// copy of every descriptor of ours for the moment between fork and exec.
+pub(crate) fn only(expected: &[&str]) {
+    let until = Instant::now() + Duration::from_secs(3);
+    loop {
+        let mut now = interfaces();
+        now.sort();
+        if now == expected {
+            return;
+        }
+        assert!(Instant::now() < until, "{now:?}, not {expected:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 pub(crate) fn name(text: &str) -> IfName {
