@@ -93,17 +93,22 @@ pub fn verdict(
     }
 }
 
+/// Only what is surely not there is absent: a file that cannot be looked at may deny.
+fn is_absent(path: &str) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+}
+
 /// Reads both files. At least one must be there.
 fn read_files() -> Result<(Acl, Policy), String> {
     let mut absent = 0;
     let mut open = |path: &str| policy_file::read(Path::new(path), Trust::Root, true).map(|(text, _)| text);
-    let acl = if Path::new(bridge_conf::DEFAULT_PATH).exists() {
+    let acl = if !is_absent(bridge_conf::DEFAULT_PATH) {
         bridge_conf::read(bridge_conf::DEFAULT_PATH, &mut open)?
     } else {
         absent += 1;
         Acl::default()
     };
-    let policy = if Path::new(policy_file::DEFAULT_PATH).exists() {
+    let policy = if !is_absent(policy_file::DEFAULT_PATH) {
         let mut source = Source::new(policy_file::DEFAULT_PATH.into(), Trust::Root);
         source.policy().map_err(|why| why.join("; "))?.clone()
     } else {
