@@ -13,6 +13,7 @@
     )
 )]
 
+pub mod engine;
 pub mod fault;
 pub mod filter;
 pub mod frame;

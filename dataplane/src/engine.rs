@@ -1,0 +1,293 @@
+//! The dataplane's life: take over the descriptors, build the lanes, lock in, run.
+//!
+//! Order (the sandbox's theory of operation says why): plan and descriptors arrive → walls → ports open, memory and
+//! rings are made → seal → *ready* is said → the first untrusted byte is read.
+//!
+//! Trust: the supervisor is trusted before the seal and bounded after it. Promise: every descriptor that arrives is
+//! owned at once; what cannot be built is one clear sentence to the supervisor and a clean exit.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use netreeve_shared::channel::{Channel, MAX_FDS};
+use netreeve_shared::codec::{self, Header, kind};
+
+use crate::handover::{FromDataplane, Level, Plan, PortPlan, RunPlan, ToDataplane, Wire};
+use crate::lane::{Lane, Side};
+use crate::port::{self, Change, OpenError, Queues};
+use crate::sandbox::call::{Call, Cond};
+use crate::sandbox::{self, Needs};
+use crate::stats::Stats;
+use crate::worker::{Lanes, Outside, Seat, Seated, Worker, follow};
+
+/// Kind of the messages in both directions.
+pub const KIND: u16 = kind::PRIVATE;
+
+/// What the engine, the lanes and the worker call once locked in, beside the sandbox's core.
+pub const CALLS: &[Call] = &[
+    Call::any(libc::SYS_epoll_create1),
+    // std's own check before it closes a descriptor, in debug builds (F_GETFD).
+    Call::only(libc::SYS_fcntl, &[Cond::is(1, 1)]),
+    // To the supervisor, without an address.
+    Call::only(libc::SYS_sendto, &[Cond::null(4)]),
+];
+
+/// Descriptors that may come or be made later: connections, guest memory (64 regions), two or three eventfds a ring.
+const MORE_FDS: u64 = 1024;
+
+/// What went wrong before the first frame.
+#[derive(Debug)]
+struct Trouble {
+    slot: Option<u16>,
+    errno: i32,
+    why: String,
+}
+
+impl Trouble {
+    fn new(why: impl Into<String>) -> Self {
+        Self { slot: None, errno: 0, why: why.into() }
+    }
+
+    fn io(what: &str, e: &io::Error) -> Self {
+        Self { slot: None, errno: e.raw_os_error().unwrap_or(0), why: format!("{what}: {e}") }
+    }
+
+    fn open(slot: u16, e: &OpenError) -> Self {
+        let errno = e.source.as_ref().and_then(io::Error::raw_os_error).unwrap_or(0);
+        Self { slot: Some(slot), errno, why: e.to_string() }
+    }
+}
+
+/// The two ends of the hand-over as the dataplane sees them.
+struct Link {
+    channel: Channel,
+    sequence: u32,
+}
+
+impl Link {
+    fn say(&mut self, m: &FromDataplane) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let head = Header { kind: KIND, sequence: self.sequence, fds: 0 };
+        let bytes = codec::encode(head, m).map_err(|_| io::ErrorKind::InvalidInput)?;
+        self.channel.send(&bytes, &[] as &[BorrowedFd<'_>])
+    }
+
+    /// The next message with its descriptors; none if none waits (`wait` over) or the supervisor is gone (an error).
+    fn hear(&self, wait: Option<Duration>) -> io::Result<Option<(ToDataplane, Vec<OwnedFd>)>> {
+        let m = match self.channel.recv(MAX_FDS, wait) {
+            Ok(Some(m)) => m,
+            Ok(None) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let bad = |_| io::Error::from(io::ErrorKind::InvalidData);
+        let head = codec::header(&m.bytes, m.fds.len()).map_err(bad)?;
+        if head.kind != KIND {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Some((codec::decode(&m.bytes).map_err(bad)?, m.fds)))
+    }
+}
+
+/// Runs a dataplane on the channel at descriptor 3 until the supervisor ends it. The process's exit code.
+#[must_use]
+pub fn main() -> u8 {
+    let Ok(channel) = Channel::inherited() else { return 64 };
+    let mut link = Link { channel, sequence: 0 };
+    match start(&mut link) {
+        Ok(mut ready) => match ready.run(link) {
+            Ok(()) => 0,
+            Err(_) => 1,
+        },
+        Err(t) => {
+            let mut why = t.why;
+            why.truncate(why.floor_char_boundary(512));
+            let said = link.say(&FromDataplane::Failed { slot: t.slot, errno: t.errno, why });
+            if said.is_ok() { 69 } else { 1 }
+        }
+    }
+}
+
+/// A built and locked-in dataplane.
+struct Ready {
+    lanes: Lanes,
+    worker: Worker,
+    level: Level,
+    ports: usize,
+}
+
+impl Ready {
+    fn run(&mut self, mut link: Link) -> io::Result<()> {
+        link.say(&FromDataplane::Ready { level: self.level })?;
+        let mut engine = Engine { link, ports: self.ports };
+        self.worker.run(&mut self.lanes, &mut engine)
+    }
+}
+
+fn start(link: &mut Link) -> Result<Ready, Trouble> {
+    let (plan, fds) = gather(link)?;
+    let walls = if plan.run.sandbox_off {
+        None
+    } else {
+        let ours = [link.channel.as_fd().as_raw_fd()];
+        let keep: Vec<RawFd> = fds.iter().flatten().map(AsRawFd::as_raw_fd).chain(ours).collect();
+        let needs = Needs { at_least: plan.run.at_least, keep: &keep, more_fds: MORE_FDS };
+        Some(sandbox::walls(&needs).map_err(|e| Trouble::new(e.to_string()))?)
+    };
+    let ports = plan.ports.len();
+    let (lanes, calls) = build(&plan, fds)?;
+    let worker = worker(plan.run)?;
+    let level = match walls {
+        None => Level::Off,
+        Some(w) => w.seal(&calls).map_err(|e| Trouble::new(e.to_string()))?,
+    };
+    Ok(Ready { lanes, worker, level, ports })
+}
+
+fn worker(run: RunPlan) -> Result<Worker, Trouble> {
+    Worker::new(Duration::from_micros(u64::from(run.busy_poll_us))).map_err(|e| Trouble::io("epoll", &e))
+}
+
+/// The plan, and for each slot its descriptors.
+fn gather(link: &Link) -> Result<(Plan, Vec<Vec<OwnedFd>>), Trouble> {
+    let hear = || match link.hear(None) {
+        Ok(Some(m)) => Ok(m),
+        Ok(None) => Err(Trouble::new("the supervisor said nothing")),
+        Err(e) => Err(Trouble::io("reading the plan", &e)),
+    };
+    let (ToDataplane::Plan(plan), _) = hear()? else {
+        return Err(Trouble::new("the first message is not a plan"));
+    };
+    let mut slots: Vec<Vec<OwnedFd>> = plan.ports.iter().map(|_| Vec::new()).collect();
+    loop {
+        match hear()? {
+            (ToDataplane::Fds { slot }, fds) => {
+                let to = slots.get_mut(usize::from(slot)).ok_or_else(|| Trouble::new("no such slot"))?;
+                to.extend(fds);
+            }
+            (ToDataplane::Begin, _) => return Ok((plan, slots)),
+            _ => return Err(Trouble::new("unexpected message before begin")),
+        }
+    }
+}
+
+/// Opens a port: its queues and the system calls they need.
+fn open(plan: &PortPlan, fds: Vec<OwnedFd>) -> Result<(Queues, &'static [Call]), OpenError> {
+    Ok(match plan {
+        PortPlan::Tap(p) => (port::tap::open(p, fds)?, port::tap::CALLS),
+        PortPlan::Xsk(_) | PortPlan::VhostUser(_) => {
+            return Err(OpenError { what: "this port is on its way into the tree", source: None });
+        }
+        PortPlan::Stream(p) => (port::stream::open(p, fds)?, port::stream::CALLS),
+    })
+}
+
+fn build(plan: &Plan, fds: Vec<Vec<OwnedFd>>) -> Result<(Lanes, Vec<&'static [Call]>), Trouble> {
+    let mut calls = vec![CALLS];
+    let mut ports = Vec::new();
+    for (slot, (p, fds)) in (0u16..).zip(plan.ports.iter().zip(fds)) {
+        let (queues, c) = open(p, fds).map_err(|e| Trouble::open(slot, &e))?;
+        calls.push(c);
+        ports.push(Some(queues));
+    }
+    let mut lanes = Lanes::new();
+    for w in &plan.wires {
+        let mut take = |slot: u16| {
+            let p = ports.get_mut(usize::from(slot)).and_then(Option::take);
+            p.ok_or_else(|| Trouble { slot: Some(slot), errno: 0, why: "a port is on one wire".into() })
+        };
+        let (netdev, device) = (take(w.netdev)?, take(w.device)?);
+        lanes.extend(wire(w, netdev, device)?);
+    }
+    Ok((lanes, calls))
+}
+
+/// The lanes of one wire.
+fn wire(w: &Wire, netdev: Queues, device: Queues) -> Result<Vec<Seated>, Trouble> {
+    if netdev.len() != device.len() {
+        let why = format!("queues differ: the netdev has {}, the device {}", netdev.len(), device.len());
+        return Err(Trouble { slot: Some(w.device), errno: 0, why });
+    }
+    let mut lanes = Vec::new();
+    for (n, d) in netdev.into_iter().zip(device) {
+        let lane = Lane::new(n, d, w.lock_mac).map_err(|e| Trouble::io("memory for a lane", &e))?;
+        lanes.push(Seated::new(lane, (w.netdev, w.device)));
+    }
+    Ok(lanes)
+}
+
+/// What stands between the worker and the supervisor.
+struct Engine {
+    link: Link,
+    ports: usize,
+}
+
+impl Engine {
+    fn connect(&mut self, lanes: &mut Lanes, slot: u16, fds: Vec<OwnedFd>) {
+        let Some(fd) = fds.into_iter().next() else { return };
+        let sides = [Side::Netdev, Side::Device];
+        let seat = lanes.iter().enumerate().find_map(|(lane, s)| {
+            sides.into_iter().find(|&side| s.slot(side) == slot).map(|side| Seat { lane, side })
+        });
+        let Some(seat) = seat else { return };
+        let Some(s) = lanes.get_mut(seat.lane) else { return };
+        match s.lane.connect(seat.side, fd) {
+            Ok(change) => {
+                s.lane.set_dead(seat.side, false);
+                follow(lanes, seat, change, self);
+            }
+            Err(e) => self.died(slot, &e),
+        }
+    }
+
+    fn stats(&mut self, lanes: &Lanes) -> io::Result<()> {
+        for slot in (0u16..).take(self.ports) {
+            let mut sum = Stats::default();
+            let mut up = false;
+            for s in lanes {
+                for side in [Side::Netdev, Side::Device] {
+                    if s.slot(side) == slot {
+                        sum.add(&s.lane.stats(side));
+                        up |= s.lane.is_up(side);
+                    }
+                }
+            }
+            self.link.say(&FromDataplane::Stats { slot, stats: sum, up })?;
+        }
+        Ok(())
+    }
+}
+
+impl Outside for Engine {
+    fn fd(&self) -> RawFd {
+        self.link.channel.as_fd().as_raw_fd()
+    }
+
+    fn message(&mut self, lanes: &mut Lanes) -> io::Result<bool> {
+        let Some((message, fds)) = self.link.hear(Some(Duration::ZERO))? else { return Ok(true) };
+        match message {
+            ToDataplane::Fds { slot } => self.connect(lanes, slot, fds),
+            ToDataplane::Stats => self.stats(lanes)?,
+            ToDataplane::Quit => return Ok(false),
+            ToDataplane::Plan(_) | ToDataplane::Begin => return Err(io::ErrorKind::InvalidData.into()),
+        }
+        Ok(true)
+    }
+
+    fn changed(&mut self, slot: u16, change: Change) {
+        // A supervisor that does not read is found out by its own death; the data path never waits for it.
+        if let Some(up) = change.link {
+            let _ = self.link.say(&FromDataplane::Link { slot, up });
+        }
+        if change.redial {
+            let _ = self.link.say(&FromDataplane::Redial { slot });
+        }
+    }
+
+    fn died(&mut self, slot: u16, error: &io::Error) {
+        let errno = error.raw_os_error().unwrap_or(0);
+        let _ = self.link.say(&FromDataplane::Dead { slot, errno });
+    }
+}

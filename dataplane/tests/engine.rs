@@ -1,0 +1,159 @@
+//! The dataplane program as the supervisor starts it: plan, descriptors, sandbox, frames, counters, redial, end.
+//! No privilege is needed; what the sandbox reaches depends on the machine and is printed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test says what is wrong by failing"
+)]
+
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use netreeve_dataplane::engine::KIND;
+use netreeve_dataplane::handover::{FromDataplane, Level, Plan, PortPlan, RunPlan, ToDataplane, Wire};
+use netreeve_dataplane::port::stream;
+use netreeve_shared::channel::{self, Channel};
+use netreeve_shared::codec::{self, Header};
+
+const WAIT: Option<Duration> = Some(Duration::from_secs(5));
+
+struct Dataplane {
+    channel: Channel,
+    child: Child,
+}
+
+impl Dataplane {
+    fn start() -> Self {
+        let command = Command::new(env!("CARGO_BIN_EXE_netreeve-dataplane"));
+        let (channel, child) = channel::spawn(command).unwrap();
+        Self { channel, child }
+    }
+
+    fn say(&self, m: &ToDataplane, fds: &[BorrowedFd<'_>]) {
+        let head = Header { kind: KIND, sequence: 1, fds: fds.len() as u16 };
+        self.channel.send(&codec::encode(head, m).unwrap(), fds).unwrap();
+    }
+
+    fn hear(&self) -> FromDataplane {
+        let m = self.channel.recv(0, WAIT).unwrap().expect("the dataplane has ended");
+        codec::decode(&m.bytes).unwrap()
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn plan(redial: bool) -> Plan {
+    let s = |redial| PortPlan::Stream(stream::Plan { server: false, redial });
+    Plan {
+        ports: vec![s(redial), s(false)],
+        wires: vec![Wire { netdev: 0, device: 1, lock_mac: None }],
+        run: RunPlan { at_least: Level::Seccomp, sandbox_off: false, busy_poll_us: 0 },
+    }
+}
+
+fn frame(n: u8, len: usize) -> Vec<u8> {
+    let mut f = (len as u32).to_be_bytes().to_vec();
+    f.extend(std::iter::repeat_n(n, len));
+    f
+}
+
+fn pair() -> (UnixStream, OwnedFd) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(WAIT).unwrap();
+    (ours, theirs.into())
+}
+
+#[test]
+fn frames_cross_a_locked_in_dataplane_and_a_lost_peer_is_dialled_again() {
+    let mut d = Dataplane::start();
+    let (mut netdev, n) = pair();
+    let (mut device, v) = pair();
+    d.say(&ToDataplane::Plan(plan(true)), &[]);
+    d.say(&ToDataplane::Fds { slot: 0 }, &[n.as_fd()]);
+    d.say(&ToDataplane::Fds { slot: 1 }, &[v.as_fd()]);
+    drop((n, v));
+    d.say(&ToDataplane::Begin, &[]);
+    match d.hear() {
+        FromDataplane::Ready { level } => println!("level reached: {level:?}"),
+        other => panic!("{other:?}"),
+    }
+    for (n, len) in [(1, 60), (2, 1514), (3, 65550), (4, 14)] {
+        device.write_all(&frame(n, len)).unwrap();
+        let mut got = vec![0; len + 4];
+        netdev.read_exact(&mut got).unwrap();
+        assert_eq!(got, frame(n, len));
+        netdev.write_all(&frame(n, len)).unwrap();
+        device.read_exact(&mut got).unwrap();
+        assert_eq!(got, frame(n, len));
+    }
+    drop(netdev);
+    let asked = |d: &Dataplane| loop {
+        match d.hear() {
+            FromDataplane::Redial { slot } => return slot,
+            FromDataplane::Link { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(asked(&d), 0);
+    let (mut netdev, n) = pair();
+    d.say(&ToDataplane::Fds { slot: 0 }, &[n.as_fd()]);
+    drop(n);
+    netdev.write_all(&frame(9, 100)).unwrap();
+    let mut got = vec![0; 104];
+    device.read_exact(&mut got).unwrap();
+    assert_eq!(got, frame(9, 100));
+    d.say(&ToDataplane::Stats, &[]);
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        if let FromDataplane::Stats { slot, stats, up } = d.hear() {
+            assert!(up && stats.rx_frames >= 4 && stats.tx_frames >= 4, "{stats:?}");
+            seen.push(slot);
+        }
+    }
+    assert_eq!(seen, [0, 1]);
+    d.say(&ToDataplane::Quit, &[]);
+    assert!(d.child.wait().unwrap().success());
+}
+
+#[test]
+fn what_cannot_be_built_is_said_and_the_process_ends() {
+    let mut d = Dataplane::start();
+    d.say(&ToDataplane::Plan(plan(false)), &[]);
+    let null = std::fs::File::open("/dev/null").unwrap();
+    d.say(&ToDataplane::Fds { slot: 1 }, &[null.as_fd()]);
+    d.say(&ToDataplane::Begin, &[]);
+    match d.hear() {
+        FromDataplane::Failed { slot, why, .. } => {
+            assert_eq!(slot, Some(1), "{why}");
+            assert!(!why.is_empty());
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(d.child.wait().unwrap().code(), Some(69));
+}
+
+#[test]
+fn a_supervisor_that_goes_away_or_babbles_ends_the_dataplane() {
+    let mut d = Dataplane::start();
+    d.say(&ToDataplane::Begin, &[]);
+    assert!(matches!(d.hear(), FromDataplane::Failed { .. }));
+    assert!(!d.child.wait().unwrap().success());
+    let mut d = Dataplane::start();
+    d.channel.send(b"garbage", &[]).unwrap();
+    assert!(!d.child.wait().unwrap().success());
+    let command = Command::new(env!("CARGO_BIN_EXE_netreeve-dataplane"));
+    let (channel, mut child) = channel::spawn(command).unwrap();
+    drop(channel);
+    assert!(!child.wait().unwrap().success());
+}
