@@ -102,8 +102,7 @@ pub fn main() -> u8 {
             Err(_) => 1,
         },
         Err(t) => {
-            let mut why = t.why;
-            why.truncate(why.floor_char_boundary(512));
+            let why = t.why.chars().take(512).collect();
             let said = link.say(&FromDataplane::Failed { slot: t.slot, errno: t.errno, why });
             if said.is_ok() { 69 } else { 1 }
         }

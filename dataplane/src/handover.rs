@@ -48,7 +48,7 @@ pub enum FromDataplane {
         slot: Option<u16>,
         /// Error number, 0 if there is none.
         errno: i32,
-        /// A sentence for the user, at most 512 bytes.
+        /// A sentence for the user, at most 512 characters.
         why: String,
     },
     /// The slot's connection is lost; please dial again.
