@@ -22,6 +22,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 
 use crate::accounts::Accounts;
 use crate::caller;
+use crate::provide::TICK;
 use crate::serve::{Desk, FIRST_REQUEST, Session, Usage};
 
 /// Most sessions over all users.
@@ -137,6 +138,7 @@ impl Service {
                 return Ok(());
             }
             self.serve(&ready);
+            self.sessions.iter_mut().for_each(|s| s.provider.tick());
             if calling {
                 self.admit();
             } else if idle_at.is_some_and(|at| Instant::now() >= at) {
@@ -148,7 +150,8 @@ impl Service {
     /// Waits for something to do: (told to end, somebody connects, which sessions have something).
     fn wait(&self, idle_at: Option<Instant>) -> io::Result<Option<(bool, bool, Vec<bool>)>> {
         let silent = self.sessions.iter().filter(|s| !s.asked).map(|s| s.since + FIRST_REQUEST);
-        let timeout = silent.chain(idle_at).min().map_or(PollTimeout::NONE, |at| {
+        let tick = self.sessions.iter().any(|s| s.provider.wants_tick()).then(|| Instant::now() + TICK);
+        let timeout = silent.chain(idle_at).chain(tick).min().map_or(PollTimeout::NONE, |at| {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });

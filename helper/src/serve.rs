@@ -19,7 +19,7 @@ use nix::unistd::alarm;
 use crate::audit::{self, Log};
 use crate::policy::{self, Caller, Decision, Policy, Quota};
 use crate::policy_file::Source;
-use crate::provide::{Limits, Provider};
+use crate::provide::{Limits, Provider, TICK};
 
 /// A request that takes longer is refused, and what was made for it is undone.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -168,8 +168,14 @@ pub fn one_session(desk: &mut Desk, channel: Channel, caller: Caller) {
     let quota = desk.quota(&session.caller);
     let mut accounts = crate::accounts::Accounts::default();
     loop {
-        let wait = (!session.asked).then_some(FIRST_REQUEST);
-        let Ok(Some(message)) = session.read(wait) else { return };
+        session.provider.tick();
+        let ticking = session.provider.wants_tick();
+        let wait = if ticking { Some(TICK) } else { (!session.asked).then_some(FIRST_REQUEST) };
+        let message = match session.read(wait) {
+            Ok(Some(message)) => message,
+            Err(_) if ticking => continue,
+            _ => return,
+        };
         let allowed = accounts.request(session.caller.uid, quota.requests, Instant::now());
         if !desk.serve(&mut session, &message, &Usage { umem_elsewhere: 0 }, allowed) {
             return;

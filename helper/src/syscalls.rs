@@ -48,8 +48,12 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_memfd_create,
     libc::SYS_ftruncate,
     libc::SYS_fcntl,
-    // Program, maps and link of AF_XDP.
+    // Program, maps and link of AF_XDP; libbpf puts maps at descriptors that it chose, and looks which kernel this is.
     libc::SYS_bpf,
+    libc::SYS_dup3,
+    libc::SYS_uname,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
     // A capability put in force and out of it again.
     libc::SYS_capget,
     libc::SYS_capset,

@@ -10,6 +10,7 @@ mod xsk;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use netreeve_shared::grant::{ActiveGrant, Grant};
 use netreeve_shared::ifname::IfName;
@@ -23,6 +24,9 @@ use xsk::Sockets;
 
 /// Most AF_XDP grants that a session holds open (not yet activated, or pinned): each keeps descriptors here.
 const MAX_HELD: usize = 16;
+
+/// How often [`Provider::tick`] is to be called while [`Provider::wants_tick`].
+pub const TICK: Duration = Duration::from_millis(100);
 
 /// What a caller may have at once, from the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +97,8 @@ impl Provider {
         self.pinned.iter().any(|p| !p.waiting.is_empty())
     }
 
-    /// Tries again to insert pinned sockets. To be called some ten times a second while [`Provider::wants_tick`]:
-    /// a VMM makes its rings at its own time, and newer kernels (7.x) take no socket into the map before that.
+    /// Tries again to insert pinned sockets. To be called every [`TICK`]: a VMM makes its rings at its own time,
+    /// and newer kernels (7.x) take no socket into the map before that.
     pub fn tick(&mut self) {
         if !self.wants_tick() {
             return;

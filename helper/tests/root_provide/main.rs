@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "a child test tells its parent that it is ready")]
 
 mod crash;
+mod door;
 mod least;
 mod packet;
 mod ring;
