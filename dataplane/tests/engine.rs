@@ -2,6 +2,7 @@
 //! No privilege is needed; what the sandbox reaches depends on the machine and is printed.
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
