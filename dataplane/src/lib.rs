@@ -29,4 +29,5 @@ pub mod spec;
 pub mod stats;
 #[allow(unsafe_code, reason = "system calls without a safe wrapper: the design's one place for them")]
 pub mod sys;
+pub mod virtq;
 pub mod worker;

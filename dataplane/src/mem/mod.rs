@@ -5,7 +5,11 @@
 //! builds. With `sys` this is the only unsafe code of the data path.
 
 pub mod buf;
+pub mod guest;
 pub mod seg;
+pub mod sigbus;
+pub mod split;
 
 pub use buf::{Buf, Pool};
+pub use guest::GuestMemory;
 pub use seg::Seg;

@@ -1,0 +1,19 @@
+//! Split virtqueues (virtio 1.2 §2.7), device side and a small driver side, and how frames pass through them.
+//!
+//! Trust: none; the other side writes the rings and buffers as it likes. Promise: bounded work for each chain and each
+//! turn, every descriptor read once, one index store for each batch, bad chains completed with length 0 and counted.
+#![forbid(unsafe_code)]
+
+pub mod device;
+pub mod driver;
+pub mod give;
+pub mod take;
+pub mod terms;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use device::Device;
+pub use driver::{Buf, Driver};
+pub use give::Giver;
+pub use take::Taker;
+pub use terms::Terms;
