@@ -95,11 +95,11 @@ impl SplitRing {
         }
         let n = u32::from(size);
         let place = |uva: u64, len: u32, align: usize| -> Option<Seg> {
-            memory.at_uva(uva, len).filter(|s| s.as_ptr().addr() & (align - 1) == 0)
+            memory.at_uva(uva, len).filter(|s| s.iovec().iov_base.addr() & (align - 1) == 0)
         };
-        let desc = place(at.desc, DESC * n, 16)?.as_ptr().cast();
-        let avail = place(at.avail, 6 + 2 * n, 2)?.as_ptr().cast();
-        let used = place(at.used, 6 + 8 * n, 4)?.as_ptr().cast();
+        let desc = place(at.desc, DESC * n, 16)?.iovec().iov_base.cast();
+        let avail = place(at.avail, 6 + 2 * n, 2)?.iovec().iov_base.cast();
+        let used = place(at.used, 6 + 8 * n, 4)?.iovec().iov_base.cast();
         Some(Self { size, desc, avail, used, memory })
     }
 

@@ -20,6 +20,8 @@ const MAX_LENT: usize = 256;
 const MAX_LENT_SEGS: usize = 1000;
 /// Fewest bytes lent, if the guest has them: room for the largest frame.
 const MIN_LENT_BYTES: usize = MAX_SUPER as usize + 4096;
+/// Most bytes lent.
+const MAX_LENT_BYTES: usize = 4 * MIN_LENT_BYTES;
 
 /// A parsed, empty chain.
 #[derive(Clone, Copy, Debug)]
@@ -173,12 +175,12 @@ impl Taker {
     /// Takes waiting frames; says how many, and whether the driver wants to be interrupted. Frames that landed are
     /// always taken.
     pub fn send(&mut self, b: &Batch, terms: &Terms, stats: &mut Stats) -> (usize, bool) {
+        self.starved = b.is_empty() && b.landing.is_stopped() && !self.widen();
         let used =
             if self.lent > 0 { (b.landing.slots().len() - b.landing.unused()).min(self.lent) } else { 0 };
         let mut landed = b.frames().iter().filter(|f| matches!(f.home, Home::Landed { .. })).count();
         let (mut next, mut whole, mut taken) = (self.at + used, 0, 0);
         let mut bytes = 0usize;
-        self.starved = false;
         for f in b.frames() {
             if let Home::Landed { slot, slots } = f.home {
                 landed -= 1;
@@ -208,8 +210,17 @@ impl Taker {
         self.at = next;
         self.lent = 0;
         self.compact();
-        self.want = (bytes * 2).clamp(MIN_LENT_BYTES, 4 * MIN_LENT_BYTES);
+        if taken > 0 {
+            self.want = (bytes * 2).clamp(MIN_LENT_BYTES, MAX_LENT_BYTES);
+        }
         (taken, self.dev.publish())
+    }
+
+    /// The giver found too little room in what was lent: lends more next time. False: that was all.
+    #[cold]
+    fn widen(&mut self) -> bool {
+        self.want = MAX_LENT_BYTES;
+        self.lent < MAX_LENT && (self.empty() > self.lent || self.dev.has_work())
     }
 
     /// Completes lent chains that hold nothing.
