@@ -11,7 +11,7 @@ use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::BridgeRequest;
 use nix::errno::Errno;
 
-use super::failed;
+use super::{At, failed};
 use crate::netlink::{Link, Netlink, Set};
 
 /// Device group of a bridge whose grant is not complete: "nt" and 1, unlikely to be an administrator's choice.
@@ -29,13 +29,13 @@ pub(crate) fn join(
 ) -> Result<Link, Refusal> {
     for _ in 0..TRIES {
         let bridge = find_or_make(netlink, request)?;
-        netlink.set(port, &[Set::Mtu(mtu.unwrap_or(bridge.mtu))]).map_err(failed(Step::SetLink))?;
+        netlink.set(port, &[Set::Mtu(mtu.unwrap_or(bridge.mtu))]).at(Step::SetLink)?;
         match netlink.set(port, &[Set::Master(bridge.index)]) {
             Err(Errno::ENODEV | Errno::EINVAL) if bridge.group == PROVISIONAL => continue,
-            answer => answer.map_err(failed(Step::JoinBridge))?,
+            answer => answer.at(Step::JoinBridge)?,
         }
         let rules = Set::BridgePort { isolated: request.isolated };
-        netlink.set(port, &[rules]).map_err(failed(Step::JoinBridge))?;
+        netlink.set(port, &[rules]).at(Step::JoinBridge)?;
         return confirm(netlink, port, request.name);
     }
     Err(Refusal::Busy)
@@ -43,12 +43,12 @@ pub(crate) fn join(
 
 /// Reads back that the port is in a bridge of that name.
 fn confirm(netlink: &mut Netlink, port: u32, name: IfName) -> Result<Link, Refusal> {
-    let master = netlink.by_index(port).map_err(failed(Step::JoinBridge))?.master;
-    let bridge = netlink.by_index(master).map_err(failed(Step::JoinBridge))?;
+    let master = netlink.by_index(port).at(Step::JoinBridge)?.master;
+    let bridge = netlink.by_index(master).at(Step::JoinBridge)?;
     if master != 0 && bridge.kind == "bridge" && bridge.name == Some(name) {
         Ok(bridge)
     } else {
-        Err(failed(Step::JoinBridge)(Errno::EXDEV))
+        Err(failed(Step::JoinBridge, Errno::EXDEV))
     }
 }
 
@@ -56,8 +56,8 @@ fn find_or_make(netlink: &mut Netlink, request: &BridgeRequest) -> Result<Link, 
     match netlink.by_name(request.name) {
         Err(Errno::ENODEV) if request.create => make(netlink, request.name),
         Ok(link) if link.kind == "bridge" => Ok(link),
-        Ok(_) => Err(failed(Step::FindBridge)(Errno::EOPNOTSUPP)),
-        Err(why) => Err(failed(Step::FindBridge)(why)),
+        Ok(_) => Err(failed(Step::FindBridge, Errno::EOPNOTSUPP)),
+        Err(why) => Err(failed(Step::FindBridge, why)),
     }
 }
 
@@ -66,12 +66,12 @@ fn make(netlink: &mut Netlink, name: IfName) -> Result<Link, Refusal> {
     match netlink.create_bridge(name, PROVISIONAL) {
         // Made by another request at the same moment: as good as ours.
         Ok(()) | Err(Errno::EEXIST) => {}
-        Err(why) => return Err(failed(Step::MakeBridge)(why)),
+        Err(why) => return Err(failed(Step::MakeBridge, why)),
     }
-    let bridge = netlink.by_name(name).map_err(failed(Step::MakeBridge))?;
+    let bridge = netlink.by_name(name).at(Step::MakeBridge)?;
     // Setting the address that it has anyway pins it: it no longer changes with the ports that come and go.
-    let mac = bridge.mac.ok_or(failed(Step::MakeBridge)(Errno::EADDRNOTAVAIL))?;
-    netlink.set(bridge.index, &[Set::Mac(mac), Set::Up]).map_err(failed(Step::MakeBridge))?;
+    let mac = bridge.mac.ok_or(failed(Step::MakeBridge, Errno::EADDRNOTAVAIL))?;
+    netlink.set(bridge.index, &[Set::Mac(mac), Set::Up]).at(Step::MakeBridge)?;
     Ok(bridge)
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn settle(netlink: &mut Netlink, bridge: &Link) -> Result<(), Refusal
     if bridge.group != PROVISIONAL {
         return Ok(());
     }
-    netlink.set(bridge.index, &[Set::Group(0)]).map_err(failed(Step::MakeBridge))
+    netlink.set(bridge.index, &[Set::Group(0)]).at(Step::MakeBridge)
 }
 
 /// Removes provisional bridges without ports. Errors leave them to the next sweep.

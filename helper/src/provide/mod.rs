@@ -136,7 +136,7 @@ impl Provider {
         let (link, mode) = privilege::with(privilege::PROGRAM, || {
             let program = Program::load(&held.plan())?;
             for (slot, socket) in (0..).zip(&held.sockets) {
-                program.insert(slot, socket.as_fd()).map_err(failed(Step::InsertSocket))?;
+                program.insert(slot, socket.as_fd()).at(Step::InsertSocket)?;
             }
             program.attach(held.ifindex, held.request.mode)
         })?;
@@ -183,10 +183,21 @@ pub fn bridge_tap(bridge: IfName, vnet: bool) -> Result<OwnedFd, Refusal> {
     };
     let uid = nix::unistd::getuid().as_raw();
     let (_, mut fds) = tap::make(&asked, uid, u32::MAX, tap::HeaderSize::Kernel)?;
-    fds.pop().ok_or(failed(Step::MakeTap)(Errno::EBADF))
+    fds.pop().ok_or(failed(Step::MakeTap, Errno::EBADF))
 }
 
-/// Turns the kernel's error at a step into a refusal.
-fn failed(step: Step) -> impl Fn(Errno) -> Refusal {
-    move |why| Refusal::Failed { step, errno: why as i32 }
+/// The kernel's error at a step of the work.
+fn failed(step: Step, why: Errno) -> Refusal {
+    Refusal::Failed { step, errno: why as i32 }
+}
+
+/// Says at which step a system call failed.
+trait At<T> {
+    fn at(self, step: Step) -> Result<T, Refusal>;
+}
+
+impl<T> At<T> for nix::Result<T> {
+    fn at(self, step: Step) -> Result<T, Refusal> {
+        self.map_err(|why| failed(step, why))
+    }
 }

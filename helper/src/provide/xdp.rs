@@ -12,7 +12,7 @@ use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::{Steer, XdpMode};
 use nix::errno::Errno;
 
-use super::failed;
+use super::{At, failed};
 use crate::sys;
 
 // linux/if_link.h
@@ -65,9 +65,7 @@ impl Program {
         let program = Self { object: object.load().map_err(refused(Step::LoadProgram))? };
         for mac in macs {
             let [a, b, c, d, e, g] = mac.0;
-            program
-                .update(bpf::STATIONS, &[a, b, c, d, e, g, 0, 0], &[1])
-                .map_err(failed(Step::LoadProgram))?;
+            program.update(bpf::STATIONS, &[a, b, c, d, e, g, 0, 0], &[1]).at(Step::LoadProgram)?;
         }
         Ok(program)
     }
@@ -91,11 +89,11 @@ impl Program {
 
     fn attach_in(&self, ifindex: u32, mode: XdpMode) -> Result<OwnedFd, Refusal> {
         let program = self.object.progs().find(libbpf_rs::Program::autoload);
-        let program = program.ok_or(failed(Step::Attach)(Errno::ENOENT))?;
+        let program = program.ok_or(failed(Step::Attach, Errno::ENOENT))?;
         let flags = if mode == XdpMode::Native { DRV_MODE } else { SKB_MODE };
         sys::xdp_link(program.as_fd(), ifindex, flags).map_err(|why| match why {
             Errno::EBUSY | Errno::EEXIST => Refusal::Busy,
-            other => failed(Step::Attach)(other),
+            other => failed(Step::Attach, other),
         })
     }
 
@@ -107,5 +105,5 @@ impl Program {
 
 /// libbpf leaves the kernel's error in errno; libbpf-rs hands out only a rough kind of it.
 fn refused(step: Step) -> impl Fn(libbpf_rs::Error) -> Refusal {
-    move |_| failed(step)(Errno::last())
+    move |_| failed(step, Errno::last())
 }

@@ -16,8 +16,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::failed;
 use super::xdp::Plan;
+use super::{At, failed};
 use crate::netlink::{Link, Netlink};
 use crate::{privilege, sys};
 
@@ -71,8 +71,8 @@ pub(crate) fn open(request: &XskRequest, ticket: u32) -> Result<(Sockets, XskGra
     for queue in request.start_queue..request.start_queue.saturating_add(request.queues) {
         let (socket, memory) = make(request, link.index)?;
         flags = bind(socket.as_fd(), link.index, queue.into(), flags, deadline)?;
-        zero_copy &= sys::xsk_is_zero_copy(socket.as_fd()).map_err(failed(Step::BindQueue))?;
-        sockets.push(socket.try_clone().map_err(|_| failed(Step::MakeSocket)(Errno::last()))?);
+        zero_copy &= sys::xsk_is_zero_copy(socket.as_fd()).at(Step::BindQueue)?;
+        sockets.push(socket.try_clone().map_err(|_| failed(Step::MakeSocket, Errno::last()))?);
         fds.extend([socket, memory]);
     }
     let multi_buffer = flags & libc::XDP_USE_SG != 0;
@@ -98,7 +98,7 @@ pub(crate) fn open_pinned(
     let (mut sockets, mut fds) = (Vec::new(), Vec::new());
     for _ in 0..request.queues {
         let socket = make_socket(link.index)?;
-        sockets.push(socket.try_clone().map_err(|_| failed(Step::MakeSocket)(Errno::last()))?);
+        sockets.push(socket.try_clone().map_err(|_| failed(Step::MakeSocket, Errno::last()))?);
         fds.push(socket);
     }
     let grant = describe(request, &link, ticket)?;
@@ -107,9 +107,9 @@ pub(crate) fn open_pinned(
 }
 
 fn find(name: IfName) -> Result<Link, Refusal> {
-    let link = Netlink::open().and_then(|mut n| n.by_name(name)).map_err(failed(Step::FindInterface))?;
+    let link = Netlink::open().and_then(|mut n| n.by_name(name)).at(Step::FindInterface)?;
     // The program reads an Ethernet header.
-    if link.hardware == ETHERNET { Ok(link) } else { Err(failed(Step::FindInterface)(Errno::EOPNOTSUPP)) }
+    if link.hardware == ETHERNET { Ok(link) } else { Err(failed(Step::FindInterface, Errno::EOPNOTSUPP)) }
 }
 
 /// A grant of sockets without UMEM.
@@ -121,7 +121,7 @@ fn describe(request: &XskRequest, link: &Link, ticket: u32) -> Result<XskGrant, 
         start_queue: request.start_queue,
         queues: request.queues,
         mtu: link.mtu,
-        mac: link.mac.ok_or(failed(Step::FindInterface)(Errno::EADDRNOTAVAIL))?,
+        mac: link.mac.ok_or(failed(Step::FindInterface, Errno::EADDRNOTAVAIL))?,
         ring: 0,
         chunk: 0,
         chunks: 0,
@@ -133,8 +133,8 @@ fn describe(request: &XskRequest, link: &Link, ticket: u32) -> Result<XskGrant, 
 
 fn make_socket(ifindex: u32) -> Result<OwnedFd, Refusal> {
     privilege::with(privilege::SOCKET, || {
-        let socket = sys::xsk_socket().map_err(failed(Step::MakeSocket))?;
-        sys::pin_to_interface(socket.as_fd(), ifindex).map_err(failed(Step::MakeSocket))?;
+        let socket = sys::xsk_socket().at(Step::MakeSocket)?;
+        sys::pin_to_interface(socket.as_fd(), ifindex).at(Step::MakeSocket)?;
         Ok(socket)
     })
 }
@@ -143,20 +143,19 @@ fn make_socket(ifindex: u32) -> Result<OwnedFd, Refusal> {
 fn make(request: &XskRequest, ifindex: u32) -> Result<(OwnedFd, OwnedFd), Refusal> {
     let socket = make_socket(ifindex)?;
     let bytes = u64::from(request.chunk) * u64::from(request.chunks);
-    let memory = make_memory(bytes).map_err(failed(Step::RegisterUmem))?;
+    let memory = make_memory(bytes).at(Step::RegisterUmem)?;
     privilege::with(privilege::UMEM, || {
-        sys::xsk_register(socket.as_fd(), memory.as_fd(), bytes, request.chunk)
-            .map_err(failed(Step::RegisterUmem))
+        sys::xsk_register(socket.as_fd(), memory.as_fd(), bytes, request.chunk).at(Step::RegisterUmem)
     })?;
     for ring in
         [libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING, libc::XDP_RX_RING, libc::XDP_TX_RING]
     {
-        sys::xsk_set(socket.as_fd(), ring, request.ring).map_err(failed(Step::MakeRings))?;
+        sys::xsk_set(socket.as_fd(), ring, request.ring).at(Step::MakeRings)?;
     }
     match sys::xsk_set(socket.as_fd(), MAX_TX_SKB_BUDGET, request.ring) {
         // Kernels that do not know it send 32 at a time: slower, not wrong.
         Ok(()) | Err(Errno::ENOPROTOOPT) => Ok((socket, memory)),
-        Err(why) => Err(failed(Step::MakeRings)(why)),
+        Err(why) => Err(failed(Step::MakeRings, why)),
     }
 }
 
@@ -185,7 +184,7 @@ fn bind(
             Err(Errno::EBUSY) if Instant::now() < deadline => sleep(BUSY_STEP),
             Err(Errno::EBUSY) => return Err(Refusal::Busy),
             Err(Errno::EINVAL) if flags & libc::XDP_USE_SG != 0 => flags &= !libc::XDP_USE_SG,
-            Err(why) => return Err(failed(Step::BindQueue)(why)),
+            Err(why) => return Err(failed(Step::BindQueue, why)),
         }
     }
 }
