@@ -1,0 +1,12 @@
+//! Netdev and device strings: any text is a port or one clear error.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use netreeve_dataplane::spec::Config;
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (netdev, device) = text.split_once('\0').unwrap_or((text, "vhost-user,netdev=n0,path=x"));
+    let _ = Config::read(&[netdev.to_owned()], &[device.to_owned()], None);
+    let _ = Config::read(&[], &[], Some(("file", text)));
+});
