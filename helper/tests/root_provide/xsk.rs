@@ -233,9 +233,12 @@ fn a_queue_in_use_is_busy_and_one_just_left_is_waited_for() {
     let (grant, fds) = ask(&mut other, &XskRequest { start_queue: 1, ..request() }).unwrap();
     assert_eq!(activate(&mut other, grant.ticket).unwrap_err(), Refusal::Busy);
     drop((holder, link));
+    assert!(detaches("v0"));
     assert!(activate(&mut other, grant.ticket).is_ok(), "a ticket survives a failed activation");
     drop(fds);
-    assert!(ask(&mut Provider::new(), &request()).is_ok(), "the kernel gives a queue back some ms later");
+    // The kernel gives a queue back some milliseconds later, or more if the machine is busy.
+    let mut again = (0..8).map(|_| ask(&mut Provider::new(), &request()));
+    assert!(again.any(|answer| answer.is_ok()));
 }
 
 #[test]
