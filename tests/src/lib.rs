@@ -3,14 +3,17 @@
 //! It trusts the machine it runs on (root, Debian's tools) and nothing about netreeve itself: what the product says of
 //! itself is compared with what the kernel and foreign programs say. Everything it makes is tied to a value whose drop
 //! takes it away, and namespaces are held by descriptors only, so that even a killed test leaves no interface behind.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod bench;
 pub mod bins;
 pub mod guest;
 pub mod leftovers;
 pub mod netns;
 pub mod peers;
 pub mod proc;
+#[allow(unsafe_code, reason = "the one file with raw AF_XDP, bpf(2) and shared memory, for the benches' raw limits")]
+pub mod sys;
 pub mod trouble;
 
 pub use trouble::{Because, Done, Trouble, trouble};

@@ -1,0 +1,167 @@
+//! The machine under the benches: a network namespace of their own, cores, CPU time, interface counters.
+//!
+//! Everything is made in a nameless namespace that this process alone is in: when it and its children are gone, so are
+//! the interfaces.
+
+use std::fs;
+use std::io;
+use std::process::Command;
+
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::unistd::Pid;
+
+use crate::sys;
+
+/// Runs what is measured.
+pub const MEASURED: usize = 0;
+/// Runs the load: driver, generator, sink.
+pub const LOAD: usize = 1;
+
+/// Enters a new network namespace and goes first in line for the processors. Before any thread.
+///
+/// # Errors
+/// Not root, or fewer than two processors.
+pub fn enter() -> io::Result<Line> {
+    if std::thread::available_parallelism()?.get() < 2 {
+        return Err(io::Error::other("the benches need two processors: one for what is measured, one for the load"));
+    }
+    unshare(CloneFlags::CLONE_NEWNET)
+        .map_err(|e| io::Error::other(format!("new network namespace: {e}; the benches need root")))?;
+    sys::first_in_line()?;
+    ip("link set lo up")?;
+    Ok(Line::first())
+}
+
+/// This session's place among the scheduler's groups; put back when dropped.
+#[derive(Debug)]
+pub struct Line(bool);
+
+impl Line {
+    fn first() -> Self {
+        Self(fs::write("/proc/self/autogroup", "-20").is_ok())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.0 {
+            // There is nobody left to tell.
+            let _gone = fs::write("/proc/self/autogroup", "0");
+        }
+    }
+}
+
+/// Keeps the calling thread, and what it spawns from now on, on one processor.
+///
+/// # Errors
+/// No such processor.
+pub fn pin(core: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// Lets the calling thread run on both processors again.
+///
+/// # Errors
+/// None is known.
+pub fn unpin() -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(MEASURED)?;
+    set.set(LOAD)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// CPU time in nanoseconds that a process (all its threads that live) or a thread has used, softirqs in its context
+/// included.
+#[must_use]
+pub fn cpu_ns(id: i32, whole: bool) -> u64 {
+    let one = |path: String| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.split(' ').next().and_then(|w| w.parse::<u64>().ok()).unwrap_or(0)
+    };
+    if !whole {
+        return one(format!("/proc/{id}/schedstat"));
+    }
+    let tasks = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    tasks.map(|t| one(format!("{}/schedstat", t.path().display()))).sum()
+}
+
+/// The processes that descend from `pid`, and itself.
+#[must_use]
+pub fn family(pid: i32) -> Vec<i32> {
+    let mut all = vec![pid];
+    let mut at = 0;
+    while let Some(&p) = all.get(at) {
+        at += 1;
+        for t in fs::read_dir(format!("/proc/{p}/task")).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(t.path().join("children")).unwrap_or_default();
+            all.extend(text.split_whitespace().filter_map(|w| w.parse::<i32>().ok()));
+        }
+    }
+    all
+}
+
+/// Runs `ip` with these words.
+///
+/// # Errors
+/// What it said.
+pub fn ip(words: &str) -> io::Result<()> {
+    run("ip", words)
+}
+
+/// Runs a program with these words and wants success.
+///
+/// # Errors
+/// What it said.
+pub fn run(program: &str, words: &str) -> io::Result<()> {
+    let out = Command::new(program)
+        .args(words.split(' '))
+        .output()
+        .map_err(|e| io::Error::other(format!("{program}: {e}")))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    let why = String::from_utf8_lossy(&out.stderr);
+    Err(io::Error::other(format!("{program} {words}: {}", why.trim())))
+}
+
+/// Frames that an interface has received, as its own statistics say; 0 if there is none of this name.
+#[must_use]
+pub fn received(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.trim_start().strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|l| l.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+}
+
+/// An interface's number.
+///
+/// # Errors
+/// There is none of this name.
+pub fn ifindex(name: &str) -> io::Result<u32> {
+    nix::net::if_::if_nametoindex(name).map_err(|e| io::Error::other(format!("interface {name}: {e}")))
+}
+
+/// Makes the pair `v0` (measured) and `v1` (the world), one queue each, without addresses and IPv6's chatter.
+///
+/// # Errors
+/// What `ip` said.
+pub fn make_pair() -> io::Result<()> {
+    ip("link add v0 numrxqueues 1 numtxqueues 1 type veth peer name v1 numrxqueues 1 numtxqueues 1")?;
+    for v in ["v0", "v1"] {
+        silence(v)?;
+        ip(&format!("link set {v} up promisc on"))?;
+    }
+    Ok(())
+}
+
+/// Keeps the kernel from sending frames of its own on an interface.
+///
+/// # Errors
+/// None if there is no IPv6.
+pub fn silence(name: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}

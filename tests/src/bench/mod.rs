@@ -1,0 +1,9 @@
+//! Benches: netreeve beside its raw limits and beside DPDK, in one run, with ratios.
+
+pub mod driver;
+pub mod host;
+pub mod load;
+pub mod tap;
+pub mod vring;
+pub mod xdp;
+pub mod xsk;
