@@ -12,7 +12,10 @@ pub mod leftovers;
 pub mod netns;
 pub mod peers;
 pub mod proc;
-#[allow(unsafe_code, reason = "the one file with raw AF_XDP, bpf(2) and shared memory, for the benches' raw limits")]
+#[allow(
+    unsafe_code,
+    reason = "the one file with raw AF_XDP, bpf(2) and shared memory, for the benches' raw limits"
+)]
 pub mod sys;
 pub mod trouble;
 

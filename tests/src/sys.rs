@@ -62,7 +62,7 @@ impl Shm {
     /// A pointer to `n` aligned bytes at `off`.
     #[inline]
     fn at(&self, off: usize, n: usize) -> Option<NonNull<u8>> {
-        if off.checked_add(n)? > self.len || off % n.max(1) != 0 {
+        if off.checked_add(n)? > self.len || off & (n - 1) != 0 {
             return None;
         }
         // SAFETY: checked above to lie inside the mapping.
@@ -74,7 +74,8 @@ impl Shm {
     #[inline]
     pub fn load16(&self, off: usize) -> u16 {
         // SAFETY: inside the mapping and aligned (`at`), and only ever reached as an atomic.
-        self.at(off, 2).map_or(0, |p| unsafe { AtomicU16::from_ptr(p.as_ptr().cast()) }.load(Ordering::Acquire))
+        self.at(off, 2)
+            .map_or(0, |p| unsafe { AtomicU16::from_ptr(p.as_ptr().cast()) }.load(Ordering::Acquire))
     }
 
     /// Sets the word at `off`, Release.
@@ -91,7 +92,8 @@ impl Shm {
     #[inline]
     pub fn load32(&self, off: usize) -> u32 {
         // SAFETY: as in `load16`.
-        self.at(off, 4).map_or(0, |p| unsafe { AtomicU32::from_ptr(p.as_ptr().cast()) }.load(Ordering::Acquire))
+        self.at(off, 4)
+            .map_or(0, |p| unsafe { AtomicU32::from_ptr(p.as_ptr().cast()) }.load(Ordering::Acquire))
     }
 
     /// Sets the word at `off`, Release.
@@ -108,7 +110,8 @@ impl Shm {
     #[inline]
     pub fn load64(&self, off: usize) -> u64 {
         // SAFETY: as in `load16`.
-        self.at(off, 8).map_or(0, |p| unsafe { AtomicU64::from_ptr(p.as_ptr().cast()) }.load(Ordering::Acquire))
+        self.at(off, 8)
+            .map_or(0, |p| unsafe { AtomicU64::from_ptr(p.as_ptr().cast()) }.load(Ordering::Acquire))
     }
 
     /// Sets the word at `off`, Release.
@@ -261,6 +264,47 @@ pub fn tap(name: &str) -> io::Result<OwnedFd> {
     Ok(dev.into())
 }
 
+/// A packet socket that sends straight to an interface's driver, past its queueing discipline.
+///
+/// # Errors
+/// What the kernel says.
+pub fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    let s = fd(i64::from(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) }))?;
+    let on = 1_i32;
+    // SAFETY: the kernel reads one int.
+    ok(i64::from(unsafe {
+        libc::setsockopt(
+            s.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_QDISC_BYPASS,
+            (&raw const on).cast(),
+            u32::try_from(size_of::<i32>()).map_err(io::Error::other)?,
+        )
+    }))?;
+    // SAFETY: all zeroes is a valid sockaddr_ll.
+    let mut a: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    a.sll_family = u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
+    a.sll_ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
+    let len = u32::try_from(size_of_val(&a)).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads `len` bytes of `a`.
+    ok(i64::from(unsafe { libc::bind(s.as_raw_fd(), (&raw const a).cast(), len) }))?;
+    Ok(s)
+}
+
+/// Sends `frame` 64 times by one call; says how many the driver took. It gives up at the first that was dropped.
+pub fn packet_send(s: &OwnedFd, frame: &[u8]) -> usize {
+    let mut iov = libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() };
+    // SAFETY: all zeroes is a valid mmsghdr.
+    let mut one: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    one.msg_hdr.msg_iov = &raw mut iov;
+    one.msg_hdr.msg_iovlen = 1;
+    let mut all = [one; 64];
+    // SAFETY: 64 headers that all point at one iovec, which points at `frame`; the kernel only reads the latter.
+    let n = unsafe { libc::sendmmsg(s.as_raw_fd(), all.as_mut_ptr(), 64, 0) };
+    usize::try_from(n).unwrap_or(0)
+}
+
 /// Runs at the best niceness that root has, this process and its future children.
 ///
 /// # Errors
@@ -268,6 +312,16 @@ pub fn tap(name: &str) -> io::Result<OwnedFd> {
 pub fn first_in_line() -> io::Result<()> {
     // SAFETY: plain numbers.
     ok(i64::from(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) }))
+}
+
+/// Puts the calling thread before every ordinary thread of its processor (SCHED_FIFO, lowest priority). It must sleep.
+///
+/// # Errors
+/// EPERM without CAP_SYS_NICE.
+pub fn real_time() -> io::Result<()> {
+    let p = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads one sched_param.
+    ok(i64::from(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const p) }))
 }
 
 /// Words of `union bpf_attr` (linux/bpf.h) that the commands used here need.

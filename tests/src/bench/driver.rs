@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::vring::{Vring, footprint};
@@ -52,7 +53,7 @@ impl Driver {
     ///
     /// # Errors
     /// No server, or it ended the connection.
-    pub fn connect(path: &Path, rx_size: u16, tx_size: u16) -> io::Result<Self> {
+    pub fn connect(path: &Path, rx_size: u16, tx_size: u16, sleeps: bool) -> io::Result<Self> {
         let sock = dial(path)?;
         sock.set_read_timeout(Some(Duration::from_secs(10)))?;
         let len = (footprint(rx_size) + footprint(tx_size)).next_multiple_of(2 << 20);
@@ -61,11 +62,11 @@ impl Driver {
         let rx = Vring::new(Arc::clone(&mem), 0, rx_size, GUEST, true)?;
         let tx = Vring::new(mem, footprint(rx_size), tx_size, GUEST, false)?;
         let mut d = Self { tx, rx, sock, _memory: memory };
-        d.start(len as u64)?;
+        d.start(len as u64, sleeps)?;
         Ok(d)
     }
 
-    fn start(&mut self, len: u64) -> io::Result<()> {
+    fn start(&mut self, len: u64, sleeps: bool) -> io::Result<()> {
         self.tell(SET_OWNER, &[], &[])?;
         let offered = self.ask(GET_FEATURES)?;
         if offered & VERSION_1 == 0 {
@@ -78,8 +79,8 @@ impl Driver {
         let acked = offered & (VERSION_1 | MRG_RXBUF | EVENT_IDX | PROTOCOL);
         self.tell(SET_FEATURES, &[acked], &[])?;
         self.tell(SET_MEM_TABLE, &[1, GUEST, len, USER, 0], &[self._memory.as_raw_fd()])?;
-        self.rx.quiet(acked & EVENT_IDX != 0);
-        self.tx.quiet(acked & EVENT_IDX != 0);
+        self.rx.start(acked & EVENT_IDX != 0, sleeps);
+        self.tx.start(acked & EVENT_IDX != 0, sleeps);
         for (i, ring) in [(0_u64, &self.rx), (1, &self.tx)] {
             let at = |x: usize| USER + x as u64;
             let wide = |low: u64, high: u64| low | high << 32;
@@ -98,6 +99,17 @@ impl Driver {
         self.ask(GET_FEATURES)?;
         self.rx.refill();
         Ok(())
+    }
+
+    /// Sleeps until the device has used `n` receive buffers, or half of the transmit ring if `n` is 0; at most 1 ms.
+    pub fn wait(&mut self, n: u16) {
+        let ring = if n > 0 { &mut self.rx } else { &mut self.tx };
+        if !ring.arm(if n > 0 { n } else { ring.size / 2 }) {
+            let mut fds = [PollFd::new(ring.call.as_fd(), PollFlags::POLLIN)];
+            // An interrupted wait is a wait.
+            let _again = poll(&mut fds, PollTimeout::from(1_u8));
+        }
+        ring.calm();
     }
 
     /// Sends one message.

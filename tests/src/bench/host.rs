@@ -23,7 +23,9 @@ pub const LOAD: usize = 1;
 /// Not root, or fewer than two processors.
 pub fn enter() -> io::Result<Line> {
     if std::thread::available_parallelism()?.get() < 2 {
-        return Err(io::Error::other("the benches need two processors: one for what is measured, one for the load"));
+        return Err(io::Error::other(
+            "the benches need two processors: one for what is measured, one for the load",
+        ));
     }
     unshare(CloneFlags::CLONE_NEWNET)
         .map_err(|e| io::Error::other(format!("new network namespace: {e}; the benches need root")))?;
@@ -132,6 +134,13 @@ pub fn received(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
     let line = text.lines().find_map(|l| l.trim_start().strip_prefix(name)?.strip_prefix(':'));
     line.and_then(|l| l.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+}
+
+/// The names of all interfaces.
+#[must_use]
+pub fn links() -> Vec<String> {
+    let text = fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    text.lines().filter_map(|l| Some(l.split_once(':')?.0.trim().to_owned())).collect()
 }
 
 /// An interface's number.

@@ -1,21 +1,26 @@
-//! The load: one thread on its own processor that is driver, generator and sink at once.
+//! The load: driver, generator and sink, together on one processor.
 //!
-//! Two processors are all there is, so the load's parts take turns by themselves instead of fighting for theirs. What
-//! it offered and what was taken is counted, so that a figure that is the load's own limit can be called that.
+//! Two processors are all there is. A guest that only sends polls. Where frames are generated, the guest's driver sleeps
+//! until a quarter of its ring is full and goes before the generator then (SCHED_FIFO), which takes all the rest. What
+//! was offered and what was taken is counted, so that a figure that is the load's own limit can be called that.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::driver::Driver;
 use super::host;
 use super::xdp::Gen;
+use crate::sys;
 
 /// Frames sent at a time by a driver.
 const BURST: usize = 32;
-/// Frames that the generator sends at a time: it costs some 20 µs to start, and a guest's ring must hold them.
-const STRETCH: u32 = 512;
+/// Generators that take turns, so that one works while the other waits to begin or to end.
+const GENERATORS: usize = 2;
+/// Frames that a guest lets come together before it wakes, a quarter of its ring.
+const TOGETHER: u16 = 256;
 
 /// The frame that all benches send: 64 bytes, of the "local experimental" type, so that every stack drops it at once.
 #[must_use]
@@ -60,78 +65,124 @@ pub struct Load {
     /// Its counters.
     pub seen: Arc<Seen>,
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<io::Result<()>>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    began: Instant,
 }
 
 impl Load {
     /// Starts the load on its processor.
     #[must_use]
     pub fn start(task: Task) -> Self {
-        let seen = Arc::new(Seen::default());
-        let stop = Arc::new(AtomicBool::new(false));
-        let (s, e) = (Arc::clone(&seen), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            host::pin(host::LOAD)?;
-            work(task, &s, &e)
-        });
-        Self { seen, stop, thread }
+        let mut load = Self {
+            seen: Arc::new(Seen::default()),
+            stop: Arc::new(AtomicBool::new(false)),
+            threads: Vec::new(),
+            began: Instant::now(),
+        };
+        match task {
+            Task::Idle => {}
+            Task::Blast(g) => load.generate(g),
+            Task::Generate(g, d) => {
+                load.thread(move |seen, stop| guest(d, false, seen, stop));
+                load.generate(g);
+            }
+            Task::Reflect(g, d) => {
+                load.thread(move |seen, stop| guest(d, true, seen, stop));
+                load.generate(g);
+            }
+            Task::Send(mut d) => load.thread(move |seen, stop| {
+                while !stop.load(Ordering::Relaxed) {
+                    send(&mut d, seen);
+                    arrive(&mut d, BURST, seen);
+                }
+                Ok(())
+            }),
+            Task::Pass(mut from, mut to) => load.thread(move |seen, stop| {
+                while !stop.load(Ordering::Relaxed) {
+                    send(&mut from, seen);
+                    arrive(&mut to, BURST, seen);
+                }
+                Ok(())
+            }),
+        }
+        load
     }
 
-    /// Ends it.
+    fn thread(&mut self, work: impl FnOnce(&Seen, &AtomicBool) -> io::Result<()> + Send + 'static) {
+        let (seen, stop) = (Arc::clone(&self.seen), Arc::clone(&self.stop));
+        self.threads.push(std::thread::spawn(move || {
+            host::pin(host::LOAD)?;
+            work(&seen, &stop)
+        }));
+    }
+
+    fn generate(&mut self, g: Gen) {
+        let g = Arc::new(g);
+        for _ in 0..GENERATORS {
+            let g = Arc::clone(&g);
+            self.thread(move |seen, stop| {
+                let f = frame();
+                while !stop.load(Ordering::Relaxed) {
+                    seen.offered.fetch_add(g.send(&f)?.into(), Ordering::Relaxed);
+                }
+                Ok(())
+            });
+        }
+    }
+
+    /// A part of it has died.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Ends it and says how long it lived.
     ///
     /// # Errors
     /// What it died of.
-    pub fn end(self) -> io::Result<()> {
+    pub fn end(self) -> io::Result<Duration> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| io::Error::other("the load panicked"))?
+        let mut result = Ok(());
+        for t in self.threads {
+            result = result.and(t.join().unwrap_or_else(|_| Err(io::Error::other("the load panicked"))));
+        }
+        result.map(|()| self.began.elapsed())
     }
 }
 
-fn work(mut task: Task, seen: &Seen, stop: &AtomicBool) -> io::Result<()> {
+fn add(c: &AtomicU64, n: usize) {
+    c.fetch_add(n as u64, Ordering::Relaxed);
+}
+
+fn send(d: &mut Driver, seen: &Seen) {
+    add(&seen.offered, BURST);
+    add(&seen.accepted, d.tx.send(&frame(), BURST));
+}
+
+fn arrive(d: &mut Driver, max: usize, seen: &Seen) -> usize {
+    let (f, mut wrong) = (frame(), 0);
+    let n = d.rx.recv(max, |head, len| wrong += usize::from(head != &f || len != 64));
+    add(&seen.arrived, n);
+    add(&seen.wrong, wrong);
+    n
+}
+
+/// A guest that takes frames, and sends them back if it `reflects`, asleep in between.
+fn guest(mut d: Driver, reflects: bool, seen: &Seen, stop: &AtomicBool) -> io::Result<()> {
+    sys::real_time()?;
     let f = frame();
-    let add = |c: &AtomicU64, n: usize| {
-        c.fetch_add(n as u64, Ordering::Relaxed);
-    };
-    let arrive = |d: &mut Driver, max: usize| {
-        let mut wrong = 0;
-        let n = d.rx.recv(max, |head, len| wrong += usize::from(head != &f || len != 64));
-        add(&seen.arrived, n);
-        add(&seen.wrong, wrong);
-        n
-    };
     while !stop.load(Ordering::Relaxed) {
-        match &mut task {
-            Task::Send(d) => {
-                add(&seen.offered, BURST);
-                add(&seen.accepted, d.tx.send(&f, BURST));
-                arrive(d, BURST);
-            }
-            Task::Pass(from, to) => {
-                add(&seen.offered, BURST);
-                add(&seen.accepted, from.tx.send(&f, BURST));
-                arrive(to, BURST);
-            }
-            Task::Generate(g, d) => {
-                g.send(STRETCH)?;
-                add(&seen.offered, STRETCH as usize);
-                while arrive(d, 256) > 0 {}
-            }
-            Task::Reflect(g, d) => {
-                g.send(STRETCH)?;
-                add(&seen.offered, STRETCH as usize);
-                loop {
-                    let n = arrive(d, 64);
-                    add(&seen.accepted, d.tx.send(&f, n));
-                    if n == 0 {
-                        break;
-                    }
-                }
-            }
-            Task::Blast(g) => {
-                g.send(STRETCH)?;
-                add(&seen.offered, STRETCH as usize);
-            }
-            Task::Idle => std::thread::sleep(std::time::Duration::from_millis(5)),
+        let room = if reflects { d.tx.room().min(BURST) } else { BURST };
+        if room == 0 {
+            d.wait(0);
+            continue;
+        }
+        let n = arrive(&mut d, room, seen);
+        if reflects {
+            add(&seen.accepted, d.tx.send(&f, n));
+        }
+        if n == 0 {
+            d.wait(TOGETHER);
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A virtio driver's split ring in shared memory, as small as it can be: single-descriptor chains, polled.
+//! A virtio driver's split ring in shared memory, as small as it can be: single-descriptor chains.
 //!
 //! Written for the benches alone and independent of netreeve's own rings, so that the same driver stands before
 //! netreeve and before DPDK. It writes every frame's bytes anew, as a guest does: the other core has to fetch them.
@@ -33,7 +33,8 @@ pub struct Vring {
     pub used: usize,
     buffers: usize,
     event_idx: bool,
-    /// Written by the device's side for interrupts that this driver never asks for.
+    sleeps: bool,
+    /// The device's interrupts.
     pub call: EventFd,
     /// Written to wake the device.
     pub kick: EventFd,
@@ -78,6 +79,7 @@ impl Vring {
             used,
             buffers,
             event_idx: false,
+            sleeps: false,
             call: event()?,
             kick: event()?,
             free: (0..size).rev().collect(),
@@ -87,10 +89,36 @@ impl Vring {
         })
     }
 
-    /// No interrupts, please: this driver polls. To be called before the device starts.
-    pub fn quiet(&mut self, event_idx: bool) {
-        self.event_idx = event_idx;
-        self.mem.store16(self.avail, 1);
+    /// Says how this driver waits, before the device starts: by polling, or asleep until an interrupt.
+    pub fn start(&mut self, event_idx: bool, sleeps: bool) {
+        (self.event_idx, self.sleeps) = (event_idx, sleeps);
+        self.mem.store16(self.avail, u16::from(!sleeps));
+    }
+
+    /// Asks for an interrupt after `n` more buffers were used. True: they were already.
+    pub fn arm(&mut self, n: u16) -> bool {
+        let at = self.avail + 4 + usize::from(self.size) * 2;
+        self.mem.store16(at, self.used_idx.wrapping_add(n).wrapping_sub(1));
+        fence(Ordering::SeqCst);
+        self.mem.load16(self.used + 2).wrapping_sub(self.used_idx) >= n
+    }
+
+    /// Forgets interrupts that came.
+    pub fn calm(&self) {
+        // None to forget is as well.
+        let _none = self.call.read();
+    }
+
+    /// Buffers that wait to be taken back.
+    #[must_use]
+    pub fn ready(&self) -> u16 {
+        self.mem.load16(self.used + 2).wrapping_sub(self.used_idx)
+    }
+
+    /// Frames that `send` would find room for.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.free.len() + usize::from(self.ready())
     }
 
     /// Where a buffer lies.
@@ -137,10 +165,10 @@ impl Vring {
         Some((id, self.mem.load32(at + 4)))
     }
 
-    /// Where the device stands; also moves the point of the next interrupt out of reach.
+    /// Where the device stands; for a driver that polls, moves the point of the next interrupt out of reach.
     fn used_until(&mut self) -> u16 {
         let until = self.mem.load16(self.used + 2);
-        if until != self.used_idx {
+        if !self.sleeps && until != self.used_idx {
             self.mem.store16(self.avail + 4 + usize::from(self.size) * 2, self.used_idx.wrapping_sub(1));
         }
         until

@@ -80,29 +80,55 @@ impl ToSocket {
     }
 }
 
-/// A source of frames inside the kernel: no socket buffer, 200 ns a frame, several times what any reader here takes.
+/// A source of frames towards an interface.
 #[derive(Debug)]
-pub struct Gen {
-    prog: OwnedFd,
-    frame: Vec<u8>,
+pub enum Gen {
+    /// Inside the kernel, without socket buffers: several times what any reader here takes.
+    Kernel {
+        /// Redirects to the interface.
+        prog: OwnedFd,
+    },
+    /// A packet socket's, through the driver's ordinary transmit function.
+    Packet {
+        /// Bound to the interface.
+        socket: OwnedFd,
+    },
 }
 
+/// Frames that a generator sends at a time. In the kernel a stretch costs tens of milliseconds, of waiting, to begin and
+/// to end.
+const STRETCH: u32 = 1 << 19;
+
 impl Gen {
-    /// A source that transmits `frame` out of the interface.
+    /// The kernel's generator, out of this interface.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn new(ifindex: u32, frame: &[u8]) -> io::Result<Self> {
+    pub fn kernel(ifindex: u32) -> io::Result<Self> {
         let map = sys::bpf_map(DEVMAP, 1)?;
         sys::bpf_map_set(&map, 0, ifindex)?;
-        Ok(Self { prog: redirect(&map, false)?, frame: frame.to_vec() })
+        Ok(Self::Kernel { prog: redirect(&map, false)? })
     }
 
-    /// Sends `n` frames; those that find no room in the device's ring are lost there.
+    /// A packet socket's, out of this interface.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn send(&self, n: u32) -> io::Result<()> {
-        sys::bpf_run_live(&self.prog, &self.frame, n)
+    pub fn packet(ifindex: u32) -> io::Result<Self> {
+        Ok(Self::Packet { socket: sys::packet_socket(ifindex)? })
+    }
+
+    /// Sends many frames and says how many; those that find no room in the device's ring are lost there.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn send(&self, frame: &[u8]) -> io::Result<u32> {
+        match self {
+            Self::Kernel { prog } => sys::bpf_run_live(prog, frame, STRETCH).map(|()| STRETCH),
+            Self::Packet { socket } => {
+                let n = sys::packet_send(socket, frame);
+                Ok(u32::try_from(n).map_or(0, |n| if n < 64 { n + 1 } else { n }))
+            }
+        }
     }
 }
