@@ -8,3 +8,4 @@ pub mod io;
 pub mod poll;
 pub mod sandbox;
 pub mod tun;
+pub mod xdp;

@@ -1,0 +1,244 @@
+//! Port `af-xdp`: AF_XDP sockets that the helper bound, one [`Port`] each.
+//!
+//! Received frames are given where the kernel put them, in the UMEM, and sent frames are copied into it: one copy in
+//! user space each way. There is no segmentation in AF_XDP and no checksum help that we use, so frames sent here are
+//! plain; received ones may leave a checksum to be completed ([`partial`]).
+//!
+//! Trust: the kernel, and nobody else who holds the same socket or memory: every index, address and length is checked
+//! before it is used, and what cannot be is an `Err`. Promise: killed at any moment and started again over the same
+//! descriptors, nothing is leaked and received frames that were not taken come again ([`rx`], [`tx`]).
+//!
+//! `poll` on an AF_XDP socket says nothing when the device goes away; sending finds out. Whoever keeps the session
+//! watches the device.
+#![forbid(unsafe_code)]
+
+pub mod partial;
+mod rx;
+mod shape;
+mod tx;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use netreeve_shared::fdkind;
+use netreeve_shared::grant::FdKind;
+use serde::{Deserialize, Serialize};
+
+use crate::frame::{Batch, Frame, MIN_FRAME};
+use crate::mem::xring::{Ring, Umem, Which};
+use crate::port::xsk::rx::Rx;
+use crate::port::xsk::shape::Shape;
+use crate::port::xsk::tx::{Put, Tx};
+use crate::port::{Interest, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits};
+use crate::sandbox::call::{Call, Cond};
+use crate::stats::{Reason, Stats};
+use crate::sys::xdp;
+
+/// AF_XDP sockets as the dataplane opens them; the numbers are the grant's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Queues: two descriptors each, socket and UMEM memfd.
+    pub queues: u16,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Entries of each ring.
+    pub ring: u32,
+    /// Bytes of a chunk.
+    pub chunk: u32,
+    /// Chunks of each queue's UMEM.
+    pub chunks: u32,
+    /// Bytes of headroom beside the kernel's 256.
+    pub headroom: u32,
+    /// Frames may span several chunks.
+    pub multi_buffer: bool,
+    /// Descriptors were used by an earlier dataplane that died: take over the rings as they stand.
+    pub resume: bool,
+}
+
+/// What it calls once locked in: kicks without data or address, and the counters of loss.
+pub const CALLS: &[Call] = &[
+    Call::only(libc::SYS_sendto, &[Cond::null(1), Cond::null(2), Cond::null(4)]),
+    Call::only(libc::SYS_recvfrom, &[Cond::null(1), Cond::null(2), Cond::null(4)]),
+    // SOL_XDP and XDP_STATISTICS.
+    Call::only(libc::SYS_getsockopt, &[Cond::is(1, 283), Cond::is(2, 7)]),
+];
+
+/// Bytes beyond the MTU: Ethernet header and one VLAN tag.
+const ETHER: u32 = 18;
+
+/// One queue.
+struct Xsk {
+    fd: OwnedFd,
+    rx: Rx,
+    tx: Tx,
+    umem: Umem,
+    mtu: u32,
+    stats: Stats,
+    /// The kernel's counters of loss when we came.
+    lost_before: Lost,
+}
+
+/// Frames that the kernel lost before they came to us.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lost {
+    full: u64,
+    oversize: u64,
+    refused: u64,
+}
+
+/// Opens the queues of an AF_XDP grant: maps them and fills the fill rings. Only then may the sockets be put into the
+/// map that receives.
+///
+/// # Errors
+/// A descriptor is not what the plan says; or it was used before and the plan does not say so.
+pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
+    let bare = |what| OpenError { what, source: None };
+    let shape = Shape::new(plan).ok_or(bare("rings and UMEM cannot have these sizes"))?;
+    if plan.queues == 0 || fds.len() != usize::from(plan.queues) * 2 {
+        return Err(bare("AF_XDP needs a socket and a UMEM for each queue"));
+    }
+    let mut queues = Queues::new();
+    let mut fds = fds.into_iter();
+    while let (Some(socket), Some(memory)) = (fds.next(), fds.next()) {
+        let no_such = |what| move |e: fdkind::NotThat| OpenError { what, source: Some(e.why) };
+        fdkind::attest(socket.as_fd(), FdKind::Xsk).map_err(no_such("a descriptor is no AF_XDP socket"))?;
+        fdkind::attest(memory.as_fd(), FdKind::Umem).map_err(no_such("a descriptor is no sealed UMEM"))?;
+        let opened = Xsk::open(plan, shape, socket, &memory);
+        let (port, used) =
+            opened.map_err(|e| OpenError { what: "cannot map an AF_XDP socket", source: Some(e) })?;
+        if used && !plan.resume {
+            return Err(bare("an AF_XDP socket was used before"));
+        }
+        queues.push(Box::new(port));
+    }
+    Ok(queues)
+}
+
+impl Xsk {
+    fn open(plan: &Plan, shape: Shape, fd: OwnedFd, memory: &OwnedFd) -> io::Result<(Self, bool)> {
+        let at = xdp::mmap_offsets(fd.as_fd())?;
+        let umem = Umem::map(memory.as_fd(), u64::from(plan.chunk) * u64::from(plan.chunks))?;
+        let done = Ring::map(fd.as_fd(), Which::Completion, &at, plan.ring)?;
+        let (tx, sent) = Tx::open(Ring::map(fd.as_fd(), Which::Tx, &at, plan.ring)?, done, shape)?;
+        let fill = Ring::map(fd.as_fd(), Which::Fill, &at, plan.ring)?;
+        let (rx, received) = Rx::open(Ring::map(fd.as_fd(), Which::Rx, &at, plan.ring)?, fill, shape)?;
+        let lost_before = Lost::read(&fd);
+        let port = Self { fd, rx, tx, umem, mtu: plan.mtu, stats: Stats::default(), lost_before };
+        Ok((port, sent || received))
+    }
+
+    /// Puts as many frames as there are chunks for; says how many.
+    fn put(&mut self, frames: &[Frame], b: &Batch) -> usize {
+        for (n, f) in frames.iter().enumerate() {
+            if f.dropped {
+                continue;
+            }
+            if f.len < MIN_FRAME {
+                self.stats.drop(Reason::Runt);
+                continue;
+            }
+            match self.tx.put(&self.umem, b, f) {
+                Put::Done => {
+                    self.stats.tx_frames += 1;
+                    self.stats.tx_bytes += u64::from(f.len);
+                }
+                Put::Oversize => self.stats.drop(Reason::Oversize),
+                Put::Full => return n,
+            }
+        }
+        frames.len()
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        self.stats.kicks += u64::from(self.tx.submit(self.fd.as_fd())?);
+        self.tx.reap()
+    }
+}
+
+impl Lost {
+    /// What the kernel says. In copy mode a frame that finds the fill ring empty counts as dropped as well; what was
+    /// dropped otherwise was too long for a chunk.
+    fn read(fd: &OwnedFd) -> Self {
+        let Ok(s) = xdp::statistics(fd.as_fd()) else { return Self::default() };
+        let empty = s.rx_fill_ring_empty_descs.min(s.rx_dropped);
+        Self {
+            full: s.rx_ring_full.wrapping_add(empty),
+            oversize: s.rx_dropped - empty,
+            refused: s.rx_invalid_descs.wrapping_add(s.tx_invalid_descs),
+        }
+    }
+}
+
+impl Port for Xsk {
+    fn traits(&self) -> Traits {
+        Traits {
+            max_frame: self.mtu.saturating_add(ETHER),
+            takes: Offloads::NONE,
+            gives: Offloads(offload_bits::CSUM),
+            rewinds: true,
+            ..Traits::default()
+        }
+    }
+
+    fn watch(&self, w: &mut Watch) {
+        w.add(self.fd.as_raw_fd(), Interest::Gives);
+        w.add(self.fd.as_raw_fd(), Interest::Takes);
+    }
+
+    fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
+        self.rx.recv(&self.umem, b, &mut self.stats)
+    }
+
+    fn send(&mut self, b: &Batch) -> io::Result<usize> {
+        self.tx.reap()?;
+        if self.tx.is_down {
+            self.submit()?;
+        }
+        let frames = b.frames();
+        let mut taken = 0;
+        while !self.tx.is_down {
+            let rest = frames.get(taken..).unwrap_or_default();
+            let n = self.put(rest, b);
+            taken += n;
+            self.submit()?;
+            if n == 0 || taken == frames.len() {
+                break;
+            }
+        }
+        if self.tx.is_down {
+            let rest = frames.iter().skip(taken).filter(|f| !f.dropped);
+            self.stats.drop_n(Reason::PeerDown, u64::try_from(rest.count()).unwrap_or(u64::MAX));
+            taken = frames.len();
+        }
+        Ok(taken)
+    }
+
+    fn release(&mut self, b: &Batch, taken: usize) {
+        for f in b.frames().iter().take(taken).filter(|f| !f.dropped) {
+            self.stats.rx_frames += 1;
+            self.stats.rx_bytes += u64::from(f.len);
+        }
+        if self.rx.release(b, taken) {
+            self.stats.kicks += 1;
+            // Only asks the driver to look; it finds out itself what it cannot do.
+            let _ = xdp::kick_rx(self.fd.as_fd());
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        let (now, before) = (Lost::read(&self.fd), self.lost_before);
+        let mut all = self.stats;
+        all.drop_n(Reason::Full, now.full.saturating_sub(before.full));
+        all.drop_n(Reason::Oversize, now.oversize.saturating_sub(before.oversize));
+        all.drop_n(Reason::Refused, now.refused.saturating_sub(before.refused));
+        all
+    }
+
+    fn stats_mut(&mut self) -> &mut Stats {
+        &mut self.stats
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
