@@ -19,14 +19,12 @@ pub fn cache() -> PathBuf {
     env::var_os("NETREEVE_CACHE").map_or_else(|| root().join("target/guest"), PathBuf::from)
 }
 
-/// One of netreeve's own binaries: from [`BIN_DIR`], else from beside the running test.
+/// One of netreeve's own binaries: from [`BIN_DIR`], or from beside the running test.
 pub fn ours(name: &str) -> Done<PathBuf> {
     let mut places: Vec<PathBuf> = env::var_os(BIN_DIR).map(PathBuf::from).into_iter().collect();
-    if places.is_empty() {
-        // .../target/PROFILE/deps/test-hash, or .../target/PROFILE/demo
-        let exe = env::current_exe().unwrap_or_default();
-        places.extend(exe.ancestors().skip(1).take(2).map(Path::to_owned));
-    }
+    // .../target/PROFILE/deps/test-hash, or .../target/PROFILE/demo
+    let exe = env::current_exe().unwrap_or_default();
+    places.extend(exe.ancestors().skip(1).take(2).map(Path::to_owned));
     places.iter().map(|d| d.join(name)).find(|p| p.is_file()).ok_or_else(|| {
         trouble(format!(
             "{name} is not built (looked in {places:?}): run `cargo build --profile fast --bins` and set {BIN_DIR}"

@@ -8,15 +8,18 @@
 pub mod bench;
 pub mod bins;
 pub mod guest;
+pub mod inspect;
 pub mod leftovers;
 pub mod netns;
 pub mod peers;
 pub mod proc;
+pub mod scene;
 #[allow(
     unsafe_code,
     reason = "the one file with raw AF_XDP, bpf(2) and shared memory, for the benches' raw limits"
 )]
 pub mod sys;
+pub mod transfer;
 pub mod trouble;
 
 pub use trouble::{Because, Done, Trouble, trouble};

@@ -6,8 +6,12 @@ use netreeve_tests::guest::qemu::Qemu;
 use netreeve_tests::guest::uml::Uml;
 use netreeve_tests::leftovers::{Ground, in_netns, marked};
 use netreeve_tests::netns::{Netns, veth};
-use netreeve_tests::peers::{iperf_server, parse_iperf, ping_from};
+use netreeve_tests::peers::{
+    iperf_from_guest, iperf_server, parse_iperf, ping_from, ping_from_guest, wait_until_reachable,
+};
 use netreeve_tests::proc::Proc;
+use netreeve_tests::scene::address;
+use netreeve_tests::transfer;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -87,4 +91,24 @@ fn the_qemu_guest_boots_with_a_nic() {
     let seen = guest.ok("cat /sys/class/net/eth0/address; ethtool -i eth0").unwrap();
     assert!(seen.starts_with("52:54:00:00:00:10\ndriver: virtio_net"), "{seen}");
     guest.power_off(Duration::from_secs(20)).unwrap();
+}
+
+/// The ways in which the real tier measures, over a NIC that is none of ours: User-Mode Linux's own tap driver.
+#[test]
+fn pings_streams_and_transfers_work_over_a_foreign_nic() {
+    let ns = Netns::new("host").unwrap();
+    ns.sh("ip tuntap add nt0 mode tap && ip link set nt0 up && ip addr add 10.77.0.1/24 dev nt0").unwrap();
+    ns.sh("ip addr add fd77::1/64 dev nt0 nodad").unwrap();
+    let guest = Uml::new().inside(&ns).word("vec0:transport=tap,ifname=nt0,depth=128").boot().unwrap();
+    address(&guest, "vec0", 2, 1500).unwrap();
+    wait_until_reachable(&guest, "10.77.0.1").unwrap();
+    assert_eq!(ping_from_guest(&guest, "-c 3 -i 0.05 10.77.0.1").unwrap().received, 3);
+    assert_eq!(ping_from(&ns, "-c 3 -i 0.05 -W 1 fd77::2").unwrap().received, 3);
+    let _server = iperf_server(&ns, 5201).unwrap();
+    assert!(iperf_from_guest(&guest, "10.77.0.1", 5201, 1, "").unwrap() > 1e7);
+    // Only outward: that driver is slow inward, and it is not the one under test.
+    let sent = transfer::from_guest(&ns, &guest, "fd77::1".parse().unwrap(), 16).unwrap();
+    eprintln!("16 MiB from the guest in {:?}", sent.took);
+    guest.power_off().unwrap();
+    assert!(ns.counter("nt0", "rx_bytes").unwrap() > 16 << 20);
 }

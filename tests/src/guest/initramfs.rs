@@ -2,7 +2,7 @@
 //! Built from what Debian installed, kept in the cache under a name that changes with its ingredients.
 
 use super::cpio::Archive;
-use crate::bins::{cache, peer};
+use crate::bins::{cache, ours, peer};
 use crate::{Because, Done, proc};
 use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// Modules in the order in which they must be loaded; one that a kernel does not have is built in.
 const MODULES: &[&str] = &[
+    "crc-ccitt",
+    "ipv6",
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
@@ -38,13 +40,15 @@ pub fn image(kind: &str, modules: &Path) -> Done<PathBuf> {
         )));
     }
     let busybox = peer("busybox")?;
-    let mut files = BTreeSet::new();
+    let stream = ours("proof-stream")?;
+    let mut files: BTreeSet<PathBuf> =
+        with_libraries(&stream)?.into_iter().filter(|f| *f != stream).collect();
     for tool in TOOLS {
         files.extend(with_libraries(&peer(tool)?)?);
     }
     let mut key = DefaultHasher::new();
     include_str!("init.sh").hash(&mut key);
-    for path in files.iter().chain([&busybox]).chain(modules.iter().map(|(_, p)| p)) {
+    for path in files.iter().chain([&busybox, &stream]).chain(modules.iter().map(|(_, p)| p)) {
         let seen = fs::metadata(path).because(path.display())?;
         (path, seen.len(), seen.mtime()).hash(&mut key);
     }
@@ -53,13 +57,21 @@ pub fn image(kind: &str, modules: &Path) -> Done<PathBuf> {
         fs::create_dir_all(cache()).because(cache().display())?;
         // Under a name of our own first: two tests may be building it at the same time.
         let draft = image.with_extension(std::process::id().to_string());
-        fs::write(&draft, build(&busybox, &files, &modules)?).because(draft.display())?;
+        fs::write(
+            &draft,
+            build(&[("bin/busybox", &busybox), ("bin/proof-stream", &stream)], &files, &modules)?,
+        )
+        .because(draft.display())?;
         fs::rename(&draft, &image).because(image.display())?;
     }
     Ok(image)
 }
 
-fn build(busybox: &Path, files: &BTreeSet<PathBuf>, modules: &[(&str, PathBuf)]) -> Done<Vec<u8>> {
+fn build(
+    programs: &[(&str, &Path)],
+    files: &BTreeSet<PathBuf>,
+    modules: &[(&str, PathBuf)],
+) -> Done<Vec<u8>> {
     let read = |path: &Path| fs::read(path).because(path.display());
     let mut archive = Archive::default();
     for dir in ["proc", "sys", "tmp", "bin"] {
@@ -70,7 +82,9 @@ fn build(busybox: &Path, files: &BTreeSet<PathBuf>, modules: &[(&str, PathBuf)])
     archive.device("dev/zero", 1, 5);
     archive.device("dev/urandom", 1, 9);
     archive.file("init", 0o755, include_str!("init.sh").as_bytes());
-    archive.file("bin/busybox", 0o755, &read(busybox)?);
+    for (name, path) in programs {
+        archive.file(name, 0o755, &read(path)?);
+    }
     for path in files {
         archive.file(path.to_string_lossy().trim_start_matches('/'), 0o755, &read(path)?);
     }

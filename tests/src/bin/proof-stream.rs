@@ -1,0 +1,62 @@
+//! The guests' end of a transfer, because busybox's nc moves a kilobyte at a time: `proof-stream send ADDR PORT MIB`
+//! writes noise to a peer and the same to standard output, `proof-stream receive ADDR PORT` writes what a peer sends to
+//! standard output. Whoever wants a digest pipes that into a program of its own.
+#![allow(clippy::print_stderr, reason = "a program of tests tells its trouble on standard error")]
+
+use netreeve_tests::transfer::{CHUNK, Noise};
+use netreeve_tests::{Because, Done, trouble};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("proof-stream: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Done {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["send", address, port, megabytes] => {
+            let megabytes: usize = megabytes.parse().because("MIB")?;
+            send(&mut connect(address, port)?, megabytes * (1 << 20))
+        }
+        ["receive", address, port] => receive(&mut connect(address, port)?),
+        _ => Err(trouble("usage: proof-stream send ADDR PORT MIB | receive ADDR PORT")),
+    }
+}
+
+fn connect(address: &str, port: &str) -> Done<TcpStream> {
+    let address = address.parse::<std::net::IpAddr>().because(address)?;
+    TcpStream::connect((address, port.parse().because(port)?)).because(format!("connect to {address} {port}"))
+}
+
+fn send(peer: &mut TcpStream, bytes: usize) -> Done {
+    let mut out = std::io::stdout().lock();
+    let mut noise = Noise::new(u64::from(std::process::id()));
+    let mut chunk = vec![0; CHUNK];
+    for _ in 0..bytes / CHUNK {
+        noise.fill(&mut chunk);
+        peer.write_all(&chunk).because("send")?;
+        out.write_all(&chunk).because("write to standard output")?;
+    }
+    Ok(())
+}
+
+fn receive(peer: &mut TcpStream) -> Done {
+    let mut out = std::io::stdout().lock();
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let n = peer.read(&mut chunk).because("receive")?;
+        if n == 0 {
+            return out.flush().because("write to standard output");
+        }
+        out.write_all(chunk.get(..n).unwrap_or_default()).because("write to standard output")?;
+    }
+}

@@ -1,0 +1,225 @@
+//! The scene that demo and real-tier tests play in: a host namespace with an interface or a bridge, a far namespace at
+//! the other end of a veth pair, netreeve's programs copied to where an unprivileged user can run them, the helper as
+//! root with a policy of its own, and `netreeve` as a user who may do nothing.
+
+use crate::bins::ours;
+use crate::inspect;
+use crate::netns::{Netns, veth};
+use crate::proc::Proc;
+use crate::{Because, Done};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// The user that `netreeve` runs as in all of the proofs: nobody's, and without any right but the policy's.
+pub const USER: u32 = 64_001;
+
+/// The interface in the host namespace.
+pub const UPLINK: &str = "nv0";
+/// The interface in the far namespace.
+pub const FAR: &str = "nv1";
+/// The bridge in the host namespace, when there is one.
+pub const BRIDGE: &str = "br0";
+
+/// The far side's addresses.
+pub const FAR4: &str = "10.77.0.1";
+/// The same, IPv6.
+pub const FAR6: &str = "fd77::1";
+/// The first guest's addresses.
+pub const GUEST4: &str = "10.77.0.2";
+/// The same, IPv6.
+pub const GUEST6: &str = "fd77::2";
+
+/// How long a program of ours may take to become ready, to end, to clean up.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What joins the guest and the far side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Road {
+    /// The veth's host end is the guest's alone, by AF_XDP.
+    AfXdp,
+    /// A tap and the veth's host end are ports of a bridge.
+    Bridge,
+}
+
+/// A scene. Dropping it ends everything in it.
+pub struct Scene {
+    // In the order of their end: processes before namespaces before files.
+    helper: Option<Proc>,
+    /// The namespace with the uplink, where helper and netreeve run.
+    pub host: Netns,
+    /// The namespace at the other end.
+    pub far: Netns,
+    road: Road,
+    dir: Dir,
+}
+
+/// A directory that goes with its value.
+struct Dir(PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Removes the directories of all scenes of this process: for a program that is being interrupted.
+pub fn remove_all() {
+    let mine = format!("netreeve-{}-", crate::proc::mark());
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&mine) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+impl Scene {
+    /// Sets the scene, without helper.
+    pub fn set(road: Road) -> Done<Scene> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = Dir(std::env::temp_dir().join(format!("netreeve-proof-{}-{id}", std::process::id())));
+        fs::create_dir(&dir.0).because(dir.0.display())?;
+        fs::set_permissions(&dir.0, Permissions::from_mode(0o755)).because(dir.0.display())?;
+        for program in ["netreeve", "netreeve-dataplane", "netreeve-helper"] {
+            // Not linked: the tree may be where other users cannot look.
+            fs::copy(ours(program)?, dir.0.join(program)).because(program)?;
+        }
+        let run = dir.0.join("run");
+        fs::create_dir(&run).because(run.display())?;
+        chown(&run, Some(USER), Some(USER)).because(run.display())?;
+        let (host, far) = (Netns::new("host")?, Netns::new("far")?);
+        veth(&host, UPLINK, &far, FAR)?;
+        far.sh(&format!("ip addr add {FAR4}/24 dev {FAR}; ip addr add {FAR6}/64 dev {FAR} nodad"))?;
+        if road == Road::Bridge {
+            host.sh(&format!(
+                "ip link add {BRIDGE} type bridge forward_delay 0
+                 ip link set {BRIDGE} up
+                 ip link set {UPLINK} master {BRIDGE}"
+            ))?;
+        }
+        Ok(Scene { helper: None, host, far, road, dir })
+    }
+
+    /// Gives the same MTU to everything in the scene.
+    pub fn mtu(&self, bytes: u32) -> Done {
+        self.far.sh(&format!("ip link set {FAR} mtu {bytes}"))?;
+        self.host.sh(&format!("for l in $(ls /proc/sys/net/ipv4/conf | grep -E '^({UPLINK}|{BRIDGE})$'); do ip link set $l mtu {bytes}; done"))?;
+        Ok(())
+    }
+
+    /// A place in the user's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.0.join("run").join(name)
+    }
+
+    /// A program of ours, where every user can run it.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.dir.0.join(name)
+    }
+
+    /// The helper's socket.
+    pub fn helper_socket(&self) -> PathBuf {
+        self.dir.0.join("helper.sock")
+    }
+
+    /// Starts the helper as a daemon with this policy.
+    pub fn help(&mut self, policy: &str) -> Done {
+        let file = self.write_policy(policy)?;
+        let mut command = Command::new(self.program("netreeve-helper"));
+        command.arg("--listen").arg(self.helper_socket()).arg("--policy").arg(file);
+        let helper = self.host.spawn("netreeve-helper", command)?;
+        crate::guest::uml::wait_for_socket(&self.helper_socket(), PATIENCE)
+            .because(format!("netreeve-helper said:\n{}", helper.tail()))?;
+        self.helper = Some(helper);
+        Ok(())
+    }
+
+    /// Writes a policy file that the helper will believe.
+    pub fn write_policy(&self, policy: &str) -> Done<PathBuf> {
+        let file = self.dir.0.join("policy.conf");
+        fs::write(&file, policy).because(file.display())?;
+        fs::set_permissions(&file, Permissions::from_mode(0o644)).because(file.display())?;
+        Ok(file)
+    }
+
+    /// The helper's process.
+    pub fn helper(&self) -> Done<&Proc> {
+        self.helper.as_ref().because("this scene has no helper")
+    }
+
+    /// Ends the helper.
+    pub fn dismiss(&mut self) {
+        self.helper = None;
+    }
+
+    /// The `--netdev` of this scene's road.
+    pub fn netdev(&self, id: &str) -> String {
+        match self.road {
+            Road::AfXdp => format!("af-xdp,id={id},ifname={UPLINK}"),
+            Road::Bridge => format!("tap,id={id},br={BRIDGE}"),
+        }
+    }
+
+    /// A policy that allows this scene's user what its road needs, and nothing else.
+    pub fn policy(&self) -> String {
+        match self.road {
+            Road::AfXdp => format!("allow uid:{USER} xsk {UPLINK}\n"),
+            Road::Bridge => format!("allow uid:{USER} bridge {BRIDGE}\n"),
+        }
+    }
+
+    /// `netreeve` as the unprivileged user, with these arguments; not started yet.
+    pub fn netreeve(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.program("netreeve"));
+        command.args(arguments).uid(USER).gid(USER).current_dir(self.path(""));
+        command
+    }
+
+    /// Starts `netreeve run` with these netdevs and devices and waits until it listens.
+    pub fn run(&self, netdevs: &[&str], devices: &[&str], more: &[&str]) -> Done<Reeve> {
+        let socket = self.helper_socket();
+        let mut arguments =
+            vec!["run", "--json", "--helper", socket.to_str().because("a path that is no text")?];
+        netdevs.iter().for_each(|n| arguments.extend(["--netdev", n]));
+        devices.iter().for_each(|d| arguments.extend(["--device", d]));
+        arguments.extend(more);
+        let proc = self.host.spawn("netreeve run", self.netreeve(&arguments))?;
+        let reeve = Reeve { proc };
+        reeve.proc.wait_for("ready", PATIENCE).because(format!("arguments {arguments:?}"))?;
+        Ok(reeve)
+    }
+}
+
+/// A running `netreeve`, the supervisor.
+pub struct Reeve {
+    /// Its process.
+    pub proc: Proc,
+}
+
+impl Reeve {
+    /// The process id of its dataplane.
+    pub fn dataplane(&self) -> Done<i32> {
+        inspect::descendant_named(self.proc.pid(), "netreeve-dataplane", PATIENCE)
+    }
+}
+
+/// Gives a guest's NIC its addresses; `host` is the last part of both.
+pub fn address(guest: &crate::guest::Console, nic: &str, host: u8, mtu: u32) -> Done {
+    guest.ok(&format!(
+        "echo 0 >/proc/sys/net/ipv6/conf/{nic}/accept_dad
+         ip link set {nic} mtu {mtu} up
+         ip addr add 10.77.0.{host}/24 dev {nic}
+         ip -6 addr add fd77::{host}/64 dev {nic}"
+    ))?;
+    Ok(())
+}
+
+/// Whether a path is there, for tests of clean ends.
+pub fn there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}

@@ -1,0 +1,138 @@
+//! Bytes that must arrive as they were sent: streams between a guest and a namespace over TCP, compared by SHA-256 at
+//! both ends. Each end's digest is made by a program of its own (`sha256sum`, busybox).
+
+use crate::guest::Console;
+use crate::netns::Netns;
+use crate::{Because, Done, trouble};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a transfer may take.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// How long it may make no progress at all.
+const STALL: Duration = Duration::from_secs(20);
+/// Bytes written and read at once.
+pub const CHUNK: usize = 1 << 16;
+
+/// A transfer that arrived.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    /// The digest, the same at both ends.
+    pub digest: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// `sha256sum` fed through a pipe.
+struct Digest(Child);
+
+impl Digest {
+    fn new() -> Done<Digest> {
+        let mut command = Command::new("sha256sum");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Ok(Digest(command.spawn().because("start sha256sum")?))
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> Done {
+        self.0.stdin.as_mut().because("sha256sum's input")?.write_all(bytes).because("write to sha256sum")
+    }
+
+    fn finish(mut self) -> Done<String> {
+        drop(self.0.stdin.take());
+        let out = self.0.wait_with_output().because("sha256sum")?;
+        first_word(&String::from_utf8_lossy(&out.stdout))
+    }
+}
+
+fn first_word(text: &str) -> Done<String> {
+    text.split_whitespace().next().map(str::to_owned).because("sha256sum said nothing")
+}
+
+/// Bytes without a pattern that any offload or checksum could mend: a xorshift generator.
+pub struct Noise(u64);
+
+impl Noise {
+    /// A generator; the same seed gives the same bytes.
+    pub fn new(seed: u64) -> Noise {
+        Noise(seed ^ 0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// Fills with the next bytes.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for word in bytes.chunks_mut(8) {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            let from = self.0.to_le_bytes();
+            word.iter_mut().zip(from).for_each(|(to, from)| *to = from);
+        }
+    }
+}
+
+/// Sends `megabytes` MiB from a namespace to a guest, which fetches them from one of the namespace's addresses.
+pub fn to_guest(far: &Netns, guest: &Console, address: IpAddr, megabytes: usize) -> Done<Sent> {
+    let listener = far.enter(|| TcpListener::bind(SocketAddr::new(address, 7000)))?.because("listen")?;
+    let began = Instant::now();
+    let job = guest.start(&format!("proof-stream receive {address} 7000 | sha256sum"))?;
+    let sent = far.enter(|| -> Done<String> {
+        let mut stream = accept(&listener)?;
+        stream.set_write_timeout(Some(STALL)).because("deadline")?;
+        let (mut noise, mut digest) = (Noise::new(u64::from(std::process::id())), Digest::new()?);
+        let mut chunk = vec![0; CHUNK];
+        for _ in 0..megabytes * (1 << 20) / CHUNK {
+            noise.fill(&mut chunk);
+            digest.add(&chunk)?;
+            stream.write_all(&chunk).because("send to the guest")?;
+        }
+        drop(stream);
+        digest.finish()
+    })??;
+    let got = guest.finish(job, PATIENCE)?.ok("proof-stream | sha256sum in the guest")?;
+    compare(sent, first_word(&got)?, began)
+}
+
+/// Sends `megabytes` MiB from a guest to one of a namespace's addresses.
+pub fn from_guest(far: &Netns, guest: &Console, address: IpAddr, megabytes: usize) -> Done<Sent> {
+    let listener = far.enter(|| TcpListener::bind(SocketAddr::new(address, 7001)))?.because("listen")?;
+    let began = Instant::now();
+    let job = guest.start(&format!("proof-stream send {address} 7001 {megabytes} | sha256sum"))?;
+    let got = far.enter(|| -> Done<String> {
+        let mut stream = accept(&listener)?;
+        stream.set_read_timeout(Some(STALL)).because("deadline")?;
+        let (mut digest, mut chunk) = (Digest::new()?, vec![0; CHUNK]);
+        loop {
+            let n = stream.read(&mut chunk).because("receive from the guest")?;
+            if n == 0 {
+                break;
+            }
+            digest.add(chunk.get(..n).unwrap_or_default())?;
+        }
+        digest.finish()
+    })??;
+    let sent = guest.finish(job, PATIENCE)?.ok("proof-stream | sha256sum in the guest")?;
+    compare(first_word(&sent)?, got, began)
+}
+
+fn accept(listener: &TcpListener) -> Done<TcpStream> {
+    listener.set_nonblocking(true).because("listener")?;
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).because("stream")?;
+                return Ok(stream);
+            }
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+            Err(e) => return Err(trouble(format!("the guest never connected: {e}"))),
+        }
+    }
+}
+
+fn compare(sent: String, got: String, began: Instant) -> Done<Sent> {
+    if sent != got {
+        return Err(trouble(format!("sent {sent}, received {got}")));
+    }
+    Ok(Sent { digest: sent, took: began.elapsed() })
+}
