@@ -18,11 +18,15 @@ pub struct Found {
     pub name: String,
 }
 
-/// All processes that carry the mark of this run in their environment. Zombies are not listed: they have none.
+/// All processes of this run: those that carry its mark in their environment, and those whose program lies in one of its
+/// scenes (the dataplane starts with an empty environment). Zombies are not listed: they have neither.
 pub fn marked() -> Vec<Found> {
     let mark = format!("{MARK}={}", proc::mark());
+    let scene = format!("/netreeve-{}-", proc::mark());
     processes(|dir| {
-        fs::read(format!("{dir}/environ")).is_ok_and(|e| e.split(|b| *b == 0).any(|v| v == mark.as_bytes()))
+        let environment = fs::read(format!("{dir}/environ")).unwrap_or_default();
+        environment.split(|b| *b == 0).any(|v| v == mark.as_bytes())
+            || fs::read_link(format!("{dir}/exe")).is_ok_and(|exe| exe.to_string_lossy().contains(&scene))
     })
 }
 

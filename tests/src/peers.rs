@@ -6,7 +6,7 @@ use crate::netns::Netns;
 use crate::proc::Proc;
 use crate::{Because, Done, trouble};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What ping says at its end.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,6 +57,63 @@ pub fn wait_until_reachable(guest: &Console, address: &str) -> Done {
         Ok(())
     } else {
         Err(trouble(format!("{address} never answered the guest's pings")))
+    }
+}
+
+/// A ping that goes on, by which the moments of replies are seen.
+pub struct Pulse {
+    proc: Proc,
+}
+
+/// Starts pinging from a namespace every `every`.
+pub fn pulse(ns: &Netns, address: &str, every: Duration) -> Done<Pulse> {
+    let mut command = Command::new(peer("ping")?);
+    command.args(["-n", "-i", &every.as_secs_f64().to_string(), address]);
+    Ok(Pulse { proc: ns.spawn("ping", command)? })
+}
+
+impl Pulse {
+    /// The replies so far: when each was seen, and the number of its request.
+    pub fn replies(&self) -> Vec<(Instant, u64)> {
+        let number = |text: &str| text.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok();
+        let reply = |l: &crate::proc::Line| l.text.contains(" time=").then(|| number(&l.text)).flatten();
+        self.proc.lines().iter().filter_map(|l| Some((l.at, reply(l)?))).collect()
+    }
+
+    /// Waits until there are `count` replies after the moment `from`.
+    pub fn wait(&self, count: usize, from: Instant, within: Duration) -> Done {
+        let until = Instant::now() + within;
+        while self.replies().iter().filter(|(at, _)| *at > from).count() < count {
+            if Instant::now() >= until {
+                return Err(trouble(format!(
+                    "not {count} replies to ping within {within:?}:\n{}",
+                    self.proc.tail()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// How long traffic was away after something was done at `from`: the longest time without a reply since then,
+    /// counted from `from` or from the reply before. Waits until replies have come for a while.
+    pub fn gap(&self, from: Instant, within: Duration) -> Done<Duration> {
+        // Replies to requests that were under way do not show that anything works again.
+        let asked = self.replies().last().map_or(0, |(_, n)| *n);
+        let until = Instant::now() + within;
+        let fresh =
+            |all: &[(Instant, u64)]| all.iter().filter(|(at, n)| *at > from && *n > asked + 20).count();
+        while fresh(&self.replies()) < 100 {
+            if Instant::now() >= until {
+                return Err(trouble(format!("no traffic again within {within:?}:\n{}", self.proc.tail())));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let moments =
+            std::iter::once(from).chain(self.replies().into_iter().map(|(at, _)| at).filter(|at| *at > from));
+        let moments: Vec<Instant> = moments.collect();
+        let gaps = moments.iter().zip(moments.iter().skip(1)).map(|(a, b)| b.duration_since(*a));
+        gaps.max().because("no replies")
     }
 }
 

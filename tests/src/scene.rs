@@ -82,7 +82,7 @@ impl Scene {
     pub fn set(road: Road) -> Done<Scene> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let id = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = Dir(std::env::temp_dir().join(format!("netreeve-proof-{}-{id}", std::process::id())));
+        let dir = Dir(std::env::temp_dir().join(format!("netreeve-{}-{id}", crate::proc::mark())));
         fs::create_dir(&dir.0).because(dir.0.display())?;
         fs::set_permissions(&dir.0, Permissions::from_mode(0o755)).because(dir.0.display())?;
         for program in ["netreeve", "netreeve-dataplane", "netreeve-helper"] {

@@ -7,7 +7,7 @@ use netreeve_tests::guest::uml::Uml;
 use netreeve_tests::leftovers::{Ground, in_netns, marked};
 use netreeve_tests::netns::{Netns, veth};
 use netreeve_tests::peers::{
-    iperf_from_guest, iperf_server, parse_iperf, ping_from, ping_from_guest, wait_until_reachable,
+    iperf_from_guest, iperf_server, parse_iperf, ping_from, ping_from_guest, pulse, wait_until_reachable,
 };
 use netreeve_tests::proc::Proc;
 use netreeve_tests::scene::address;
@@ -25,6 +25,13 @@ fn namespaces_are_joined_and_leave_nothing() {
     assert_eq!(ping_from(&a, "-c 3 -i 0.01 -W 1 10.1.0.2").unwrap().received, 3);
     assert_eq!(ping_from(&a, "-c 1 -W 0.2 10.1.0.3").unwrap().received, 0);
     assert!(b.counter("ntb", "rx_packets").unwrap() >= 3);
+    let pulse = pulse(&a, "10.1.0.2", Duration::from_millis(5)).unwrap();
+    let began = Instant::now();
+    pulse.wait(50, began, Duration::from_secs(5)).unwrap();
+    b.sh("ip link set ntb down; sleep 0.3; ip link set ntb up").unwrap();
+    let gap = pulse.gap(began, Duration::from_secs(5)).unwrap();
+    assert!((300..800).contains(&gap.as_millis()), "{gap:?}");
+    drop(pulse);
     let server = iperf_server(&b, 5201).unwrap();
     let mut client = Command::new("iperf3");
     client.args(["-J", "-t", "1", "-c", "10.1.0.2"]);
