@@ -176,7 +176,8 @@ fn gather(link: &Link) -> Result<(Plan, Vec<Vec<OwnedFd>>), Trouble> {
 fn open(plan: &PortPlan, fds: Vec<OwnedFd>) -> Result<(Queues, &'static [Call]), OpenError> {
     Ok(match plan {
         PortPlan::Tap(p) => (port::tap::open(p, fds)?, port::tap::CALLS),
-        PortPlan::Xsk(_) | PortPlan::VhostUser(_) => {
+        PortPlan::Xsk(p) => (port::xsk::open(p, fds)?, port::xsk::CALLS),
+        PortPlan::VhostUser(_) => {
             return Err(OpenError { what: "this port is on its way into the tree", source: None });
         }
         PortPlan::Stream(p) => (port::stream::open(p, fds)?, port::stream::CALLS),

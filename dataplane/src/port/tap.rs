@@ -41,7 +41,6 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_readv),
     Call::any(libc::SYS_writev),
     Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_OFFLOAD)]),
-    Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_CARRIER)]),
 ];
 
 /// Bytes beyond the MTU: Ethernet header and one VLAN tag.
@@ -295,11 +294,6 @@ impl Port for Tap {
             }
         }
         Ok(b.frames().len())
-    }
-
-    fn peer_link(&mut self, up: bool) {
-        // Kernels before 5.0 cannot say it; then the host sees a carrier as long as we live.
-        let _ = tun::set_carrier(self.fd.as_fd(), up);
     }
 
     fn stats(&self) -> Stats {

@@ -9,8 +9,6 @@ pub const SET_OFFLOAD: u32 = request(libc::TUNSETOFFLOAD);
 pub const SET_VNET_HEADER: u32 = request(libc::TUNSETVNETHDRSZ);
 /// `TUNSETVNETLE`: the header's fields are little-endian, as virtio 1 has them.
 pub const SET_VNET_LE: u32 = request(libc::TUNSETVNETLE);
-/// `TUNSETCARRIER`: whether the kernel sees a cable in the tap.
-pub const SET_CARRIER: u32 = request(libc::TUNSETCARRIER);
 const GET_VNET_HEADER: u32 = request(libc::TUNGETVNETHDRSZ);
 
 /// `ioctl`'s request is an int in the kernel; its C type differs between libraries.
@@ -63,12 +61,4 @@ pub fn vnet_header(fd: BorrowedFd<'_>) -> Result<i32> {
 /// The kernel's.
 pub fn set_vnet_le(fd: BorrowedFd<'_>) -> Result<()> {
     set(fd, SET_VNET_LE, 1)
-}
-
-/// Whether the kernel's side sees a carrier.
-///
-/// # Errors
-/// The kernel's; older than 5.0 it knows no such request.
-pub fn set_carrier(fd: BorrowedFd<'_>, up: bool) -> Result<()> {
-    set(fd, SET_CARRIER, up.into())
 }
