@@ -12,6 +12,22 @@ use nix::unistd::Pid;
 
 use crate::sys;
 
+/// One line about the machine.
+#[must_use]
+pub fn machine() -> String {
+    let read = |p: &str| fs::read_to_string(p).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model =
+        cpus.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map_or("", |(_, m)| m);
+    let n = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let load = read("/proc/loadavg");
+    let load = load.split(' ').next().unwrap_or_default();
+    format!(
+        "Linux {}, {n} processors ({model}), load average at the start {load}",
+        read("/proc/sys/kernel/osrelease").trim()
+    )
+}
+
 /// Runs what is measured.
 pub const MEASURED: usize = 0;
 /// Runs the load: driver, generator, sink.

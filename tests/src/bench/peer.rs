@@ -12,20 +12,21 @@ use crate::{Because, Done, bins, trouble};
 /// How long a foreign program may take to start on a loaded machine.
 const START: Duration = Duration::from_secs(20);
 
-/// netreeve with one wire, sandbox and all, after it said that it is ready.
+/// netreeve with one wire, sandbox and all, after it said that it is ready. `keys` are added to its vhost-user ports.
 ///
 /// # Errors
 /// It did not start; the error has what it said.
-pub fn netreeve(path: Path, socks: &[PathBuf; 2], more: &[&str]) -> Done<Proc> {
+pub fn netreeve(path: Path, socks: &[PathBuf; 2], keys: &[&str], options: &[&str]) -> Done<Proc> {
+    let keys: String = keys.iter().map(|k| format!(",{k}")).collect();
     let [a, b] = socks.each_ref().map(|s| s.display());
     let netdev = match path {
         Path::Xdp(mode) => format!("af-xdp,id=n0,ifname=v0,mode={}", mode.name()),
         Path::Tap => "tap,id=n0".to_owned(),
-        Path::Vhost => format!("vhost-user,id=n0,path={b}"),
+        Path::Vhost => format!("vhost-user,id=n0,path={b}{keys}"),
     };
     let mut c = Command::new(bins::ours("netreeve")?);
     c.args(["run", "--json", "--netdev", &netdev]);
-    c.arg("--device").arg(format!("vhost-user,netdev=n0,path={a}")).args(more);
+    c.arg("--device").arg(format!("vhost-user,netdev=n0,path={a}{keys}")).args(options);
     let p = Proc::spawn("netreeve", c)?;
     p.find("that it is ready", START, |l| l.text.trim_start().starts_with('{').then_some(()))?;
     Ok(p)

@@ -266,9 +266,11 @@ fn start(case: &Case, who: Who, socks: &[PathBuf; 2]) -> Done<Running> {
         }
         (Who::XskRs, _) => Err(trouble("xsk-rs has nothing to do here")),
         (Who::Dpdk, path) => Ok(Running::Process(Box::new(super::peer::testpmd(path, socks)?))),
-        (Who::Netreeve, path) => Ok(Running::Process(Box::new(super::peer::netreeve(path, socks, &[])?))),
+        (Who::Netreeve, path) => {
+            Ok(Running::Process(Box::new(super::peer::netreeve(path, socks, &[], &[])?)))
+        }
         (Who::Busy, path) => {
-            Ok(Running::Process(Box::new(super::peer::netreeve(path, socks, &["--busy-poll", "200"])?)))
+            Ok(Running::Process(Box::new(super::peer::netreeve(path, socks, &[], &["--busy-poll", "200"])?)))
         }
     }
 }
