@@ -75,12 +75,12 @@ fn make(netlink: &mut Netlink, name: IfName) -> Result<Link, Refusal> {
     Ok(bridge)
 }
 
-/// The grant stands: the bridge is no longer provisional.
-pub(crate) fn settle(netlink: &mut Netlink, bridge: &Link) -> Result<(), Refusal> {
-    if bridge.group != PROVISIONAL {
-        return Ok(());
+/// The grant stands: the bridge is no longer provisional. If that cannot be said, the grant stands all the same: a bridge
+/// with ports is never swept, and the next tap in it says it again.
+pub(crate) fn settle(netlink: &mut Netlink, bridge: &Link) {
+    if bridge.group == PROVISIONAL {
+        let _unsaid = netlink.set(bridge.index, &[Set::Group(0)]);
     }
-    netlink.set(bridge.index, &[Set::Group(0)]).at(Step::MakeBridge)
 }
 
 /// Removes provisional bridges without ports. Errors leave them to the next sweep.

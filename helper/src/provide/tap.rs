@@ -85,13 +85,13 @@ fn build(
     };
     netlink.set(tap.index, &[Set::Up]).at(Step::SetLink)?;
     let grant = describe(netlink, &tap, request, vnet_header)?;
-    if let Some(bridge) = &bridge {
-        bridge::settle(netlink, bridge)?;
-    }
-    // Last: up to here closing the descriptors undoes everything.
+    // The last that can fail: up to here closing the descriptors undoes everything.
     if request.persist {
         let first = tap.queues.first().ok_or(failed(Step::MakeTap, Errno::EBADF))?;
         sys::tun_persist(first.as_fd()).at(Step::MakeTap)?;
+    }
+    if let Some(bridge) = &bridge {
+        bridge::settle(netlink, bridge);
     }
     Ok((TapGrant { bridge: bridge.and_then(|b| b.name), ..grant }, tap.queues))
 }

@@ -10,25 +10,54 @@ use netreeve_shared::request::Request;
 use crate::support::*;
 use crate::xsk::{detaches, request};
 
-/// Not a test of its own: takes everything there is, says so, and waits to be killed.
-#[test]
-#[ignore = "the kill tests start it"]
-fn child() {
-    let mut provider = Provider::new();
-    let mut kept = Vec::new();
+fn everything() -> [Request; 5] {
     let pinned = netreeve_shared::request::XskRequest { interface: name("w0"), ..request() };
-    let asked = [
+    [
         Request::Tap(in_bridge("br0", false, true)),
         Request::Tap(in_bridge("br9", true, false)),
         Request::Xsk(request()),
         Request::Activate(1),
         Request::XskPinned(pinned),
-    ];
-    for asked in asked {
+    ]
+}
+
+/// Not a test of its own: takes everything there is, says so, and waits to be killed.
+#[test]
+#[ignore = "the kill tests start it"]
+fn child() {
+    let (mut provider, mut kept) = (Provider::new(), Vec::new());
+    for asked in everything() {
         kept.extend(provider.provide(&asked, UID, &LIMITS).unwrap().1);
     }
     println!("everything");
     std::thread::sleep(Duration::from_secs(60));
+}
+
+/// Not a test of its own: asks for everything, whatever fails, and looks at what each failure leaves.
+#[test]
+#[ignore = "the fault tests start it under strace"]
+fn stubborn() {
+    // Without a child process: strace would inject its fault there as well.
+    let names = || {
+        let all = nix::net::if_::if_nameindex().ok()?;
+        let mut names: Vec<_> = all.iter().map(|i| i.name().to_owned()).collect();
+        names.sort();
+        Some(names)
+    };
+    println!("begun");
+    let (mut provider, mut kept, force) = (Provider::new(), Vec::new(), caps::CapSet::Effective);
+    let in_force = caps::read(None, force).ok();
+    for asked in everything() {
+        let before = names();
+        match provider.provide(&asked, UID, &LIMITS) {
+            Ok((_, fds)) => kept.extend(fds),
+            // A fault may hit the looking, too; then there is nothing to compare.
+            Err(why) => assert!(before.is_none() || names().is_none_or(|now| Some(now) == before), "{why:?}"),
+        }
+        let now = caps::read(None, force).ok();
+        assert!(in_force.is_none() || now.is_none() || now == in_force, "a capability stayed in force");
+    }
+    println!("done");
 }
 
 fn start() -> std::process::Child {
@@ -85,4 +114,72 @@ fn a_kill_at_any_moment_leaves_nothing() {
 
 fn detaches_now(interface: &str) -> bool {
     show(interface)["xdp"]["prog"]["id"].is_null()
+}
+
+/// Runs [`stubborn`] with one fault, at the `n`th call of its kind in any thread. None: there is no such call. Else what
+/// it printed.
+fn with_fault(call: &str, fault: &str, n: u32) -> Option<String> {
+    let trace = std::env::temp_dir().join(format!("nt-provide-{fault}-{}", std::process::id()));
+    let mut command = Command::new("strace");
+    command.arg("-f").arg("-o").arg(&trace);
+    command.arg("-e").arg(format!("trace={call}")).arg("-e").arg(format!("inject={call}:{fault}:when={n}"));
+    command.arg(std::env::current_exe().unwrap());
+    command.args(["--exact", "crash::stubborn", "--ignored", "--nocapture"]);
+    let out = command.output().expect("strace is needed: apt install strace");
+    let seen = std::fs::read_to_string(&trace).unwrap();
+    std::fs::remove_file(&trace).unwrap();
+    let hit = seen.contains("INJECTED") || seen.contains("killed by SIGKILL");
+    hit.then(|| String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr))
+}
+
+/// The work's calls, each with whether a fault of it may end the process: Rust ends it without memory or random
+/// numbers, and a capability that cannot be put out of force must end it.
+const CALLS: [(&str, bool); 17] = [
+    ("openat", false),
+    ("ioctl", false),
+    ("socket", false),
+    ("bind", false),
+    ("getsockname", false),
+    ("setsockopt", false),
+    ("getsockopt", false),
+    ("sendto", false),
+    ("recvfrom", false),
+    ("bpf", false),
+    ("memfd_create", false),
+    ("ftruncate", false),
+    ("fcntl", false),
+    ("dup3", false),
+    ("getrandom", true),
+    ("capset", true),
+    ("mmap", true),
+];
+
+#[test]
+fn a_kill_at_each_system_call_leaves_nothing() {
+    place();
+    let mut kills = 0;
+    // A kill at an answer is a kill at the next question.
+    for (call, _) in CALLS.iter().filter(|(call, _)| !matches!(*call, "recvfrom" | "mmap")) {
+        for n in 1.. {
+            let Some(text) = with_fault(call, "signal=KILL", n) else { break };
+            kills += u32::from(text.contains("begun"));
+            nothing_is_left(&format!("killed at {call} {n}"));
+        }
+    }
+    assert!(kills > 100, "{kills} kills");
+}
+
+#[test]
+fn an_error_of_each_system_call_is_a_refusal_and_leaves_nothing() {
+    place();
+    let mut errors = 0;
+    for (call, may_end) in CALLS {
+        for n in 1.. {
+            let Some(text) = with_fault(call, "error=ENOMEM", n) else { break };
+            errors += u32::from(text.contains("done"));
+            assert!(may_end || text.contains("done") || !text.contains("begun"), "{call} {n}: {text}");
+            nothing_is_left(&format!("failed at {call} {n}"));
+        }
+    }
+    assert!(errors > 100, "{errors} errors");
 }
