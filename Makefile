@@ -16,8 +16,9 @@ FUZZ_LONG ?= 600
 
 export NETREEVE_BIN_DIR := $(BINS)
 
-# The integration tests in tests/tests: harness and root need real kernel objects, real needs foreign programs too.
-tier = $(basename $(notdir $(wildcard tests/tests/$(1)*.rs)))
+# The integration tests in tests/tests: those called real* need guests and other foreign programs, the others do not.
+tests := $(basename $(notdir $(wildcard tests/tests/*)))
+real := $(filter real%,$(tests))
 
 help: ## this list
 	sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,7 +27,7 @@ setup:
 	tests/setup.sh
 
 build: setup ## the programs, in target/fast
-	$(CARGO) build --quiet --profile $(PROFILE) -p netreeve-helper -p netreeve-dataplane --bins
+	$(CARGO) build --quiet --profile $(PROFILE) --workspace --bins
 
 demo: build ## guests on AF_XDP, tap, bridge and QEMU, a crash, and what the kernel says of our processes
 	$(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin demo
@@ -38,10 +39,11 @@ test-unit: ## no privilege, no devices
 	$(CARGO) test --workspace --lib --bins
 
 test-root: build ## namespaces and real kernel objects
-	$(CARGO) test -p netreeve-tests $(addprefix --test ,$(call tier,harness) $(call tier,root)) -- $(ALONE)
+	$(CARGO) test -p netreeve-tests $(addprefix --test ,$(filter-out $(real),$(tests))) -- $(ALONE)
+	$(CARGO) test -p netreeve-helper -p netreeve-dataplane --test '*' -- $(ALONE)
 
 test-real: build ## guests, VMMs and other foreign programs
-	$(CARGO) test --profile $(PROFILE) -p netreeve-tests $(addprefix --test ,$(call tier,real)) -- $(ALONE)
+	$(CARGO) test --profile $(PROFILE) -p netreeve-tests $(addprefix --test ,$(real)) -- $(ALONE)
 
 test-fuzz: setup
 	if [ -x tests/fuzz/run ]; then tests/fuzz/run $(FUZZ_SHORT); else echo "no fuzz targets in this tree"; fi

@@ -3,6 +3,7 @@
 //! root with a policy of its own, and `netreeve` as a user who may do nothing.
 
 use crate::bins::ours;
+use crate::guest::qemu::Qemu;
 use crate::inspect;
 use crate::netns::{Netns, veth};
 use crate::proc::Proc;
@@ -178,6 +179,11 @@ impl Scene {
         let mut command = Command::new(self.program("netreeve"));
         command.args(arguments).uid(USER).gid(USER).current_dir(self.path(""));
         command
+    }
+
+    /// A QEMU guest whose files every user can read.
+    pub fn qemu(&self) -> Qemu<'_> {
+        Qemu::new().files_in(self.dir.0.clone())
     }
 
     /// Starts `netreeve run` with these netdevs and devices and waits until it listens.

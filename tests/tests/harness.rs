@@ -1,6 +1,7 @@
 //! The instruments themselves, before anything is measured with them: guests boot and switch off, namespaces and
 //! processes go away. Needs root and Debian's guests (`tests/setup.sh`).
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "figures for whoever reads the log")]
 
 use netreeve_tests::guest::qemu::Qemu;
 use netreeve_tests::guest::uml::Uml;

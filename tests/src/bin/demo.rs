@@ -9,7 +9,6 @@
 )]
 
 use netreeve_tests::guest::Console;
-use netreeve_tests::guest::qemu::Qemu;
 use netreeve_tests::guest::uml::Uml;
 use netreeve_tests::inspect::{Seen, capability_names, look};
 use netreeve_tests::leftovers::Ground;
@@ -127,7 +126,7 @@ fn under_qemu() -> Done<Act> {
     let mut scene = Scene::set(Road::Bridge)?;
     let reeve = raise(&mut scene, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20")?;
     let began = Instant::now();
-    let guest = Qemu::new().vhost_user(&scene.path("vm.sock"), true).boot()?;
+    let guest = scene.qemu().user(USER).vhost_user(&scene.path("vm.sock"), true).boot()?;
     println!("   guest: Linux {}, up after {:.1} s", guest.kernel()?, began.elapsed().as_secs_f64());
     address(&guest, "eth0", 2, 1500)?;
     wait_until_reachable(&guest, FAR4)?;

@@ -6,7 +6,8 @@ use super::initramfs;
 use crate::bins::{cache, peer};
 use crate::netns::Netns;
 use crate::proc::Proc;
-use crate::{Done, trouble};
+use crate::{Because, Done, trouble};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub struct Qemu<'a> {
     network: Vec<String>,
     home: Option<&'a Netns>,
     uid: Option<u32>,
+    files: Option<PathBuf>,
     nics: u32,
 }
 
@@ -65,6 +67,23 @@ impl<'a> Qemu<'a> {
         self
     }
 
+    /// Takes kernel and initramfs by way of this directory, for a QEMU whose user cannot look into the source tree.
+    #[must_use]
+    pub fn files_in(mut self, dir: PathBuf) -> Qemu<'a> {
+        self.files = Some(dir);
+        self
+    }
+
+    /// The path of one of the guest's files, copied first if QEMU shall have it from elsewhere.
+    fn file(&self, from: &Path, name: &str) -> Done<String> {
+        let Some(dir) = &self.files else { return Ok(from.display().to_string()) };
+        let to = dir.join(name);
+        if !to.exists() {
+            fs::copy(from, &to).because(to.display())?;
+        }
+        Ok(to.display().to_string())
+    }
+
     /// QEMU's command line, for those who start it by another program.
     pub fn arguments(&self) -> Done<Vec<String>> {
         let kernel = cache().join("kernel/vmlinuz");
@@ -77,8 +96,8 @@ impl<'a> Qemu<'a> {
         let mut all: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
         let line =
             "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check lpj=4000000";
-        let path = |p: PathBuf| p.display().to_string();
-        all.extend(["-kernel".to_owned(), path(kernel), "-initrd".to_owned(), path(image)]);
+        let (kernel, image) = (self.file(&kernel, "vmlinuz")?, self.file(&image, "initramfs")?);
+        all.extend(["-kernel".to_owned(), kernel, "-initrd".to_owned(), image]);
         all.extend(["-append".to_owned(), line.to_owned()]);
         all.extend(self.network.iter().cloned());
         Ok(all)

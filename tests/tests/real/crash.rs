@@ -1,0 +1,130 @@
+//! Ends that nobody ordered: of the dataplane, the VMM, the helper, the supervisor. Traffic comes back where it can, and
+//! nothing is left where it cannot.
+
+use crate::{DEVICE, House, all, house, settle};
+use netreeve_tests::guest::Console;
+use netreeve_tests::guest::uml::Uml;
+use netreeve_tests::leftovers::marked;
+use netreeve_tests::peers::{iperf_server, ping_from, pulse};
+use netreeve_tests::scene::{FAR4, GUEST4, PATIENCE, Road, USER};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
+
+/// The longest that a guest may be without network when its dataplane is killed.
+const BACK: Duration = Duration::from_millis(200);
+
+/// Kills the dataplane under a flow of pings and returns how long none came back.
+fn kill_dataplane(house: &House) -> Duration {
+    let pulse = pulse(&house.scene.far, GUEST4, Duration::from_millis(5)).unwrap();
+    pulse.wait(20, Instant::now(), PATIENCE).unwrap();
+    let old = house.reeve.dataplane().unwrap();
+    let from = Instant::now();
+    kill(Pid::from_raw(old), Signal::SIGKILL).unwrap();
+    let gap = pulse.gap(from, PATIENCE).unwrap();
+    assert_ne!(house.reeve.dataplane().unwrap(), old);
+    gap
+}
+
+fn killed_under_qemu(road: Road) {
+    let house = house(road, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20", 1500);
+    let guest = house.scene.qemu().user(USER).vhost_user(&house.scene.path("vm.sock"), true).boot().unwrap();
+    settle(&guest, 1500);
+    let links = house.scene.host.links().unwrap();
+    let mut gaps: Vec<Duration> = (0..5).map(|_| kill_dataplane(&house)).collect();
+    eprintln!("away for {gaps:?}");
+    gaps.sort();
+    let median = gaps.get(2).copied().unwrap();
+    assert!(median < BACK, "half of the times the guest was away for longer than {BACK:?}: {gaps:?}");
+    assert_eq!(house.scene.host.links().unwrap(), links, "the interfaces changed");
+    guest.power_off(PATIENCE).unwrap();
+    house.end();
+}
+
+#[test]
+fn a_killed_dataplane_is_replaced_under_qemu_on_a_tap() {
+    killed_under_qemu(Road::Bridge);
+}
+
+#[test]
+fn a_killed_dataplane_is_replaced_under_qemu_on_af_xdp() {
+    killed_under_qemu(Road::AfXdp);
+}
+
+/// TCP outlives the kill: what was in flight is sent again.
+#[test]
+fn a_stream_outlives_the_dataplane() {
+    let house = house(Road::Bridge, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20", 1500);
+    let guest = house.scene.qemu().user(USER).vhost_user(&house.scene.path("vm.sock"), true).boot().unwrap();
+    settle(&guest, 1500);
+    let server = iperf_server(&house.scene.far, 5201).unwrap();
+    let job = guest.start(&format!("iperf3 -J -c {FAR4} -p {} -t 4", server.port)).unwrap();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(800));
+        kill(Pid::from_raw(house.reeve.dataplane().unwrap()), Signal::SIGKILL).unwrap();
+    }
+    let report = guest.finish(job, Duration::from_secs(40)).unwrap().ok("iperf3").unwrap();
+    assert!(netreeve_tests::peers::parse_iperf(&report).unwrap() > 1e6, "{report}");
+    guest.power_off(PATIENCE).unwrap();
+    house.end();
+}
+
+/// A VMM that dies under load takes nothing along: the next one finds the same socket.
+#[test]
+fn a_killed_guest_can_come_again() {
+    let house = house(Road::AfXdp, DEVICE, 1500);
+    let dataplane = house.reeve.dataplane().unwrap();
+    for _ in 0..5 {
+        let guest = house.uml(1500);
+        let server = iperf_server(&house.scene.far, 5201).unwrap();
+        let _job = guest.start(&format!("iperf3 -c {FAR4} -p {} -t 30", server.port)).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        drop(guest);
+    }
+    let guest = house.uml(1500);
+    all(ping_from(&house.scene.far, &format!("-n -c 5 -i 0.02 -W 2 {GUEST4}")).unwrap(), 5);
+    assert_eq!(house.reeve.dataplane().unwrap(), dataplane, "the dataplane died with its guest");
+    guest.power_off().unwrap();
+    house.end();
+}
+
+/// What the helper gave lives without it.
+#[test]
+fn traffic_goes_on_without_the_helper() {
+    for road in [Road::AfXdp, Road::Bridge] {
+        let mut house = house(road, DEVICE, 1500);
+        let guest = house.uml(1500);
+        let pulse = pulse(&house.scene.far, GUEST4, Duration::from_millis(5)).unwrap();
+        pulse.wait(20, Instant::now(), PATIENCE).unwrap();
+        let from = Instant::now();
+        house.scene.dismiss();
+        let gap = pulse.gap(from, PATIENCE).unwrap();
+        assert!(gap < Duration::from_millis(100), "away for {gap:?}");
+        drop(pulse);
+        guest.power_off().unwrap();
+        house.end();
+    }
+}
+
+/// When the supervisor is killed, the dataplane goes with it and the kernel takes the interfaces back.
+#[test]
+fn a_killed_supervisor_leaves_nothing() {
+    for road in [Road::AfXdp, Road::Bridge] {
+        let house = house(road, DEVICE, 1500);
+        let guest: &Console = &Uml::new().nic(&house.scene.path("vm.sock")).boot().unwrap();
+        settle(guest, 1500);
+        let dataplane = house.reeve.dataplane().unwrap();
+        house.reeve.proc.signal(Signal::SIGKILL).unwrap();
+        let until = Instant::now() + Duration::from_secs(3);
+        let gone = || {
+            let links = house.scene.host.links().unwrap();
+            let xdp = house.scene.host.sh("ip link show dev nv0").unwrap().contains("xdp");
+            !xdp && links.iter().all(|l| l == "nv0" || l == "br0")
+                && !marked().iter().any(|p| p.pid == dataplane)
+        };
+        while !gone() {
+            assert!(Instant::now() < until, "left: {:?} {:?}", house.scene.host.links().unwrap(), marked());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}

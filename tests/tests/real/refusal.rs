@@ -1,0 +1,84 @@
+//! What is not allowed is refused, shortly to the caller and with rule and line to root; and what the processes may do is
+//! what DESIGN says, by `/proc`'s own word.
+
+use crate::{DEVICE, house};
+use netreeve_tests::guest::uml::Uml;
+use netreeve_tests::inspect::look;
+use netreeve_tests::scene::{BRIDGE, PATIENCE, Road, Scene, USER};
+
+fn run_once(scene: &Scene) -> (i32, String) {
+    let socket = scene.helper_socket();
+    let netdev = scene.netdev("n0");
+    let command = scene.netreeve(&[
+        "run",
+        "--helper",
+        socket.to_str().unwrap(),
+        "--netdev",
+        &netdev,
+        "--device",
+        DEVICE,
+    ]);
+    let outcome = scene.host.run("netreeve", command, PATIENCE).unwrap();
+    (outcome.code, outcome.text)
+}
+
+#[test]
+fn the_caller_learns_no_rule_and_root_does() {
+    let policies = ["", "allow uid:1 bridge br0\n", "deny any bridge br*\nallow any bridge br0\n"];
+    for policy in policies {
+        let mut scene = Scene::set(Road::Bridge).unwrap();
+        scene.help(policy).unwrap();
+        let (code, said) = run_once(&scene);
+        assert_eq!(code, 77, "{said}");
+        assert!(said.contains("denied") && !said.contains("line"), "{said}");
+        let log = scene.helper().unwrap().text();
+        assert!(log.contains(&USER.to_string()) && log.contains(BRIDGE), "{log}");
+        if policy.starts_with("deny") {
+            assert!(log.contains("line") || log.contains(":1"), "{log}");
+        }
+        assert_eq!(scene.host.links().unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn without_a_helper_the_message_says_what_to_do() {
+    let scene = Scene::set(Road::Bridge).unwrap();
+    let (code, said) = run_once(&scene);
+    assert_eq!(code, 69, "{said}");
+    assert!(said.contains("helper.sock"), "{said}");
+}
+
+#[test]
+fn nobody_holds_more_than_he_needs() {
+    for road in [Road::AfXdp, Road::Bridge] {
+        let house = house(road, DEVICE, 1500);
+        let guest = Uml::new().nic(&house.scene.path("vm.sock")).boot().unwrap();
+        let helper = look(house.scene.helper().unwrap().pid()).unwrap();
+        assert_eq!(
+            (helper.caps.effective, helper.caps.inheritable, helper.caps.ambient),
+            (0, 0, 0),
+            "{helper:?}"
+        );
+        // NET_ADMIN, NET_RAW, IPC_LOCK, BPF and nothing else.
+        assert_eq!(helper.caps.permitted & !(1 << 12 | 1 << 13 | 1 << 14 | 1 << 39), 0, "{helper:?}");
+        assert!(helper.no_new_privs && helper.seccomp == 2, "{helper:?}");
+        let supervisor = look(house.reeve.proc.pid()).unwrap();
+        assert_eq!((supervisor.uid, supervisor.caps.permitted), (USER, 0), "{supervisor:?}");
+        let dataplane = look(house.reeve.dataplane().unwrap()).unwrap();
+        let caps = dataplane.caps;
+        assert_eq!(
+            (caps.effective, caps.permitted, caps.inheritable, caps.ambient, caps.bounding),
+            (0, 0, 0, 0, 0)
+        );
+        assert!(dataplane.no_new_privs && dataplane.seccomp == 2, "{dataplane:?}");
+        assert_ne!(dataplane.uid, 0);
+        for kind in ["user", "mnt", "pid", "net", "ipc", "uts"] {
+            assert!(
+                dataplane.apart.iter().any(|k| k == kind),
+                "the dataplane shares our {kind}: {dataplane:?}"
+            );
+        }
+        guest.power_off().unwrap();
+        house.end();
+    }
+}

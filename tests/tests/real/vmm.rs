@@ -1,0 +1,144 @@
+//! QEMU and DPDK as the VMM's side: every way in which an unmodified QEMU can attach.
+
+use crate::{House, house, pings, settle, streams};
+use netreeve_tests::bins::peer;
+use netreeve_tests::guest::qemu::Qemu;
+use netreeve_tests::leftovers::Ground;
+use netreeve_tests::scene::{BRIDGE, PATIENCE, Road, Scene, USER};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
+/// A floor for TCP under TCG.
+const BROKEN: f64 = 1e7;
+
+fn attached(house: House, attach: impl FnOnce(Qemu<'_>) -> Qemu<'_>) {
+    let guest = attach(house.scene.qemu().user(USER)).boot().unwrap();
+    settle(&guest, 1500);
+    pings(&house.scene, &guest, 1400);
+    streams(&house.scene, &guest, BROKEN);
+    guest.power_off(PATIENCE).unwrap();
+    house.end();
+}
+
+#[test]
+fn qemu_dials_our_vhost_user_socket() {
+    let house = house(Road::Bridge, "vhost-user,netdev=n0,path=vm.sock", 1500);
+    let socket = house.scene.path("vm.sock");
+    attached(house, |qemu| qemu.vhost_user(&socket, false));
+}
+
+#[test]
+fn we_dial_qemus_vhost_user_socket() {
+    let house = house(Road::AfXdp, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20", 1500);
+    let socket = house.scene.path("vm.sock");
+    attached(house, |qemu| qemu.vhost_user(&socket, true));
+}
+
+#[test]
+fn qemu_without_shared_memory_by_stream() {
+    for road in [Road::Bridge, Road::AfXdp] {
+        let device = "stream,netdev=n0,server=on,addr.type=unix,addr.path=vm.sock";
+        let house = house(road, device, 1500);
+        let socket = house.scene.path("vm.sock");
+        let netdev = format!("stream,id=n0,server=off,addr.type=unix,addr.path={}", socket.display());
+        attached(house, |qemu| qemu.netdev(&netdev));
+    }
+}
+
+/// `netreeve grant` hands a tap to QEMU's own `-netdev tap`.
+#[test]
+fn qemu_gets_a_tap_from_grant() {
+    let ground = Ground::survey().unwrap();
+    let mut scene = Scene::set(Road::Bridge).unwrap();
+    scene.help(&scene.policy()).unwrap();
+    let qemu = scene.qemu().netdev("tap,id=n0,fd={n0}").inside(&scene.host);
+    let socket = scene.helper_socket();
+    let netdev = scene.netdev("n0");
+    let mut command =
+        scene.netreeve(&["grant", "--helper", socket.to_str().unwrap(), "--netdev", &netdev, "--"]);
+    command.arg(peer("qemu-system-x86_64").unwrap()).args(qemu.arguments().unwrap());
+    let guest = qemu.boot_by(command).unwrap();
+    settle(&guest, 1500);
+    pings(&scene, &guest, 1400);
+    streams(&scene, &guest, BROKEN);
+    guest.power_off(PATIENCE).unwrap();
+    assert_eq!(scene.host.links().unwrap().len(), 2, "the tap is left");
+    drop(scene);
+    assert_eq!(ground.left(Duration::from_secs(3)).unwrap(), Vec::<String>::new());
+}
+
+/// QEMU's `-netdev bridge` with our program in the place of qemu-bridge-helper, setuid root as Debian installs that one,
+/// and QEMU as an ordinary user.
+#[test]
+fn qemu_asks_our_bridge_helper() {
+    let ground = Ground::survey().unwrap();
+    let scene = Scene::set(Road::Bridge).unwrap();
+    let bridge_helper = scene.program("netreeve-bridge-helper");
+    fs::copy(scene.program("netreeve-helper"), &bridge_helper).unwrap();
+    fs::set_permissions(&bridge_helper, Permissions::from_mode(0o4755)).unwrap();
+    let boot = |line: &str| {
+        let etc = scene.program("etc");
+        fs::create_dir_all(etc.join("qemu")).unwrap();
+        fs::write(etc.join("qemu/bridge.conf"), format!("{line}\n")).unwrap();
+        let netdev = format!("bridge,id=n0,br={BRIDGE},helper={}", bridge_helper.display());
+        let qemu = scene.qemu().netdev(&netdev).inside(&scene.host);
+        // /etc/qemu as it shall be, in a mount namespace of QEMU's own: the machine's stays as it is.
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-ec"]);
+        command.arg(format!(
+            "mount -t overlay etc -o lowerdir={}:/etc /etc
+             exec setpriv --reuid {USER} --regid {USER} --clear-groups \"$@\"",
+            etc.display()
+        ));
+        command.arg("sh").arg(peer("qemu-system-x86_64").unwrap()).args(qemu.arguments().unwrap());
+        qemu.boot_by(command)
+    };
+    let refused = boot(&format!("deny {BRIDGE}")).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("denied"), "{refused}");
+    let guest = boot(&format!("allow {BRIDGE}")).unwrap();
+    settle(&guest, 1500);
+    pings(&scene, &guest, 1400);
+    guest.power_off(PATIENCE).unwrap();
+    drop(scene);
+    assert_eq!(ground.left(Duration::from_secs(3)).unwrap(), Vec::<String>::new());
+}
+
+/// DPDK's virtio-user as the driver: no guest, a flood of frames.
+#[test]
+fn dpdk_drives_the_ring() {
+    let house = house(Road::Bridge, "vhost-user,netdev=n0,path=vm.sock", 1500);
+    let before = house.scene.far.counter("nv1", "rx_packets").unwrap();
+    let mut command = Command::new(peer("dpdk-testpmd").unwrap());
+    let socket = house.scene.path("vm.sock");
+    // Its runtime files go into the scene, and with it.
+    command.env("XDG_RUNTIME_DIR", house.scene.path("")).env("RUNTIME_DIRECTORY", house.scene.path(""));
+    command.args(["--no-pci", "--no-huge", "-m", "256", "--lcores", "0@0,1@1", "--no-telemetry", "--vdev"]);
+    command.arg(format!("net_virtio_user0,path={},queues=1,queue_size=256", socket.display()));
+    command.args(["--", "--forward-mode=txonly", "--total-num-mbufs=16384", "--stats-period=1", "-a"]);
+    let mut testpmd = house.scene.host.spawn_with_input("dpdk-testpmd", command).unwrap();
+    let input = testpmd.input();
+    testpmd.wait_for("NIC statistics for port 0", Duration::from_secs(30)).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    drop(input);
+    drop(testpmd);
+    let sent = house.scene.far.counter("nv1", "rx_packets").unwrap() - before;
+    eprintln!("{sent} frames in about two seconds");
+    assert!(sent > 20_000, "only {sent} frames arrived");
+    house.end();
+}
+
+#[test]
+fn scripts_and_programs_in_options_are_refused() {
+    let scene = Scene::set(Road::Bridge).unwrap();
+    for netdev in
+        ["tap,id=n0,script=/bin/true", "tap,id=n0,helper=/bin/true", "bridge,id=n0,helper=/bin/true"]
+    {
+        let command =
+            scene.netreeve(&["run", "--netdev", netdev, "--device", "vhost-user,netdev=n0,path=vm.sock"]);
+        let outcome = scene.host.run("netreeve", command, PATIENCE).unwrap();
+        assert_eq!(outcome.code, 78, "{netdev}: {}", outcome.text);
+        assert!(outcome.text.contains("refused") || outcome.text.contains("helper"), "{}", outcome.text);
+    }
+}
