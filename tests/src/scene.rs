@@ -190,7 +190,7 @@ impl Scene {
     pub fn run(&self, netdevs: &[&str], devices: &[&str], more: &[&str]) -> Done<Reeve> {
         let socket = self.helper_socket();
         let mut arguments =
-            vec!["run", "--json", "--helper", socket.to_str().because("a path that is no text")?];
+            vec!["run", "--json", "--helper-socket", socket.to_str().because("a path that is no text")?];
         netdevs.iter().for_each(|n| arguments.extend(["--netdev", n]));
         devices.iter().for_each(|d| arguments.extend(["--device", d]));
         arguments.extend(more);

@@ -14,7 +14,7 @@ use netreeve_tests::inspect::{Seen, capability_names, look};
 use netreeve_tests::leftovers::Ground;
 use netreeve_tests::peers::{iperf_from_guest, iperf_server, ping_from, pulse, wait_until_reachable};
 use netreeve_tests::scene::{
-    BRIDGE, FAR4, FAR6, GUEST4, GUEST6, PATIENCE, Reeve, Road, Scene, UPLINK, address,
+    BRIDGE, FAR4, FAR6, GUEST4, GUEST6, PATIENCE, Reeve, Road, Scene, UPLINK, USER, address,
 };
 use netreeve_tests::{Because, Done, proc, trouble};
 use nix::sys::signal::{SigSet, Signal, kill};

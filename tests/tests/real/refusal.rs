@@ -11,7 +11,7 @@ fn run_once(scene: &Scene) -> (i32, String) {
     let netdev = scene.netdev("n0");
     let command = scene.netreeve(&[
         "run",
-        "--helper",
+        "--helper-socket",
         socket.to_str().unwrap(),
         "--netdev",
         &netdev,

@@ -57,7 +57,7 @@ fn qemu_gets_a_tap_from_grant() {
     let socket = scene.helper_socket();
     let netdev = scene.netdev("n0");
     let mut command =
-        scene.netreeve(&["grant", "--helper", socket.to_str().unwrap(), "--netdev", &netdev, "--"]);
+        scene.netreeve(&["grant", "--helper-socket", socket.to_str().unwrap(), "--netdev", &netdev, "--"]);
     command.arg(peer("qemu-system-x86_64").unwrap()).args(qemu.arguments().unwrap());
     let guest = qemu.boot_by(command).unwrap();
     settle(&guest, 1500);
