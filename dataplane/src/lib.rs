@@ -13,6 +13,7 @@
     )
 )]
 
+pub mod cli;
 pub mod engine;
 pub mod fault;
 pub mod filter;
@@ -27,6 +28,7 @@ pub mod port;
 pub mod sandbox;
 pub mod spec;
 pub mod stats;
+pub mod supervise;
 #[allow(unsafe_code, reason = "system calls without a safe wrapper: the design's one place for them")]
 pub mod sys;
 pub mod virtq;

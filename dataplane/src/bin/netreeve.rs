@@ -1,2 +1,7 @@
 //! The `netreeve` program.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    netreeve_dataplane::cli::main()
+}

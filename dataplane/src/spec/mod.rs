@@ -175,11 +175,17 @@ impl Config {
         Ok(())
     }
 
+    /// Ports that no wire joins.
+    pub fn unjoined(&self) -> impl Iterator<Item = &Port> {
+        let joined = |i: usize| self.wires.iter().any(|w| w.netdev == i || w.device == i);
+        self.ports.iter().enumerate().filter(move |(i, _)| !joined(*i)).map(|(_, p)| p)
+    }
+
     /// Rules across ports.
     fn check(&mut self) -> Result<(), Fault> {
-        let lone = self.ports.iter().enumerate();
-        let lone = lone.filter(|(i, _)| self.wires.iter().all(|w| w.netdev != *i && w.device != *i));
-        self.warnings.extend(lone.map(|(_, p)| format!("netdev {} has no peer", p.id)));
+        let lone: Vec<String> = self.unjoined().map(|p| format!("netdev {} has no peer", p.id)).collect();
+        self.warnings.extend(lone);
+        self.check_queues()?;
         let mut fds: Vec<i32> = self.ports.iter().flat_map(|p| p.kind.inherited()).collect();
         fds.sort_unstable();
         let twice = fds.windows(2).find_map(|w| match w {
@@ -196,7 +202,37 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Each queue of a netdev is joined to one of the device.
+    fn check_queues(&self) -> Result<(), Fault> {
+        for wire in &self.wires {
+            let (Some(n), Some(d)) = (self.ports.get(wire.netdev), self.ports.get(wire.device)) else {
+                continue;
+            };
+            let (a, b) = (n.kind.queues(), d.kind.queues());
+            if a != b {
+                let why = format!("queues differ: '{}' has {a}, '{}' has {b}", n.id, d.id);
+                let fix = "give both the same queues=; a stream has one";
+                return Err(Fault::new(Exit::Config, format!("device '{}'", d.id), why, fix));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Kind {
+    /// Its queues.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        match self {
+            Self::Tap(tap::Tap::Handed(fds)) => fds.len(),
+            Self::Tap(tap::Tap::Asked(t)) => t.queues.into(),
+            Self::Xsk(x) => x.request.queues.into(),
+            Self::Stream(_) => 1,
+            Self::VhostUser(v) => v.queues.into(),
+        }
+    }
+
     /// Numbers of the descriptors that this process must have inherited.
     #[must_use]
     pub fn inherited(&self) -> Vec<i32> {

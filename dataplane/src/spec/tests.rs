@@ -17,6 +17,7 @@ fn name(s: &str) -> IfName {
 
 fn netdev(text: &str) -> Result<(Kind, Vec<String>), Fault> {
     let mut c = Config::read(&[text.to_owned()], &[], None)?;
+    assert_eq!(c.unjoined().count(), 1);
     c.warnings.retain(|w| !w.ends_with("has no peer"));
     Ok((c.ports.remove(0).kind, c.warnings))
 }
@@ -235,7 +236,8 @@ fn every_option_of_vhost_user() {
         ("path=/p,indirect_desc=off,event_idx=off", VhostUser { hide: 3 << 28, ..plain() }),
     ];
     for (text, want) in table {
-        let mut c = device(&format!("vhost-user,netdev=n0,{text}")).unwrap();
+        let netdev = format!("tap,id=n0,queues={}", want.queues);
+        let mut c = Config::read(&[netdev], &[format!("vhost-user,netdev=n0,{text}")], None).unwrap();
         assert_eq!(c.ports.remove(1), Port { id: "device0".into(), kind: Kind::VhostUser(want) }, "{text}");
         assert_eq!(c.wires, [Wire { netdev: 0, device: 1, lock_mac: None }]);
         assert_eq!(c.warnings, [""; 0]);
@@ -436,6 +438,10 @@ fn wires_join_two_ports_once() {
         why(&[], &["virtio-net-pci,netdev=a"]),
         "Parameter 'type' does not accept value 'virtio-net-pci'"
     );
+    let mut unequal = ["vhost-user,netdev=a,id=d,path=/1,queues=2"];
+    assert_eq!(why(&["tap,id=a"], &unequal), "queues differ: 'a' has 1, 'd' has 2");
+    unequal[0] = "stream,netdev=a,id=d,server=on,addr.type=unix,addr.path=/1";
+    assert_eq!(why(&["tap,id=a,fds=3:4"], &unequal), "queues differ: 'a' has 2, 'd' has 1");
     assert_eq!(read(&["tap,id=a"], &[]).unwrap().warnings, ["netdev a has no peer"]);
     assert_eq!(
         why(&["tap,id=a"], &["vhost-user,id=d,netdev=d,path=/1"]),
@@ -461,7 +467,7 @@ fn a_file_is_the_same_as_options() {
         type = "vhost-user"
         netdev = "n0"
         path = "/p"
-        queues = 2
+        mtu = 1400
         [[netdev]]
         type = "stream"
         id = "n0"
@@ -471,7 +477,7 @@ fn a_file_is_the_same_as_options() {
     let c = Config::read(&[], &[], Some(("f.toml", body))).unwrap();
     let o = Config::read(
         &["stream,id=n0,server=on,addr.type=unix,addr.path=/s".into()],
-        &["vhost-user,netdev=n0,path=/p,queues=2".into()],
+        &["vhost-user,netdev=n0,path=/p,mtu=1400".into()],
         None,
     );
     assert_eq!(Ok(&c), o.as_ref());

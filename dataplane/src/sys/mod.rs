@@ -6,6 +6,7 @@
 
 pub mod io;
 pub mod poll;
+pub mod process;
 pub mod sandbox;
 pub mod tun;
 pub mod xdp;

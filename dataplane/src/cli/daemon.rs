@@ -1,0 +1,79 @@
+//! `--daemonize`: the command returns when frames can pass, and what carries them lives on.
+//!
+//! The parent starts itself once more with a pipe; the child makes a session of its own and says *ready* on the pipe.
+//! Nothing is forked, so there is nothing half made to take along.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::sync::Mutex;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+
+use crate::fault::{Exit, Fault};
+use crate::supervise::command;
+use crate::sys;
+
+/// Names the pipe's descriptor to the child.
+const VARIABLE: &str = "NETREEVE_DAEMON_FD";
+
+/// The pipe that the parent reads, until *ready* is said.
+static PIPE: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+fn fault(e: &dyn std::fmt::Display) -> Fault {
+    Fault::new(Exit::General, "going to the background (--daemonize)", e, "start it without --daemonize")
+}
+
+/// This process is the one that stays.
+pub(super) fn is_child() -> bool {
+    std::env::var_os(VARIABLE).is_some()
+}
+
+/// Starts the process that stays and waits until it is ready or has failed. Our exit code.
+pub(super) fn start() -> Result<u8, Fault> {
+    let (mut reader, writer) = io::pipe().map_err(|e| fault(&e))?;
+    fcntl(&writer, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|e| fault(&e))?;
+    let own = std::env::current_exe().map_err(|e| fault(&e))?;
+    let mut child = Command::new(own)
+        .args(std::env::args_os().skip(1))
+        .env(VARIABLE, writer.as_raw_fd().to_string())
+        .spawn()
+        .map_err(|e| fault(&e))?;
+    drop(writer);
+    let mut said = [0; 1];
+    if reader.read_exact(&mut said).is_ok() {
+        return Ok(0);
+    }
+    // It ended before it was ready, and has said why.
+    let status = child.wait().map_err(|e| fault(&e))?;
+    Ok(command::code(status).max(1))
+}
+
+/// Makes this process one that stays. What it returns is to be called when frames can pass.
+pub(super) fn let_go() -> Result<fn(), Fault> {
+    let number = std::env::var(VARIABLE).ok().and_then(|t| t.parse().ok());
+    let number = number.ok_or_else(|| fault(&"no pipe to the starting process"))?;
+    let pipe = sys::process::adopt(number).map_err(|e| fault(&e))?;
+    setsid().map_err(|e| fault(&e))?;
+    if let Ok(mut keep) = PIPE.lock() {
+        *keep = Some(pipe);
+    }
+    Ok(detach)
+}
+
+/// Leaves the terminal and lets the parent return.
+fn detach() {
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        // A stream that cannot be replaced stays what it was.
+        let _in = dup2_stdin(&null);
+        let _out = dup2_stdout(&null);
+        let _err = dup2_stderr(&null);
+    }
+    if let Some(pipe) = PIPE.lock().ok().and_then(|mut p| p.take()) {
+        // A parent that is gone does not wait any more.
+        let _told = File::from(pipe).write_all(b"+");
+    }
+}

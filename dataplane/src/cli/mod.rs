@@ -1,0 +1,198 @@
+//! The command line of `netreeve`.
+//!
+//! Trust: the user. Promise: every way to end has its exit code ([`Exit`]), every error its three parts.
+#![forbid(unsafe_code)]
+
+mod daemon;
+mod grant;
+mod run;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::fault::{Exit, Fault};
+use crate::spec::Config;
+use crate::supervise::ask::Door;
+use crate::supervise::say;
+
+/// Gives a virtual machine any network without privilege for its VMM.
+#[derive(Debug, Parser)]
+#[command(name = "netreeve", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Joins netdevs and devices and carries frames until told to end.
+    Run(Box<Run>),
+    /// Gets descriptors from the helper and starts a command that uses them.
+    Grant(Grant),
+}
+
+/// What is joined.
+#[derive(Debug, Args)]
+struct Ports {
+    /// Host side: QEMU's -netdev, as `type,key=value` or JSON: tap, bridge, af-xdp, stream, vhost-user.
+    #[arg(long, value_name = "NETDEV")]
+    netdev: Vec<String>,
+    /// A TOML file with [[netdev]] and [[device]] tables.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    helper: HelperArgs,
+}
+
+/// Which helper is asked.
+#[derive(Clone, Debug, Args)]
+struct HelperArgs {
+    /// Where netreeve's helper listens [default: /run/netreeve/helper.sock].
+    #[arg(long, value_name = "PATH", conflicts_with = "helper")]
+    helper_socket: Option<PathBuf>,
+    /// Start this helper (with its file capabilities) instead of asking the service.
+    #[arg(long, value_name = "PATH")]
+    helper: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    ports: Ports,
+    /// VM side: what the VMM attaches to, `type,netdev=ID,key=value`: vhost-user, stream.
+    #[arg(long, value_name = "DEVICE")]
+    device: Vec<String>,
+    /// The least sandbox that is accepted: full, landlock, seccomp, off.
+    #[arg(long, value_name = "LEVEL", default_value = "full")]
+    sandbox: run::Sandbox,
+    /// Look for frames for so many microseconds before sleeping.
+    #[arg(long, value_name = "US", default_value_t = 0)]
+    busy_poll: u32,
+    /// Each device may only send from its own mac=.
+    #[arg(long)]
+    lock_mac: bool,
+    /// Permission bits of unix sockets, in octal.
+    #[arg(long, value_name = "MODE", default_value = "0600")]
+    socket_mode: run::Mode,
+    /// Run the dataplane as this user (started as root only).
+    #[arg(long, value_name = "NAME|UID")]
+    user: Option<String>,
+    /// The dataplane's binary [default: beside this one].
+    #[arg(long, value_name = "PATH")]
+    dataplane: Option<PathBuf>,
+    /// Write `ready` and a newline to this descriptor when frames can pass.
+    #[arg(long, value_name = "N")]
+    ready_fd: Option<i32>,
+    /// Write the process id to this file when frames can pass.
+    #[arg(long, value_name = "FILE")]
+    pid: Option<PathBuf>,
+    /// Go to the background; the command returns when frames can pass.
+    #[arg(long)]
+    daemonize: bool,
+    /// Events as JSON lines on standard output; the first when frames can pass.
+    #[arg(long)]
+    json: bool,
+    /// Print the counters at the end (SIGUSR1 prints them any time).
+    #[arg(long)]
+    stats: bool,
+    /// A command to start when frames can pass; netreeve ends with it. {ID.path} is a port's socket.
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct Grant {
+    #[command(flatten)]
+    ports: Ports,
+    /// The command to start; {ID} is a netdev's descriptors (5 or 5:6:7), {ID.ifname} its interface.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    let end = match cli.command {
+        Verb::Run(arguments) => run::run(*arguments),
+        Verb::Grant(arguments) => grant::grant(&arguments),
+    };
+    match end {
+        Ok(code) => ExitCode::from(code),
+        Err(fault) => {
+            say::fault(&fault);
+            ExitCode::from(fault.exit.code())
+        }
+    }
+}
+
+/// Help and version go to standard output and are no errors.
+fn usage(e: &clap::Error) -> ExitCode {
+    let text = e.render().to_string();
+    if e.use_stderr() {
+        // There is nobody left to tell if standard error is closed.
+        let _said = std::io::stderr().write_all(text.as_bytes());
+        return ExitCode::from(Exit::Usage.code());
+    }
+    let _said = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+impl HelperArgs {
+    fn door(&self) -> Door {
+        match (&self.helper, &self.helper_socket) {
+            (Some(path), _) => Door::Exec(path.clone()),
+            (None, Some(path)) => Door::Socket(path.clone()),
+            (None, None) => Door::default(),
+        }
+    }
+}
+
+impl Ports {
+    fn read(&self, devices: &[String]) -> Result<Config, Fault> {
+        let Some(path) = &self.config else { return Config::read(&self.netdev, devices, None) };
+        let name = path.display().to_string();
+        let body = std::fs::read_to_string(path).map_err(|e| {
+            Fault::new(Exit::Config, format!("reading --config {name}"), e, "give a readable TOML file")
+        })?;
+        Config::read(&self.netdev, devices, Some((&name, &body)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_arrive() {
+        let text = "netreeve run --netdev tap,id=n0 --device vhost-user,netdev=n0,path=/p --sandbox landlock \
+                    --socket-mode 660 --busy-poll 50 --lock-mac -- qemu -x";
+        let cli = Cli::try_parse_from(text.split_whitespace());
+        let Verb::Run(run) = cli.unwrap().command else { panic!() };
+        assert_eq!((run.ports.netdev.len(), run.device.len(), run.busy_poll), (1, 1, 50));
+        assert_eq!((run.socket_mode.0, run.lock_mac), (0o660, true));
+        assert_eq!(run.command, ["qemu", "-x"]);
+        for bad in [
+            "netreeve run --sandbox none",
+            "netreeve run --socket-mode 9",
+            "netreeve grant --netdev tap,id=a",
+            "netreeve run --helper /a --helper-socket /b",
+            "netreeve",
+        ] {
+            assert!(Cli::try_parse_from(bad.split_whitespace()).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! `netreeve run`.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use nix::unistd::{Uid, User, geteuid};
+
+use crate::cli::{Run, daemon};
+use crate::fault::{Exit, Fault};
+use crate::handover::{Level, RunPlan};
+use crate::spec::{Config, Kind};
+use crate::supervise::child::Program;
+use crate::supervise::ready::Ready;
+use crate::supervise::{self, Options, say};
+use crate::sys;
+
+/// Who the dataplane is when root starts it without a sandbox.
+const NOBODY: u32 = 65534;
+const DATAPLANE: &str = "netreeve-dataplane";
+
+/// `--sandbox`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sandbox(Level);
+
+impl FromStr for Sandbox {
+    type Err = &'static str;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s {
+            "full" => Ok(Self(Level::Full)),
+            "landlock" => Ok(Self(Level::Landlock)),
+            "seccomp" => Ok(Self(Level::Seccomp)),
+            "off" => Ok(Self(Level::Off)),
+            _ => Err("full, landlock, seccomp or off"),
+        }
+    }
+}
+
+/// `--socket-mode`: permission bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mode(pub(super) u32);
+
+impl FromStr for Mode {
+    type Err = &'static str;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let digits = s.bytes().all(|b| b.is_ascii_digit());
+        let mode = u32::from_str_radix(s, 8).ok().filter(|m| digits && *m <= 0o777);
+        mode.map(Self).ok_or("permission bits in octal, 0600 for instance")
+    }
+}
+
+pub(super) fn run(arguments: Run) -> Result<u8, Fault> {
+    let mut config = arguments.ports.read(&arguments.device)?;
+    check(&config)?;
+    if arguments.lock_mac {
+        lock(&mut config)?;
+    }
+    if arguments.daemonize && !daemon::is_child() {
+        return daemon::start();
+    }
+    let off = arguments.sandbox.0 == Level::Off;
+    let program =
+        Program { path: program(arguments.dataplane)?, user: user(arguments.user.as_deref(), off)? };
+    let ready_fd = match arguments.ready_fd {
+        None => None,
+        Some(n) => Some(sys::process::adopt(n).map_err(|e| {
+            let fix = "pass an open descriptor, as in: --ready-fd 5 5>FILE";
+            Fault::new(Exit::Config, format!("--ready-fd {n}"), e, fix)
+        })?),
+    };
+    let ready = Ready {
+        fd: ready_fd,
+        pid_file: arguments.pid,
+        json: arguments.json,
+        notify: std::env::var_os("NOTIFY_SOCKET"),
+    };
+    let run = RunPlan { at_least: arguments.sandbox.0, sandbox_off: off, busy_poll_us: arguments.busy_poll };
+    let options = Options {
+        door: arguments.ports.helper.door(),
+        program,
+        run,
+        socket_mode: arguments.socket_mode.0,
+        ready,
+        stats: arguments.stats,
+        command: arguments.command,
+        after_ready: if arguments.daemonize { Some(daemon::let_go()?) } else { None },
+    };
+    supervise::run(config, options)
+}
+
+/// There is something to do.
+fn check(config: &Config) -> Result<(), Fault> {
+    let usage = |why: &str, fix: &str| Err(Fault::new(Exit::Usage, "run", why, fix));
+    if config.ports.is_empty() {
+        let example = "netreeve run --netdev tap,id=n0,br=br0 --device vhost-user,netdev=n0,path=vm.sock";
+        return usage("no --netdev and no --device", example);
+    }
+    match config.unjoined().next() {
+        None => Ok(()),
+        Some(port) => {
+            let why = format!("netdev {} has no peer", port.id);
+            usage(&why, &format!("add --device vhost-user,netdev={},path=vm.sock", port.id))
+        }
+    }
+}
+
+/// `--lock-mac`: every device that does not say otherwise.
+fn lock(config: &mut Config) -> Result<(), Fault> {
+    for wire in &mut config.wires {
+        if wire.lock_mac.is_some() {
+            continue;
+        }
+        let Some(port) = config.ports.get(wire.device) else { continue };
+        let mac = match &port.kind {
+            Kind::VhostUser(v) => v.mac,
+            _ => None,
+        };
+        let what = format!("--lock-mac: device '{}'", port.id);
+        let fix = "give it mac=, or lock-mac=MAC instead of --lock-mac";
+        wire.lock_mac = Some(mac.ok_or_else(|| Fault::new(Exit::Config, what, "it has no mac=", fix))?);
+    }
+    Ok(())
+}
+
+fn program(given: Option<PathBuf>) -> Result<PathBuf, Fault> {
+    if let Some(path) = given {
+        // It is started from the root directory.
+        let absolute = std::path::absolute(&path);
+        return absolute
+            .map_err(|e| Fault::new(Exit::Config, format!("--dataplane {}", path.display()), e, ""));
+    }
+    let own = std::env::current_exe().map_err(|e| {
+        Fault::new(Exit::Unavailable, "finding netreeve-dataplane", e, "name it: --dataplane PATH")
+    })?;
+    let beside = own.with_file_name(DATAPLANE);
+    let libexec = Path::new("/usr/libexec").join(DATAPLANE);
+    Ok(if !beside.exists() && libexec.exists() { libexec } else { beside })
+}
+
+/// Who the dataplane is. Started as root it leaves root by itself, in its sandbox.
+fn user(name: Option<&str>, sandbox_off: bool) -> Result<Option<(u32, u32)>, Fault> {
+    let Some(name) = name else {
+        if geteuid().is_root() && sandbox_off {
+            let text = "warning: started as root without a sandbox: the dataplane runs as uid";
+            say::say(&format!("{text} {NOBODY}"));
+            return Ok(Some((NOBODY, NOBODY)));
+        }
+        return Ok(None);
+    };
+    let fault = |exit, why: &str, fix: &str| Fault::new(exit, format!("--user {name}"), why, fix);
+    if !geteuid().is_root() {
+        return Err(fault(Exit::Denied, "only root can run the dataplane as another user", "leave it out"));
+    }
+    let ids = |u: User| (u.uid.as_raw(), u.gid.as_raw());
+    let found = match name.parse::<u32>() {
+        // A number needs no entry in the user database.
+        Ok(uid) => User::from_uid(Uid::from_raw(uid)).ok().flatten().map(ids).or(Some((uid, uid))),
+        Err(_) => User::from_name(name).ok().flatten().map(ids),
+    };
+    match found {
+        None => Err(fault(Exit::Config, "no such user", "make it: sudo useradd --system netreeve")),
+        Some((0, _)) => {
+            Err(fault(Exit::Config, "that is root", "name an unprivileged user, or leave it out"))
+        }
+        found => Ok(found),
+    }
+}

@@ -1,0 +1,217 @@
+//! One dataplane process: started, told what it needs, listened to, ended.
+//!
+//! Trust: once it has read a guest's byte it is hostile. Promise: nothing here waits for it but [`Dataplane::end`], and
+//! that not long; a message that it may not send, or too many of them, end it.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use netreeve_shared::channel::{self, Channel};
+use netreeve_shared::codec::{self, Header};
+
+use crate::engine::KIND;
+use crate::fault::{Exit, Fault};
+use crate::handover::{FromDataplane, Plan, ToDataplane};
+use crate::supervise::slot::Slot;
+use crate::sys;
+
+/// From its start to *ready*.
+pub const READY_WITHIN: Duration = Duration::from_secs(10);
+/// Messages in one second that a sane dataplane never reaches.
+const TOO_MANY: u32 = 1000;
+/// How long a process may take from closing its descriptors to its end.
+const DYING: Duration = Duration::from_millis(100);
+/// Messages that are answered before others get their turn.
+const AT_ONCE: usize = 64;
+
+/// How a dataplane is started.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The `netreeve-dataplane` binary.
+    pub path: PathBuf,
+    /// User and group to run as; none: ours (the sandbox leaves root by itself).
+    pub user: Option<(u32, u32)>,
+}
+
+/// A running dataplane.
+#[derive(Debug)]
+pub struct Dataplane {
+    channel: Channel,
+    child: Child,
+    /// When it was started.
+    pub born: Instant,
+    /// When it said *ready*.
+    pub ready: Option<Instant>,
+    /// What it said before it ended, if it said why.
+    pub last_words: Option<String>,
+    window: (Instant, u32),
+}
+
+impl Program {
+    /// Starts one and hands over plan and descriptors.
+    ///
+    /// # Errors
+    /// It cannot be started, or does not take what it is given.
+    pub fn start(&self, plan: &Plan, slots: &mut [Slot]) -> Result<Dataplane, Fault> {
+        let mut command = Command::new(&self.path);
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        sys::process::tie(&mut command, std::process::id());
+        let (channel, child) = channel::spawn(command).map_err(|e| self.not_started(&e))?;
+        let now = Instant::now();
+        let mut new =
+            Dataplane { channel, child, born: now, ready: None, last_words: None, window: (now, 0) };
+        match new.hand_over(plan, slots) {
+            Ok(()) => Ok(new),
+            Err(e) => {
+                new.kill();
+                let fix = "see what it said above; netreeve doctor";
+                Err(Fault::new(Exit::General, "handing over to the dataplane", e, fix))
+            }
+        }
+    }
+
+    fn not_started(&self, e: &io::Error) -> Fault {
+        let path = self.path.display();
+        let fix = match (e.kind(), self.user) {
+            (io::ErrorKind::PermissionDenied, Some((uid, _))) => {
+                format!("user {uid} must be allowed to run {path}: install it where everybody may read")
+            }
+            _ => "install netreeve-dataplane beside netreeve, or name it: --dataplane PATH".into(),
+        };
+        Fault::new(Exit::Unavailable, format!("starting the dataplane {path}"), e, fix)
+    }
+}
+
+impl Dataplane {
+    fn hand_over(&mut self, plan: &Plan, slots: &mut [Slot]) -> io::Result<()> {
+        self.channel.set_nonblocking(true)?;
+        self.tell(&ToDataplane::Plan(plan.clone()), &[])?;
+        for (slot, s) in (0_u16..).zip(slots) {
+            let fds: Vec<BorrowedFd<'_>> = s.kept.iter().chain(&s.fresh).map(AsFd::as_fd).collect();
+            if !fds.is_empty() {
+                self.tell(&ToDataplane::Fds { slot }, &fds)?;
+            }
+            s.fresh = None;
+        }
+        self.tell(&ToDataplane::Begin, &[])
+    }
+
+    /// Sends a message, without waiting for it to be read.
+    ///
+    /// # Errors
+    /// It is gone, or has not read for long.
+    pub fn tell(&self, message: &ToDataplane, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bad = |_| io::Error::from(io::ErrorKind::InvalidData);
+        let count = u16::try_from(fds.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+        let bytes = codec::encode(Header { kind: KIND, sequence: 0, fds: count }, message).map_err(bad)?;
+        self.channel.send(&bytes, fds)
+    }
+
+    /// What it has said since the last time, as far as one turn goes.
+    ///
+    /// # Errors
+    /// It is gone (`UnexpectedEof`), or says what it may not.
+    pub fn hear(&mut self, now: Instant) -> io::Result<Vec<FromDataplane>> {
+        let mut heard = Vec::new();
+        while heard.len() < AT_ONCE {
+            let message = match self.channel.recv(0, Some(Duration::ZERO)) {
+                Ok(Some(m)) => m,
+                Ok(None) if heard.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock || !heard.is_empty() => break,
+                Ok(None) => break,
+                Err(e) => return Err(e),
+            };
+            heard.push(read(&message.bytes)?);
+        }
+        self.count(heard.len(), now)?;
+        Ok(heard)
+    }
+
+    fn count(&mut self, n: usize, now: Instant) -> io::Result<()> {
+        if now.duration_since(self.window.0) > Duration::from_secs(1) {
+            self.window = (now, 0);
+        }
+        self.window.1 = self.window.1.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
+        if self.window.1 > TOO_MANY {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it sends messages without end"));
+        }
+        Ok(())
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The descriptor to watch for being readable.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Its end of the channel is closed: gives it a moment to be dead of itself, so that its own reason is known.
+    pub fn closed(&mut self) -> Option<ExitStatus> {
+        let until = Instant::now() + DYING;
+        while Instant::now() < until {
+            if let Some(status) = self.ended() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        self.last_words = Some("closed its channel and went on".into());
+        self.kill()
+    }
+
+    /// Ends it at once. How it ended: that may have been before.
+    pub fn kill(&mut self) -> Option<ExitStatus> {
+        // A child that is already dead is only waited for.
+        let _sent = self.child.kill();
+        self.child.wait().ok()
+    }
+
+    /// Lets it end in order, for at most `wait`.
+    pub fn end(mut self, wait: Duration) {
+        let until = Instant::now() + wait;
+        if self.tell(&ToDataplane::Quit, &[]).is_ok() {
+            while self.ended().is_none() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        self.kill();
+    }
+}
+
+fn read(bytes: &[u8]) -> io::Result<FromDataplane> {
+    let bad = |e| io::Error::new(io::ErrorKind::InvalidData, e);
+    let header = codec::header(bytes, 0).map_err(bad)?;
+    if header.kind != KIND {
+        return Err(bad(codec::CodecError::Kind(header.kind)));
+    }
+    codec::decode(bytes).map_err(bad)
+}
+
+/// How a process ended, in words.
+#[must_use]
+pub fn in_words(status: Option<ExitStatus>) -> String {
+    match (status.and_then(|s| s.signal()), status.and_then(|s| s.code())) {
+        (Some(libc::SIGSYS), _) => "made a system call that its sandbox forbids (SIGSYS)".into(),
+        (Some(libc::SIGKILL), _) => "was killed (SIGKILL)".into(),
+        (Some(n), _) => format!("died by signal {n}"),
+        (_, Some(n)) => format!("exited with status {n}"),
+        _ => "ended".into(),
+    }
+}

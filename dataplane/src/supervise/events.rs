@@ -1,0 +1,145 @@
+//! One turn of the supervisor's loop: wait, then signals, dataplane, links, connections, times.
+#![forbid(unsafe_code)]
+
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use crate::fault::{Exit, Fault};
+use crate::supervise::dial::Step;
+use crate::supervise::{Supervisor, child, command, link_watch};
+
+/// What has happened.
+#[derive(Clone, Copy, Debug, Default)]
+struct Woken {
+    signal: bool,
+    dataplane: bool,
+    links: bool,
+}
+
+impl Supervisor {
+    /// Waits for something and deals with it.
+    pub(super) fn turn(&mut self) -> Result<(), Fault> {
+        self.start_if_due(Instant::now())?;
+        let woken = self.wait()?;
+        if woken.dataplane {
+            self.listen(Instant::now())?;
+        }
+        if woken.signal {
+            self.read_signals()?;
+        }
+        if woken.links {
+            self.check_links();
+        }
+        let now = Instant::now();
+        self.dial(now);
+        self.check_deadline(now)
+    }
+
+    fn wait(&self) -> Result<Woken, Fault> {
+        let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN)];
+        let mut add = |fd, flags| {
+            fds.push(PollFd::new(fd, flags));
+            fds.len() - 1
+        };
+        let dataplane = self.dataplane.as_ref().map(|d| add(d.fd(), PollFlags::POLLIN));
+        let links = self.links.as_ref().map(|l| add(l.fd(), PollFlags::POLLIN));
+        for fd in self.slots.iter().filter_map(|s| s.dialler.as_ref()?.fd()) {
+            add(fd, PollFlags::POLLOUT);
+        }
+        match poll(&mut fds, self.timeout()) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(Fault::new(Exit::General, "waiting for events", e, "")),
+        }
+        let ready = |n: usize| fds.get(n).and_then(PollFd::any).unwrap_or(false);
+        Ok(Woken {
+            signal: ready(0),
+            dataplane: dataplane.is_some_and(ready),
+            links: links.is_some_and(ready),
+        })
+    }
+
+    /// Until the next thing that happens by time alone.
+    fn timeout(&self) -> PollTimeout {
+        let deadline =
+            self.dataplane.as_ref().filter(|d| d.ready.is_none()).map(|d| d.born + child::READY_WITHIN);
+        let dials = self.slots.iter().filter_map(|s| s.dialler.as_ref()?.due());
+        let Some(next) = dials.chain(deadline).chain(self.start_at).min() else { return PollTimeout::NONE };
+        let left = next.saturating_duration_since(Instant::now());
+        // Up to the next whole millisecond: a wait of zero would spin.
+        let left = if left.is_zero() { left } else { left + std::time::Duration::from_micros(999) };
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+
+    fn read_signals(&mut self) -> Result<(), Fault> {
+        while let Some((signal, by_terminal)) = self.signals.next() {
+            match signal {
+                Signal::SIGCHLD => self.reap()?,
+                Signal::SIGUSR1 => self.ask_counters(),
+                signal => self.asked_to_end(signal, by_terminal),
+            }
+        }
+        Ok(())
+    }
+
+    fn asked_to_end(&mut self, signal: Signal, by_terminal: bool) {
+        let again = std::mem::replace(&mut self.asked_to_stop, true);
+        match &self.command {
+            None => self.stop = Some(0),
+            Some(c) if again => command::signal(c, Signal::SIGKILL),
+            // The terminal told the command itself.
+            Some(_) if by_terminal => {}
+            Some(c) => command::signal(c, signal),
+        }
+    }
+
+    fn reap(&mut self) -> Result<(), Fault> {
+        if let Some(status) = self.command.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
+            self.command = None;
+            self.stop = Some(command::code(status));
+        }
+        match self.dataplane.as_mut().and_then(child::Dataplane::ended) {
+            Some(status) => self.died(Instant::now(), Some(status)),
+            None => Ok(()),
+        }
+    }
+
+    fn check_links(&mut self) {
+        if let Some(links) = &self.links {
+            links.drain();
+        }
+        let mut said = Vec::new();
+        for s in self.slots.iter_mut().filter(|s| !s.gone) {
+            let Some(link) = &s.link else { continue };
+            if link.index.is_some_and(|i| !link_watch::is_here(i)) {
+                s.gone = true;
+                said.push((s.id.clone(), link.name.clone()));
+            }
+        }
+        for (id, name) in said {
+            let text = format!("port '{id}': its interface {name} is gone");
+            self.voice.say(&text);
+            self.voice.event(&serde_json::json!({ "event": "gone", "id": id, "ifname": name }));
+            self.end_if_nothing_is_left(&text);
+        }
+    }
+
+    fn dial(&mut self, now: Instant) {
+        let mut made = Vec::new();
+        for (n, s) in (0_u16..).zip(&mut self.slots) {
+            match s.dialler.as_mut().map(|d| d.step(now)) {
+                Some(Step::Connected(fd)) => made.push((n, fd)),
+                Some(Step::Failed(e)) => {
+                    let text = format!("port '{}': connecting failed: {e}", s.id);
+                    self.voice.say_of_others(&text);
+                }
+                Some(Step::Pending) | None => {}
+            }
+        }
+        for (slot, fd) in made {
+            self.connected(slot, fd);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! A dataplane's life as the supervisor sees it: start, *ready*, what it says, death, replacement.
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use netreeve_shared::grant::Grant;
+use netreeve_shared::request::Request;
+use serde_json::json;
+
+use crate::fault::{Exit, Fault};
+use crate::handover::{FromDataplane, Level, ToDataplane};
+use crate::supervise::back_off::Death;
+use crate::supervise::counters::Taken;
+use crate::supervise::ready::level_name;
+use crate::supervise::{Supervisor, child, command};
+
+/// How long the last counters may take.
+const LAST_COUNTERS: Duration = Duration::from_millis(500);
+
+impl Supervisor {
+    /// Starts a dataplane if it is time to.
+    pub(super) fn start_if_due(&mut self, now: Instant) -> Result<(), Fault> {
+        if self.start_at.is_none_or(|t| t > now) {
+            return Ok(());
+        }
+        self.start_at = None;
+        self.plan.ports = self.slots.iter().map(|s| s.plan.clone()).collect();
+        match self.program.start(&self.plan, &mut self.slots) {
+            Ok(new) => {
+                self.dataplane = Some(new);
+                Ok(())
+            }
+            Err(e) if !self.live => Err(e),
+            Err(e) => {
+                self.voice.say(&e.to_string());
+                self.replace(now, Death { served: None, killed: false }, e.why);
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends a dataplane that has not become ready in time.
+    pub(super) fn check_deadline(&mut self, now: Instant) -> Result<(), Fault> {
+        match &mut self.dataplane {
+            Some(d) if d.ready.is_none() && now.duration_since(d.born) >= child::READY_WITHIN => {
+                d.last_words = Some(format!("not ready within {} s", child::READY_WITHIN.as_secs()));
+                let status = d.kill();
+                self.died(now, status)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The channel is readable.
+    pub(super) fn listen(&mut self, now: Instant) -> Result<(), Fault> {
+        let Some(d) = &mut self.dataplane else { return Ok(()) };
+        let heard = match d.hear(now) {
+            Ok(heard) => heard,
+            Err(e) => {
+                let status = if e.kind() == std::io::ErrorKind::UnexpectedEof {
+                    d.closed()
+                } else {
+                    d.last_words = Some(format!("broke the protocol: {e}"));
+                    d.kill()
+                };
+                return self.died(now, status);
+            }
+        };
+        for message in heard {
+            if self.heard(message, now)? {
+                let Some(d) = &mut self.dataplane else { return Ok(()) };
+                d.last_words = Some("said what it may not say now".into());
+                let status = d.kill();
+                return self.died(now, status);
+            }
+        }
+        Ok(())
+    }
+
+    /// One message. True: it has no right to it.
+    fn heard(&mut self, message: FromDataplane, now: Instant) -> Result<bool, Fault> {
+        let Some(d) = &mut self.dataplane else { return Ok(false) };
+        let slots = self.slots.len();
+        match message {
+            FromDataplane::Ready { level } if d.ready.is_none() => {
+                d.ready = Some(now);
+                self.became_ready(level, now)?;
+            }
+            FromDataplane::Failed { slot, errno, why } if d.ready.is_none() => {
+                let port = slot.and_then(|n| self.slots.get(usize::from(n)));
+                let port = port.map(|s| format!("port '{}': ", s.id)).unwrap_or_default();
+                // The dataplane's text often has the kernel's words already.
+                let error = std::io::Error::from_raw_os_error(errno).to_string();
+                let words = error.split(" (os error").next().unwrap_or_default();
+                let more =
+                    if errno == 0 || why.contains(words) { String::new() } else { format!(": {words}") };
+                d.last_words = Some(format!("{port}{why}{more}"));
+            }
+            FromDataplane::Redial { slot } if d.ready.is_some() => return Ok(self.redial(slot, now)),
+            FromDataplane::Link { slot, up } if usize::from(slot) < slots => self.link(slot, up),
+            FromDataplane::Dead { slot, errno } if usize::from(slot) < slots => self.port_died(slot, errno),
+            FromDataplane::Stats { slot, stats, up } => match self.counters.take(slot, stats, up, slots) {
+                Taken::Last => self.print_counters(),
+                Taken::More => {}
+                Taken::Unasked => return Ok(true),
+            },
+            _ => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    fn became_ready(&mut self, level: Level, now: Instant) -> Result<(), Fault> {
+        self.activate()?;
+        let pid = self.dataplane.as_ref().map_or(0, child::Dataplane::pid);
+        if self.live {
+            let ms = self.died_at.map_or(0, |t| now.duration_since(t).as_millis());
+            self.voice.say(&format!("the dataplane is back after {ms} ms"));
+            let ms = u64::try_from(ms).unwrap_or(u64::MAX);
+            self.voice.event(&json!({ "event": "restarted", "dataplane": pid, "ms": ms }));
+            return Ok(());
+        }
+        self.live = true;
+        if level == Level::Off {
+            self.voice.say("warning: the dataplane is NOT in its sandbox (--sandbox off)");
+        } else if level < Level::Full {
+            self.voice.say(&format!("the dataplane's sandbox is '{}', not full", level_name(level)));
+        }
+        self.pid_file = self.ready.tell(&self.slots, level, pid)?;
+        if let Some(let_go) = self.after_ready.take() {
+            let_go();
+        }
+        if !self.words.is_empty() {
+            let values: Vec<(String, String)> = self.slots.iter().filter_map(path_of).collect();
+            let words: Vec<_> = self.words.iter().map(|w| command::fill(w, &values)).collect();
+            self.command = Some(command::start(&words)?);
+        }
+        Ok(())
+    }
+
+    /// Rings are filled: the helper may let frames come.
+    fn activate(&mut self) -> Result<(), Fault> {
+        let Some(asker) = &mut self.asker else { return Ok(()) };
+        for slot in &mut self.slots {
+            let Some(ticket) = slot.ticket else { continue };
+            let what = format!("port '{}'", slot.id);
+            let (grant, fds) = asker.ask(&what, &Request::Activate(ticket))?;
+            if let Grant::Active(active) = grant {
+                self.voice.say(&format!("port '{}': XDP attached, mode {:?}", slot.id, active.mode));
+            }
+            slot.xdp = fds.into_iter().next();
+            slot.ticket = None;
+        }
+        // All is granted; the descriptors keep it.
+        self.asker = None;
+        Ok(())
+    }
+
+    /// True: this slot is not dialled.
+    fn redial(&mut self, slot: u16, now: Instant) -> bool {
+        let Some(s) = self.slots.get_mut(usize::from(slot)) else { return true };
+        let Some(dialler) = &mut s.dialler else { return true };
+        if dialler.due().is_none() {
+            dialler.lost(now);
+        }
+        false
+    }
+
+    fn link(&mut self, slot: u16, up: bool) {
+        let Some(s) = self.slots.get(usize::from(slot)) else { return };
+        let word = if up { "up" } else { "down" };
+        let id = &s.id;
+        self.voice.say_of_others(&format!("port '{id}' is {word}"));
+        self.voice.event(&json!({ "event": "link", "id": id, "up": up }));
+    }
+
+    fn port_died(&mut self, slot: u16, errno: i32) {
+        let Some(s) = self.slots.get_mut(usize::from(slot)) else { return };
+        s.gone = true;
+        let why = std::io::Error::from_raw_os_error(errno);
+        let text = format!("port '{}' died: {why}", s.id);
+        let event = json!({ "event": "dead", "id": s.id, "errno": errno });
+        self.voice.say_of_others(&text);
+        self.voice.event(&event);
+        self.end_if_nothing_is_left(&text);
+    }
+
+    /// Some port is gone for good: with no wire left there is nothing to do.
+    pub(super) fn end_if_nothing_is_left(&mut self, why: &str) {
+        let gone = |n: u16| self.slots.get(usize::from(n)).is_none_or(|s| s.gone);
+        if self.over.is_none() && self.plan.wires.iter().all(|w| gone(w.netdev) || gone(w.device)) {
+            let fix = "bring the interface or the peer back and start netreeve again";
+            self.over = Some(Fault::new(Exit::Unavailable, "no wire is left", why, fix));
+        }
+    }
+
+    /// The dataplane is dead and waited for.
+    pub(super) fn died(&mut self, now: Instant, status: Option<ExitStatus>) -> Result<(), Fault> {
+        let Some(mut dead) = self.dataplane.take() else { return Ok(()) };
+        // What it said last may still lie in the channel.
+        let rest = if dead.last_words.is_none() { dead.hear(now).unwrap_or_default() } else { Vec::new() };
+        for message in rest {
+            if let FromDataplane::Failed { why, .. } = message {
+                dead.last_words = Some(why);
+            }
+        }
+        self.counters.forget();
+        let words = dead.last_words.clone().unwrap_or_else(|| child::in_words(status));
+        if !self.live {
+            let fix =
+                "netreeve doctor shows what this machine lacks; --sandbox landlock accepts a lower level";
+            return Err(Fault::new(Exit::Unavailable, "the dataplane did not start", words, fix));
+        }
+        let served = dead.ready.map(|t| now.duration_since(t));
+        let killed = status.and_then(|s| s.signal()) == Some(libc::SIGKILL) && dead.last_words.is_none();
+        self.replace(now, Death { served, killed }, words);
+        Ok(())
+    }
+
+    /// Decides when the next one starts, if at all.
+    fn replace(&mut self, now: Instant, how: Death, words: String) {
+        self.died_at = Some(now);
+        for slot in &mut self.slots {
+            slot.orphaned(now);
+        }
+        let Some(wait) = self.back_off.died(now, how) else {
+            let fix = "see the lines above; a report to netreeve's authors would help";
+            self.over = Some(Fault::new(Exit::General, "the dataplane dies again and again", words, fix));
+            return;
+        };
+        self.voice.say(&format!("the dataplane {words}; the next one starts in {} ms", wait.as_millis()));
+        self.start_at = Some(now + wait);
+        self.end_if_nothing_is_left("their connections died with the dataplane");
+        if self.over.is_some() {
+            self.start_at = None;
+        }
+    }
+
+    /// Asks for the counters.
+    pub(super) fn ask_counters(&mut self) {
+        let Some(d) = self.dataplane.as_ref().filter(|d| d.ready.is_some()) else {
+            self.voice.say("no counters: the dataplane is not running");
+            return;
+        };
+        if d.tell(&ToDataplane::Stats, &[]).is_ok() {
+            self.counters.ask();
+        }
+    }
+
+    fn print_counters(&mut self) {
+        for line in self.counters.lines(&self.slots) {
+            self.voice.say(&line);
+        }
+        let event = self.counters.json(&self.slots);
+        self.voice.event(&event);
+    }
+
+    /// Asks once more and waits a little.
+    pub(super) fn last_counters(&mut self) {
+        self.ask_counters();
+        let until = Instant::now() + LAST_COUNTERS;
+        while self.counters.waits() && self.dataplane.is_some() && Instant::now() < until {
+            if self.listen(Instant::now()).is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A connection was made: it goes to the dataplane, or waits for the next one.
+    pub(super) fn connected(&mut self, slot: u16, fd: std::os::fd::OwnedFd) {
+        let ready = self.dataplane.as_ref().filter(|d| d.ready.is_some());
+        let Some(s) = self.slots.get_mut(usize::from(slot)) else { return };
+        match ready {
+            // If it cannot be told it is dying, and the next one's connection is dialled anew.
+            Some(d) => {
+                let _told = d.tell(&ToDataplane::Fds { slot }, &[fd.as_fd()]);
+            }
+            None => s.fresh = Some(fd),
+        }
+    }
+}
+
+/// `{id.path}` for the command after `--`.
+fn path_of(slot: &crate::supervise::slot::Slot) -> Option<(String, String)> {
+    let path = slot.file.as_ref()?.path().to_str()?.to_owned();
+    Some((format!("{}.path", slot.id), path))
+}

@@ -1,0 +1,226 @@
+//! Listening sockets, and connections to inherited ones.
+//!
+//! Promise: a unix socket is never, not even for an instant, open to more users than its mode says; a socket file that
+//! a dead program left behind is replaced, one that is in use and anything that is no socket is left alone; ours goes
+//! away with [`SocketFile`].
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, sockopt,
+};
+use nix::sys::stat::{Mode, fchmod};
+
+use crate::fault::{Exit, Fault};
+use crate::spec::addr::Inet;
+
+/// Connections that may wait for us.
+const BACKLOG: i32 = 16;
+const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
+
+/// The file of a unix socket that we made. Dropping it removes the file, if it is still ours.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|m| m.dev() == self.device && m.ino() == self.inode && m.file_type().is_socket());
+        if ours {
+            // Nothing is left to do about it if this fails, and the next start replaces a dead socket.
+            let _gone = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A unix stream socket that listens at `path`, a file of `mode` (its permission bits).
+///
+/// # Errors
+/// The path is in use by a living program, is no socket, or cannot be made.
+pub fn unix(what: &str, path: &Path, mode: u32) -> Result<(OwnedFd, SocketFile), Fault> {
+    let fault = |exit, why: &dyn std::fmt::Display, fix: String| {
+        Fault::new(exit, format!("{what}: listening at {}", path.display()), why, fix)
+    };
+    let failed = |e: io::Error| {
+        let exit = if e.kind() == io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Unavailable };
+        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fault(exit, &e, format!("{} must be a directory that you may write to", dir.display()))
+    };
+    let path = std::path::absolute(path).map_err(&failed)?;
+    let address = UnixAddr::new(&path).map_err(|e| failed(e.into()))?;
+    let socket =
+        socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None).map_err(|e| failed(e.into()))?;
+    // The file gets the socket's own mode, less the umask: set it before, so that it never was wider (unix(7)).
+    let bits = Mode::from_bits_truncate(mode);
+    fchmod(&socket, bits).map_err(|e| failed(e.into()))?;
+    match socket::bind(socket.as_raw_fd(), &address) {
+        Err(Errno::EADDRINUSE) => {
+            if !is_dead_socket(&path, &address).map_err(&failed)? {
+                let fix = format!(
+                    "choose another path, or end the program that uses it (fuser {})",
+                    path.display()
+                );
+                return Err(fault(Exit::Unavailable, &"the path is in use, or is no socket", fix));
+            }
+            fs::remove_file(&path).map_err(&failed)?;
+            socket::bind(socket.as_raw_fd(), &address).map_err(|e| failed(e.into()))?;
+        }
+        other => other.map_err(|e| failed(e.into()))?,
+    }
+    let about = fs::symlink_metadata(&path).map_err(&failed)?;
+    let file = SocketFile { path: path.clone(), device: about.dev(), inode: about.ino() };
+    // Only what the umask took away is given back.
+    fs::set_permissions(&path, fs::Permissions::from_mode(bits.bits())).map_err(&failed)?;
+    listen(&socket).map_err(&failed)?;
+    Ok((socket, file))
+}
+
+/// True if the path is a socket at which nobody listens.
+fn is_dead_socket(path: &Path, address: &UnixAddr) -> io::Result<bool> {
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Ok(false);
+    }
+    let probe = socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None)?;
+    // Connected, or its queue is full, or it is of another type, or not for us: somebody is there.
+    Ok(socket::connect(probe.as_raw_fd(), address) == Err(Errno::ECONNREFUSED))
+}
+
+/// A unix stream socket that listens in the abstract namespace.
+///
+/// # Errors
+/// The name is in use.
+pub fn in_abstract(what: &str, name: &[u8]) -> Result<OwnedFd, Fault> {
+    let open = || -> io::Result<OwnedFd> {
+        let socket = socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None)?;
+        socket::bind(socket.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
+        listen(&socket)?;
+        Ok(socket)
+    };
+    open().map_err(|e| {
+        let name = String::from_utf8_lossy(name).into_owned();
+        Fault::new(Exit::Unavailable, format!("{what}: listening at @{name}"), e, "choose another name")
+    })
+}
+
+/// A TCP socket that listens at the first address and port that can be had.
+///
+/// # Errors
+/// The last one's error.
+pub fn tcp(what: &str, inet: &Inet, addresses: &[SocketAddr]) -> Result<OwnedFd, Fault> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for port in inet.port..=inet.to.unwrap_or(inet.port) {
+        for address in addresses {
+            match tcp_at(SocketAddr::new(address.ip(), port), inet.keep_alive) {
+                Ok(socket) => return Ok(socket),
+                Err(e) => last = e,
+            }
+        }
+    }
+    let at = format!("{what}: listening at {}:{}", inet.host, inet.port);
+    let exit = if last.kind() == io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Unavailable };
+    Err(Fault::new(exit, at, last, "choose another addr.port, or give addr.to= for a range"))
+}
+
+fn tcp_at(address: SocketAddr, keep_alive: bool) -> io::Result<OwnedFd> {
+    let socket = tcp_socket(address, keep_alive)?;
+    socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    if address.is_ipv6() {
+        socket::setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    }
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    listen(&socket)?;
+    Ok(socket)
+}
+
+/// A TCP socket whose connections send at once: a frame waits for no other. (Accepted ones inherit that on Linux.)
+pub(crate) fn tcp_socket(address: SocketAddr, keep_alive: bool) -> io::Result<OwnedFd> {
+    let family = SockaddrStorage::from(address).family().unwrap_or(AddressFamily::Inet);
+    let socket = socket::socket(family, SockType::Stream, FLAGS, None)?;
+    socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+    socket::setsockopt(&socket, sockopt::KeepAlive, &keep_alive)?;
+    Ok(socket)
+}
+
+fn listen(socket: &impl AsFd) -> io::Result<()> {
+    Ok(socket::listen(&socket.as_fd(), Backlog::new(BACKLOG)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    fn dir(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("netreeve-listen-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn the_file_has_its_mode_and_goes_with_its_owner() {
+        let dir = dir("mode");
+        let path = dir.join("s");
+        let (_socket, file) = unix("t", &path, 0o660).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
+        UnixStream::connect(&path).unwrap();
+        drop(file);
+        assert!(!path.exists());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_a_living_one_and_a_file_are_not() {
+        let dir = dir("stale");
+        let (dead, alive, file) = (dir.join("dead"), dir.join("alive"), dir.join("file"));
+        drop(UnixListener::bind(&dead).unwrap());
+        let _listener = UnixListener::bind(&alive).unwrap();
+        fs::write(&file, "x").unwrap();
+        unix("t", &dead, 0o600).unwrap();
+        assert_eq!(unix("t", &alive, 0o600).unwrap_err().exit, Exit::Unavailable);
+        assert_eq!(unix("t", &file, 0o600).unwrap_err().exit, Exit::Unavailable);
+        assert_eq!(fs::read(&file).unwrap(), b"x");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_longer_ours_stays() {
+        let dir = dir("theirs");
+        let path = dir.join("s");
+        let (_socket, file) = unix("t", &path, 0o600).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _theirs = UnixListener::bind(&path).unwrap();
+        drop(file);
+        assert!(path.exists());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_range_of_ports_is_tried() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let inet =
+            |to| Inet { host: "127.0.0.1".into(), port, to, ipv4: true, ipv6: false, keep_alive: false };
+        let at = [SocketAddr::from(([127, 0, 0, 1], port))];
+        assert!(tcp("t", &inet(None), &at).is_err());
+        assert!(tcp("t", &inet(Some(port.saturating_add(20))), &at).is_ok());
+    }
+}

@@ -1,0 +1,197 @@
+//! The supervisor: asks the helper, opens what needs a name, starts the dataplane and keeps it alive.
+//!
+//! One thread, one poll loop, no privilege. It keeps a copy of every descriptor that may outlive a dataplane, so that a
+//! crashed one is replaced while taps, XDP programs and listening sockets stay as they are.
+//!
+//! Trust: the user; the helper's answers are checked by the kernel; the dataplane is hostile ([`child`]). Promise:
+//! *ready* is said only when every socket listens and frames can pass; whatever way it ends, the dataplane ends with it
+//! and the files of its sockets are removed.
+#![forbid(unsafe_code)]
+
+pub mod ask;
+pub mod back_off;
+pub mod child;
+pub mod command;
+pub mod counters;
+pub mod dial;
+mod events;
+mod life;
+pub mod link_watch;
+pub mod listen;
+pub mod ready;
+pub mod say;
+mod signals;
+pub mod slot;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::fault::Fault;
+use crate::handover::{Plan, RunPlan, Wire};
+use crate::spec::Config;
+use ask::{Asker, Door};
+use back_off::BackOff;
+use child::{Dataplane, Program};
+use counters::Counters;
+use link_watch::LinkWatch;
+use ready::{PidFile, Ready};
+use say::Voice;
+pub(crate) use signals::Signals;
+use slot::Slot;
+
+/// How long a dataplane has to end in order.
+const END_WITHIN: Duration = Duration::from_secs(1);
+
+/// How to run.
+#[derive(Debug)]
+pub struct Options {
+    /// Which helper to ask.
+    pub door: Door,
+    /// How to start a dataplane.
+    pub program: Program,
+    /// How it waits and is locked in.
+    pub run: RunPlan,
+    /// Permission bits of unix sockets.
+    pub socket_mode: u32,
+    /// Who is told when frames can pass.
+    pub ready: Ready,
+    /// Print the counters at the end.
+    pub stats: bool,
+    /// Started when frames can pass.
+    pub command: Vec<OsString>,
+    /// Called once after *ready* was said (a daemon lets its terminal go).
+    pub after_ready: Option<fn()>,
+}
+
+/// Everything that lives while frames pass.
+#[derive(Debug)]
+struct Supervisor {
+    plan: Plan,
+    slots: Vec<Slot>,
+    program: Program,
+    asker: Option<Asker>,
+    ready: Ready,
+    /// Held for its end.
+    pid_file: Option<PidFile>,
+    after_ready: Option<fn()>,
+    live: bool,
+
+    dataplane: Option<Dataplane>,
+    back_off: BackOff,
+    /// When to start the next dataplane.
+    start_at: Option<Instant>,
+    /// When the last one died.
+    died_at: Option<Instant>,
+    /// No dataplane will be started any more, and why.
+    over: Option<Fault>,
+
+    signals: Signals,
+    links: Option<LinkWatch>,
+    counters: Counters,
+    stats_at_end: bool,
+    voice: Voice,
+    words: Vec<OsString>,
+    command: Option<Child>,
+    /// End with this code.
+    stop: Option<u8>,
+    /// Asked to end before.
+    asked_to_stop: bool,
+}
+
+/// Opens everything, runs until told to end, and cleans up. The process's exit code.
+///
+/// # Errors
+/// What could not be had; or the dataplane that does not stay alive.
+pub fn run(config: Config, options: Options) -> Result<u8, Fault> {
+    let mut supervisor = open(config, options)?;
+    let end = supervisor.serve();
+    supervisor.finish();
+    end
+}
+
+fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
+    // First of all: the numbers on the command line mean what this process was started with.
+    let mut given = Vec::new();
+    for port in &config.ports {
+        given.push(slot::adopt(port)?);
+    }
+    let signals = Signals::new()?;
+    for warning in &config.warnings {
+        say::say(&format!("warning: {warning}"));
+    }
+    let mut asker = Asker::new(options.door);
+    let mut slots = Vec::new();
+    for (port, fds) in config.ports.into_iter().zip(given) {
+        slots.push(Slot::open(port, fds, &mut asker, options.socket_mode)?);
+    }
+    let index = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+    let wires = config.wires.iter();
+    let wires = wires
+        .map(|w| Wire { netdev: index(w.netdev), device: index(w.device), lock_mac: w.lock_mac })
+        .collect();
+    let plan = Plan { ports: slots.iter().map(|s| s.plan.clone()).collect(), wires, run: options.run };
+    let watched = slots.iter().any(|s| s.link.as_ref().is_some_and(|l| l.index.is_some()));
+    let json = options.ready.json;
+    Ok(Supervisor {
+        plan,
+        slots,
+        program: options.program,
+        asker: Some(asker),
+        ready: options.ready,
+        pid_file: None,
+        after_ready: options.after_ready,
+        live: false,
+        dataplane: None,
+        back_off: BackOff::default(),
+        start_at: Some(Instant::now()),
+        died_at: None,
+        over: None,
+        signals,
+        // Without it the ports work; only their end is noticed later.
+        links: if watched { LinkWatch::new().ok() } else { None },
+        counters: Counters::default(),
+        stats_at_end: options.stats,
+        voice: Voice::new(json),
+        words: options.command,
+        command: None,
+        stop: None,
+        asked_to_stop: false,
+    })
+}
+
+impl Supervisor {
+    fn serve(&mut self) -> Result<u8, Fault> {
+        loop {
+            self.turn()?;
+            if let Some(code) = self.stop.take() {
+                return self.over.take().map_or(Ok(code), Err);
+            }
+            // A command that runs may end by itself; its VM has lost its network, not its life.
+            if self.command.is_none()
+                && let Some(fault) = self.over.take()
+            {
+                return Err(fault);
+            }
+        }
+    }
+
+    /// Ends what was started. Sockets, files and links go with `self`.
+    fn finish(&mut self) {
+        self.ready.notify("STOPPING=1");
+        if self.stats_at_end {
+            self.last_counters();
+        }
+        if let Some(dataplane) = self.dataplane.take() {
+            dataplane.end(END_WITHIN);
+        }
+        if let Some(command) = &mut self.command {
+            command::signal(command, Signal::SIGTERM);
+        }
+    }
+}

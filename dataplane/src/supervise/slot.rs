@@ -1,0 +1,344 @@
+//! A slot: one port with its descriptors, kept so that the next dataplane gets the same.
+//!
+//! What may be handed on after a crash: taps, AF_XDP sockets with their UMEM, and listening sockets. A connection may
+//! not, because its peer has seen half of a conversation that died with the dataplane; it is dialled again or lost, and
+//! no copy of it is kept, so that the peer sees its end.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use netreeve_shared::fdkind;
+use netreeve_shared::grant::{FdKind, Grant, TapGrant, XskGrant};
+use netreeve_shared::request::Request;
+use nix::net::if_::if_nametoindex;
+
+use crate::fault::{Exit, Fault};
+use crate::handover::PortPlan;
+use crate::port;
+use crate::spec::addr::Addr;
+use crate::spec::{self, Kind};
+use crate::supervise::ask::Asker;
+use crate::supervise::dial::{self, Dialler, Step, Target};
+use crate::supervise::listen::{self, SocketFile};
+use crate::sys;
+
+/// How long the first connection of a port without `reconnect-ms` may take.
+const FIRST_DIAL: Duration = Duration::from_secs(10);
+
+/// One port.
+#[derive(Debug)]
+pub struct Slot {
+    /// Its name.
+    pub id: String,
+    /// Its type's name.
+    pub kind: &'static str,
+    /// What a dataplane builds.
+    pub plan: PortPlan,
+    /// Descriptors that every dataplane gets.
+    pub kept: Vec<OwnedFd>,
+    /// A connection that is not yet handed over.
+    pub fresh: Option<OwnedFd>,
+    /// Makes connections, if the port dials.
+    pub dialler: Option<Dialler>,
+    /// The interface behind it, watched if it is in our network namespace.
+    pub link: Option<Link>,
+    /// The file of its listening socket.
+    pub file: Option<SocketFile>,
+    /// AF_XDP: names the grant until it is activated.
+    pub ticket: Option<u32>,
+    /// AF_XDP: closing the last copy detaches the program.
+    pub xdp: Option<OwnedFd>,
+    /// It cannot come back.
+    pub gone: bool,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name when it was granted.
+    pub name: String,
+    /// Its index in our network namespace; none: it is in another one.
+    pub index: Option<u32>,
+}
+
+/// Takes over the descriptors that the command line names: before anything else is opened.
+///
+/// # Errors
+/// One is not there.
+pub fn adopt(port: &spec::Port) -> Result<Vec<OwnedFd>, Fault> {
+    let take = |n: i32| {
+        sys::process::adopt(n).map_err(|e| {
+            let what = format!("port '{}': using descriptor {n}", port.id);
+            Fault::new(
+                Exit::Config,
+                what,
+                e,
+                "let netreeve inherit it: in a shell, 3<>FILE or 3>&N after the command",
+            )
+        })
+    };
+    port.kind.inherited().into_iter().map(take).collect()
+}
+
+impl Slot {
+    /// Opens what the port needs: asks the helper, listens, dials.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn open(port: spec::Port, fds: Vec<OwnedFd>, asker: &mut Asker, mode: u32) -> Result<Self, Fault> {
+        let what = format!("port '{}'", port.id);
+        let kind = port.kind.name();
+        match port.kind {
+            Kind::Tap(spec::tap::Tap::Handed(_)) => handed_tap(port.id, &what, fds),
+            Kind::Tap(spec::tap::Tap::Asked(request)) => {
+                let (grant, fds) = asker.ask(&what, &Request::Tap(request))?;
+                let Grant::Tap(grant) = grant else { return Err(mislabelled(&what)) };
+                Ok(granted_tap(port.id, &grant, fds))
+            }
+            Kind::Xsk(xsk) => {
+                let request = xsk.bound(mtu_of(xsk.request.interface.as_str()));
+                let (grant, fds) = asker.ask(&what, &request)?;
+                let Grant::Xsk(grant) = grant else { return Err(mislabelled(&what)) };
+                Ok(granted_xsk(port.id, &grant, fds))
+            }
+            Kind::Stream(s) => {
+                let redial = s.reconnect_ms.is_some();
+                let plan = PortPlan::Stream(port::stream::Plan { server: s.server, redial });
+                let end = End { addr: s.addr, server: s.server, reconnect_ms: s.reconnect_ms, mode };
+                end.open(Self::bare(port.id, kind, plan), &what, fds)
+            }
+            Kind::VhostUser(v) => {
+                let plan = port::vhost_user::Plan {
+                    queues: v.queues,
+                    server: v.server,
+                    mac: v.mac,
+                    mtu: v.mtu,
+                    hide: v.hide,
+                };
+                let end = End { addr: v.addr, server: v.server, reconnect_ms: v.reconnect_ms, mode };
+                end.open(Self::bare(port.id, kind, PortPlan::VhostUser(plan)), &what, fds)
+            }
+        }
+    }
+
+    /// A slot without anything.
+    pub(crate) fn bare(id: String, kind: &'static str, plan: PortPlan) -> Self {
+        Self {
+            id,
+            kind,
+            plan,
+            kept: Vec::new(),
+            fresh: None,
+            dialler: None,
+            link: None,
+            file: None,
+            ticket: None,
+            xdp: None,
+            gone: false,
+        }
+    }
+
+    /// The dataplane that had its descriptors is dead: prepares what the next one gets.
+    pub fn orphaned(&mut self, now: Instant) {
+        if let PortPlan::Xsk(plan) = &mut self.plan {
+            plan.resume = true;
+        }
+        match &mut self.dialler {
+            Some(d) if d.persists() => d.dial(now),
+            Some(_) => self.gone |= self.fresh.is_none(),
+            // An inherited connection: it was handed over, and there is no other.
+            None => self.gone |= self.kept.is_empty() && self.fresh.is_none(),
+        }
+    }
+}
+
+/// One end of a stream socket.
+struct End {
+    addr: Addr,
+    server: bool,
+    reconnect_ms: Option<u32>,
+    mode: u32,
+}
+
+impl End {
+    fn open(self, mut slot: Slot, what: &str, fds: Vec<OwnedFd>) -> Result<Slot, Fault> {
+        if let Addr::Fd(n) = self.addr {
+            return self.inherited(slot, what, n, fds);
+        }
+        if !self.server {
+            return self.dial(slot, what);
+        }
+        match &self.addr {
+            Addr::Unix(path) => {
+                let (socket, file) = listen::unix(what, path, self.mode)?;
+                slot.kept.push(socket);
+                slot.file = Some(file);
+            }
+            Addr::Abstract(name) => slot.kept.push(listen::in_abstract(what, name)?),
+            Addr::Inet(inet) => {
+                let addresses = dial::resolve(inet).map_err(|e| unresolved(what, &self.addr, &e))?;
+                slot.kept.push(listen::tcp(what, inet, &addresses)?);
+            }
+            Addr::Vsock(..) | Addr::Fd(_) => return Err(mislabelled(what)),
+        }
+        Ok(slot)
+    }
+
+    fn inherited(&self, mut slot: Slot, what: &str, n: i32, fds: Vec<OwnedFd>) -> Result<Slot, Fault> {
+        let fault = |why: String| {
+            let fix =
+                if self.server { "pass a listening stream socket" } else { "pass a connected stream socket" };
+            Fault::new(Exit::Config, format!("{what}: using descriptor {n}"), why, fix)
+        };
+        let fd = fds.into_iter().next().ok_or_else(|| fault("it is not there".into()))?;
+        let about = fdkind::socket(fd.as_fd()).map_err(|e| fault(e.to_string()))?;
+        if about.kind != libc::SOCK_STREAM {
+            return Err(fault("it is no stream socket".into()));
+        }
+        if about.listening != self.server {
+            let is = if about.listening {
+                "it listens, but server=off"
+            } else {
+                "it does not listen, but server=on"
+            };
+            return Err(fault(is.into()));
+        }
+        if self.server {
+            slot.kept.push(fd)
+        } else {
+            slot.fresh = Some(fd)
+        }
+        Ok(slot)
+    }
+
+    fn dial(self, mut slot: Slot, what: &str) -> Result<Slot, Fault> {
+        let target = match &self.addr {
+            Addr::Unix(path) => Target::Unix(path.clone()),
+            Addr::Abstract(name) => Target::Abstract(name.clone()),
+            Addr::Inet(inet) => {
+                let addresses = dial::resolve(inet).map_err(|e| unresolved(what, &self.addr, &e))?;
+                Target::Tcp(addresses, inet.keep_alive)
+            }
+            Addr::Vsock(..) | Addr::Fd(_) => return Err(mislabelled(what)),
+        };
+        let again = self.reconnect_ms.map(|ms| Duration::from_millis(u64::from(ms)));
+        let mut dialler = Dialler::new(target, again);
+        dialler.dial(Instant::now());
+        if again.is_none() {
+            slot.fresh = Some(first(&mut dialler).map_err(|e| {
+                let exit = if e.kind() == std::io::ErrorKind::PermissionDenied {
+                    Exit::Denied
+                } else {
+                    Exit::Unavailable
+                };
+                let fix = "start the peer first, or give reconnect-ms=1000 to try again and again";
+                Fault::new(exit, format!("{what}: connecting to {}", self.addr), e, fix)
+            })?);
+        }
+        slot.dialler = Some(dialler);
+        Ok(slot)
+    }
+}
+
+/// Waits for a connection that is made only once.
+fn first(dialler: &mut Dialler) -> std::io::Result<OwnedFd> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let until = Instant::now() + FIRST_DIAL;
+    loop {
+        match dialler.step(Instant::now()) {
+            Step::Connected(fd) => return Ok(fd),
+            Step::Failed(e) => return Err(e),
+            Step::Pending if Instant::now() >= until => return Err(std::io::ErrorKind::TimedOut.into()),
+            Step::Pending => {}
+        }
+        let mut fds: Vec<PollFd<'_>> =
+            dialler.fd().map(|fd| PollFd::new(fd, PollFlags::POLLOUT)).into_iter().collect();
+        let _ready = poll(&mut fds, PollTimeout::from(100_u8));
+    }
+}
+
+fn handed_tap(id: String, what: &str, fds: Vec<OwnedFd>) -> Result<Slot, Fault> {
+    let bad =
+        |why: String| Fault::new(Exit::Config, what, why, "pass the queues of one tap, made with IFF_NO_PI");
+    let mut first: Option<fdkind::Tap> = None;
+    for fd in &fds {
+        fdkind::attest(fd.as_fd(), FdKind::Tap)
+            .map_err(|e| bad(format!("Unable to query TUNGETIFF: {}", e.why)))?;
+        let tap = fdkind::tap(fd.as_fd()).map_err(|e| bad(format!("Unable to query TUNGETIFF: {e}")))?;
+        if let Some(f) = first.filter(|f| *f != tap) {
+            let why = "vnet_hdr not consistent across given tap fds, or they are of several taps";
+            return Err(bad(format!("{why} ({} and {})", f.name, tap.name)));
+        }
+        first = Some(tap);
+    }
+    let tap = first.ok_or_else(|| bad("no descriptor".into()))?;
+    let header = header_of(&fds, tap.flags).map_err(|e| bad(e.to_string()))?;
+    let queues = u16::try_from(fds.len()).unwrap_or(u16::MAX);
+    let name = tap.name.to_string();
+    let mtu = mtu_of(&name);
+    let plan = PortPlan::Tap(port::tap::Plan { queues, vnet_header: header, mtu });
+    let link = Link { index: if_nametoindex(name.as_str()).ok(), name };
+    Ok(Slot { kept: fds, link: Some(link), ..Slot::bare(id, "tap", plan) })
+}
+
+/// Bytes of virtio-net header before each frame.
+fn header_of(fds: &[OwnedFd], flags: u16) -> std::io::Result<u8> {
+    let has = i32::from(flags) & libc::IFF_VNET_HDR != 0;
+    match fds.first() {
+        Some(fd) if has => {
+            let bytes = sys::tun::vnet_header(fd.as_fd())?;
+            u8::try_from(bytes).map_err(|_| std::io::ErrorKind::InvalidData.into())
+        }
+        _ => Ok(0),
+    }
+}
+
+fn granted_tap(id: String, grant: &TapGrant, fds: Vec<OwnedFd>) -> Slot {
+    let plan = port::tap::Plan { queues: grant.queues, vnet_header: grant.vnet_header, mtu: grant.mtu };
+    let link = here(&grant.name.to_string(), grant.ifindex);
+    Slot { kept: fds, link: Some(link), ..Slot::bare(id, "tap", PortPlan::Tap(plan)) }
+}
+
+fn granted_xsk(id: String, grant: &XskGrant, fds: Vec<OwnedFd>) -> Slot {
+    let plan = port::xsk::Plan {
+        queues: grant.queues,
+        mtu: grant.mtu,
+        ring: grant.ring,
+        chunk: grant.chunk,
+        chunks: grant.chunks,
+        headroom: grant.headroom,
+        multi_buffer: grant.multi_buffer,
+        resume: false,
+    };
+    let link = here(&grant.name.to_string(), grant.ifindex);
+    let ticket = Some(grant.ticket);
+    Slot { kept: fds, link: Some(link), ticket, ..Slot::bare(id, "af-xdp", PortPlan::Xsk(plan)) }
+}
+
+/// The helper may live in another network namespace: then the index means nothing here.
+fn here(name: &str, index: u32) -> Link {
+    let index = if_nametoindex(name).ok().filter(|i| *i == index);
+    Link { name: name.to_owned(), index }
+}
+
+/// The interface's MTU in bytes as sysfs tells everybody; 1500 if it cannot be read.
+fn mtu_of(name: &str) -> u32 {
+    let path = Path::new("/sys/class/net").join(name).join("mtu");
+    std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(1500)
+}
+
+fn unresolved(what: &str, addr: &Addr, e: &std::io::Error) -> Fault {
+    Fault::new(
+        Exit::Unavailable,
+        format!("{what}: finding the address of {addr}"),
+        e,
+        "give an address in numbers",
+    )
+}
+
+/// An answer or a plan that does not fit what was asked for.
+pub(crate) fn mislabelled(what: &str) -> Fault {
+    Fault::new(Exit::General, what, "an inconsistent plan", "this is a defect of netreeve: please report it")
+}
