@@ -35,6 +35,42 @@ impl Default for Seg {
     }
 }
 
+/// Copies up to two vectors of bytes without a call: headers and heads are short, and a call costs as much as they do.
+///
+/// # Safety
+/// As for `ptr::copy_nonoverlapping`.
+#[inline(always)]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "one of them runs, all for one reason")]
+unsafe fn copy(from: *const u8, to: *mut u8, n: usize) {
+    // SAFETY: in each arm both ends of the run have the arm's size; the caller vouches for the run.
+    unsafe {
+        match n {
+            0 => {}
+            1..=3 => ptr::copy_nonoverlapping(from, to, n),
+            4..=7 => ends::<4>(from, to, n),
+            8..=15 => ends::<8>(from, to, n),
+            16..=31 => ends::<16>(from, to, n),
+            32..=63 => ends::<32>(from, to, n),
+            64..=128 => ends::<64>(from, to, n),
+            _ => ptr::copy_nonoverlapping(from, to, n),
+        }
+    }
+}
+
+/// Copies the first and the last `K` of `n` bytes, `K <= n <= 2 * K`: together, all of them.
+///
+/// # Safety
+/// As for `ptr::copy_nonoverlapping`.
+#[inline(always)]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "two copies at places with one reason")]
+unsafe fn ends<const K: usize>(from: *const u8, to: *mut u8, n: usize) {
+    // SAFETY: n >= K, so both places lie in the run, which the caller vouches for; alignment is not assumed.
+    unsafe {
+        ptr::copy_nonoverlapping(from.cast::<[u8; K]>(), to.cast(), 1);
+        ptr::copy_nonoverlapping(from.add(n - K).cast::<[u8; K]>(), to.add(n - K).cast(), 1);
+    }
+}
+
 impl Seg {
     /// An empty run.
     pub const EMPTY: Self = Self { ptr: ptr::null_mut(), len: 0 };
@@ -88,7 +124,7 @@ impl Seg {
         let n = self.len.min(to.len());
         // SAFETY: n bytes are mapped at ptr (type invariant) and fit `to`; `to` is a Rust slice, which shared memory is
         // never lent as, so the two do not overlap.
-        unsafe { ptr::copy_nonoverlapping(self.ptr, to.as_mut_ptr(), n) };
+        unsafe { copy(self.ptr, to.as_mut_ptr(), n) };
         n
     }
 
@@ -97,7 +133,7 @@ impl Seg {
     pub fn copy_in(&self, from: &[u8]) -> usize {
         let n = self.len.min(from.len());
         // SAFETY: as for copy_out, with the roles exchanged.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.ptr, n) };
+        unsafe { copy(from.as_ptr(), self.ptr, n) };
         n
     }
 
@@ -122,5 +158,26 @@ impl Seg {
     #[inline]
     pub fn addr(&self) -> usize {
         self.ptr as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_short_length_is_copied_and_no_byte_more() {
+        for n in 0..300usize {
+            let mut from: Vec<u8> = (0..n + 2).map(|i| i as u8 | 1).collect();
+            let mut to = vec![0; n + 2];
+            let seg = Seg::over(&mut from).take(n as u32);
+            assert_eq!(seg.copy_out(&mut to), n);
+            assert_eq!(to[..n], from[..n]);
+            assert_eq!(to[n..], [0, 0]);
+            let mut back = vec![0; n + 2];
+            let seg = Seg::over(&mut back).take(n as u32);
+            assert_eq!(seg.copy_in(&to), n);
+            assert_eq!(back, to);
+        }
     }
 }
