@@ -1,0 +1,157 @@
+//! The port tap.
+
+use std::time::{Duration, Instant};
+
+use netreeve_dataplane::frame::MAX_SUPER;
+use netreeve_dataplane::port::{Offloads, offload_bits, tap};
+use netreeve_dataplane::stats::Reason;
+use netreeve_tests::netns::Netns;
+use netreeve_tests::peers::ping_from;
+
+use crate::support::*;
+
+#[test]
+fn two_hosts_talk_over_two_taps_with_every_offload() {
+    let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
+    let lane = run(tap_port(&a, "ta", true), tap_port(&b, "tb", true));
+    a.sh("ip addr add 10.9.0.1/24 dev ta; ip addr add fd09::1/64 dev ta").unwrap();
+    b.sh("ip addr add 10.9.0.2/24 dev tb; ip addr add fd09::2/64 dev tb").unwrap();
+    assert_eq!(ping_from(&a, "-c 3 -i 0.02 -W 1 10.9.0.2").unwrap().received, 3);
+    assert_eq!(ping_from(&a, "-c 3 -i 0.02 -W 1 -s 60000 fd09::2").unwrap().received, 3);
+    let there = iperf(&a, &b, "10.9.0.2", "");
+    let back = iperf(&a, &b, "fd09::2", "-R");
+    let (ta, tb) = lane.end();
+    eprintln!("tap to tap: {:.2} and {:.2} Gbit/s", there / 1e9, back / 1e9);
+    // Super-frames passed whole: far more bytes to a frame than an MTU.
+    let data = ta.rx_bytes / ta.rx_frames;
+    assert!(data > 4000, "{data} bytes a frame");
+    assert_eq!((ta.drops, tb.drops), ([0; Reason::COUNT], [0; Reason::COUNT]));
+    assert_eq!((ta.rx_frames, tb.rx_frames), (tb.tx_frames, ta.tx_frames));
+}
+
+#[test]
+fn a_tap_without_header_is_served_in_software() {
+    let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
+    let lane = run(tap_port(&a, "ta", true), tap_port(&b, "tb", false));
+    a.sh("ip addr add 10.9.0.1/24 dev ta").unwrap();
+    b.sh("ip addr add 10.9.0.2/24 dev tb").unwrap();
+    let there = iperf(&a, &b, "10.9.0.2", "");
+    let back = iperf(&a, &b, "10.9.0.2", "-R");
+    let (ta, tb) = lane.end();
+    eprintln!("tap to plain tap: {:.2} and {:.2} Gbit/s", there / 1e9, back / 1e9);
+    assert_eq!((ta.drops, tb.drops), ([0; Reason::COUNT], [0; Reason::COUNT]));
+}
+
+#[test]
+fn frames_that_the_kernel_refuses_are_counted_and_a_deleted_device_is_the_end() {
+    let ns = Netns::new("odd").unwrap();
+    let mut p = tap_port(&ns, "t0", true);
+    let mut hands = Hands::new();
+    let shortest = frame(1, 18);
+    let b = hands.fill(&[shortest[..13].to_vec(), shortest.clone(), frame(2, 1514)]);
+    // A checksum's place beyond the frame.
+    b.frames_mut()[1].vnet.flags = 1;
+    b.frames_mut()[1].vnet.csum_start = 400;
+    assert_eq!(p.send(b).unwrap(), 3);
+    assert_eq!(p.stats().drops[Reason::Refused as usize], 2);
+    assert_eq!((p.stats().tx_frames, p.stats().tx_bytes), (1, 1514));
+    ns.sh("ip link set t0 down").unwrap();
+    assert_eq!(p.send(hands.fill(&[frame(3, 60)])).unwrap(), 1);
+    assert_eq!(p.stats().drops[Reason::Refused as usize], 3);
+    ns.sh("ip link set t0 up").unwrap();
+    assert_eq!(p.send(hands.fill(&[frame(4, 60)])).unwrap(), 1);
+    assert_eq!(p.stats().tx_frames, 2);
+    ns.sh("ip link del t0").unwrap();
+    assert!(p.send(hands.fill(&[frame(5, 60)])).is_err());
+    hands.fill(&[]);
+    let pool = netreeve_dataplane::mem::Pool::new(1 << 17).unwrap();
+    pool.lend(&mut hands.batch.landing);
+    assert!(p.recv(&mut hands.batch).is_err());
+}
+
+#[test]
+fn what_is_read_is_what_was_sent_and_nothing_is_read_without_room() {
+    let ns = Netns::new("read").unwrap();
+    let mut p = tap_port(&ns, "t0", true);
+    let far = Far::new(&ns, "t0");
+    let mut hands = Hands::new();
+    let _ = hands.recv(p.as_mut());
+    let sent: Vec<_> = (0..100).map(|i| frame(i, 60 + 14 * i as usize)).collect();
+    sent.iter().for_each(|f| far.send(f));
+    let mut got = Vec::new();
+    while got.len() < 100 {
+        let more = hands.recv_ours(p.as_mut());
+        assert!(!more.is_empty(), "{} of 100", got.len());
+        got.extend(more);
+    }
+    assert_eq!(got, sent);
+    // One byte less than the largest frame that may come: it stays where it is.
+    far.send(&frame(200, 100));
+    let mem = netreeve_dataplane::mem::Buf::new(4096).unwrap();
+    hands.batch.clear();
+    hands.batch.landing.open_pool(mem.seg(0, 1517));
+    p.recv(&mut hands.batch).unwrap();
+    assert!(hands.batch.is_empty() && hands.batch.landing.is_stopped());
+    hands.batch.clear();
+    hands.batch.landing.open(12, true);
+    for i in 0..16 {
+        hands.batch.landing.offer(&[mem.seg(i * 100, 50), mem.seg(i * 100 + 50, 50)], i);
+    }
+    p.recv(&mut hands.batch).unwrap();
+    let ours = hands.batch.frames().iter().find(|f| f.len == 100).expect("it was kept");
+    assert_eq!(bytes(&hands.batch, ours), frame(200, 100));
+}
+
+#[test]
+fn frames_longer_than_the_plan_says_are_dropped_whole() {
+    let ns = Netns::new("long").unwrap();
+    let (grant, fds) = tap_grant(&ns, "t0", 1, true);
+    let plan = tap::Plan { queues: 1, vnet_header: grant.vnet_header, mtu: 1000 };
+    let mut p = one(tap::open(&plan, fds).unwrap());
+    let far = Far::new(&ns, "t0");
+    for len in [1018, 1019, 1514] {
+        far.send(&frame(len, len as usize));
+    }
+    let got = Hands::new().recv_ours(p.as_mut());
+    assert_eq!(got, [frame(1018, 1018)]);
+    let until = Instant::now() + Duration::from_secs(1);
+    while p.stats().drops[Reason::Oversize as usize] < 2 && Instant::now() < until {
+        Hands::new().recv(p.as_mut());
+    }
+    assert_eq!(p.stats().drops[Reason::Oversize as usize], 2);
+}
+
+#[test]
+fn queues_offloads_and_carrier() {
+    let ns = Netns::new("mq").unwrap();
+    let (grant, fds) = tap_grant(&ns, "t0", 4, true);
+    let plan = tap::Plan { queues: 4, vnet_header: grant.vnet_header, mtu: grant.mtu };
+    let wrong = tap::Plan { queues: 3, ..plan.clone() };
+    assert!(tap::open(&wrong, copies(&fds)).is_err());
+    assert!(tap::open(&tap::Plan { vnet_header: 0, ..plan.clone() }, copies(&fds)).is_err());
+    let mut queues = tap::open(&plan, fds).unwrap();
+    assert_eq!(queues.len(), 4);
+    let features = |which: &str| {
+        let all = ns.sh("ethtool -k t0").unwrap();
+        all.lines().find(|l| l.trim().starts_with(which)).unwrap().contains(": on")
+    };
+    assert!(!features("tcp-segmentation-offload") && !features("tx-checksumming"));
+    for q in &mut queues {
+        assert_eq!((q.traits().gives, q.traits().takes), (Offloads::NONE, Offloads::ALL));
+        q.peer_takes(Offloads(offload_bits::CSUM | offload_bits::TSO4));
+        assert_eq!(q.traits().gives, Offloads(offload_bits::CSUM | offload_bits::TSO4));
+    }
+    assert!(
+        features("tx-tcp-segmentation") && !features("tx-tcp6-segmentation") && features("tx-checksumming")
+    );
+    queues[0].peer_takes(Offloads::NONE);
+    assert!(!features("tcp-segmentation-offload"));
+    let carrier = || ns.sh("cat /sys/class/net/t0/carrier || true").unwrap();
+    let link = || ns.sh("ip link show t0").unwrap();
+    assert!(link().contains("LOWER_UP"), "{}", link());
+    queues[0].peer_link(false);
+    assert!(link().contains("NO-CARRIER"), "{} {}", link(), carrier());
+    queues[0].peer_link(true);
+    assert!(link().contains("LOWER_UP"));
+    assert!(queues[0].traits().max_frame < MAX_SUPER);
+}
