@@ -213,7 +213,10 @@ impl Service {
 
     /// Lets one caller in, if the kernel says who it is and its user has sessions left. Anybody else is hung up on.
     fn admit(&mut self) {
-        let Ok((socket, _)) = self.door.listener.accept() else { return };
+        let Ok((socket, _)) = self.door.listener.accept() else {
+            // The caller has gone again, or there is no descriptor left: then not at full speed.
+            return std::thread::sleep(Duration::from_millis(1));
+        };
         let opened = Channel::from_fd(socket.into()).and_then(|channel| {
             channel.set_nonblocking(true)?;
             let caller = caller::of_peer(&channel)?;

@@ -29,6 +29,9 @@ const WATCHDOG: u32 = 12;
 /// A session must ask for something within this time of its opening.
 pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
+/// AF_XDP grants of one session: each keeps descriptors open here, and theirs is the one resource that all share.
+const MAX_TICKETS: u32 = 16;
+
 /// What all sessions share.
 #[derive(Debug)]
 pub struct Desk {
@@ -50,6 +53,8 @@ pub struct Session {
     pub since: Instant,
     /// It has asked for something.
     pub asked: bool,
+    /// AF_XDP grants so far.
+    tickets: u32,
 }
 
 /// What else the user of a session is using, over all sessions.
@@ -62,7 +67,7 @@ impl Session {
     /// Opens a session.
     #[must_use]
     pub fn new(channel: Channel, caller: Caller) -> Self {
-        Self { channel, caller, provider: Provider::new(), since: Instant::now(), asked: false }
+        Self { channel, caller, provider: Provider::new(), since: Instant::now(), asked: false, tickets: 0 }
     }
 
     /// Reads what has come, waiting at most `wait`. None: the session has ended, or broke the rules of the channel
@@ -147,6 +152,11 @@ impl Desk {
         if verdict.decision != Decision::Allow {
             return (rule, Err(Refusal::Denied));
         }
+        let ticket = matches!(request, Request::Xsk(_) | Request::XskPinned(_));
+        if ticket && session.tickets >= MAX_TICKETS {
+            return (rule, Err(Refusal::Limit));
+        }
+        session.tickets += u32::from(ticket);
         let max_umem = verdict.max_umem.saturating_sub(usage.umem_elsewhere);
         let limits = Limits { max_taps: verdict.max_taps, max_umem };
         let said = session.provider.provide(request, session.caller.uid, &limits);
