@@ -312,6 +312,8 @@ impl Lane {
                 Outcome::Dead(giver.peer(), e)
             }
             Ok(_) if taken < waiting => Outcome::Full,
+            // The giver has frames that what was lent may not hold: only the taker can change that.
+            Ok(_) if waiting == 0 && path.batch.landing.is_stopped() => Outcome::Full,
             Ok(_) if waiting == BATCH || (waiting > 0 && path.gives.needs_memory) => Outcome::Moved,
             Ok(_) if waiting > 0 => Outcome::Last,
             Ok(_) => Outcome::Dry,

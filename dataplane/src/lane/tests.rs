@@ -18,6 +18,8 @@ struct Inside {
     room: usize,
     down: bool,
     fail: bool,
+    /// What is lent does not do for the next frame.
+    stops: bool,
     released: usize,
 }
 
@@ -42,12 +44,21 @@ impl Port for Fake {
 
     fn watch(&self, _: &mut Watch) {}
 
+    fn lend(&mut self, b: &mut Batch) {
+        b.landing.open(0, true);
+        b.landing.offer(&[self.buf.seg(0, 100)], 0);
+    }
+
     fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
         let mut i = self.inside.lock().unwrap();
         if i.fail {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         self.given = 0;
+        if i.stops {
+            b.landing.stop();
+            return Ok(());
+        }
         let mut at = 0;
         while b.room() > 0 && self.given < i.gives.len() {
             let (bytes, vnet) = i.gives[self.given].clone();
@@ -244,4 +255,15 @@ fn a_dead_port_is_named_and_the_lane_lives_on() {
     d.lock().unwrap().gives.extend([frame(5, 60)]);
     assert!(matches!(lane.turn(Side::Device), Outcome::Last));
     assert_eq!(n.lock().unwrap().took, [frame(5, 60).0]);
+}
+
+#[test]
+fn a_giver_that_needs_more_room_waits_for_the_taker() {
+    let (giver, inside) = fake(Traits { needs_memory: true, ..Traits::default() }, 0);
+    let (taker, _) = fake(Traits { lends: true, ..Traits::default() }, 9);
+    let mut lane = Lane::new(giver, taker, None).unwrap();
+    assert!(matches!(lane.turn(Side::Netdev), Outcome::Dry));
+    inside.lock().unwrap().stops = true;
+    // Dry would watch the giver, which is readable all the time.
+    assert!(matches!(lane.turn(Side::Netdev), Outcome::Full));
 }
