@@ -36,14 +36,14 @@ test: build test-unit test-root test-real test-fuzz ## every tier
 	echo "every tier has passed"
 
 test-unit: ## no privilege, no devices
-	$(CARGO) test --workspace --lib --bins
+	$(CARGO) test --no-fail-fast --workspace --lib --bins
 
 test-root: build ## namespaces and real kernel objects
-	$(CARGO) test -p netreeve-tests $(addprefix --test ,$(filter-out $(real),$(tests))) -- $(ALONE)
-	$(CARGO) test -p netreeve-helper -p netreeve-dataplane --test '*' -- $(ALONE)
+	$(CARGO) test --no-fail-fast -p netreeve-tests $(addprefix --test ,$(filter-out $(real),$(tests))) -- $(ALONE)
+	$(CARGO) test --no-fail-fast -p netreeve-helper -p netreeve-dataplane --test '*' -- $(ALONE)
 
 test-real: build ## guests, VMMs and other foreign programs
-	$(CARGO) test --profile $(PROFILE) -p netreeve-tests $(addprefix --test ,$(real)) -- $(ALONE)
+	$(CARGO) test --no-fail-fast --profile $(PROFILE) -p netreeve-tests $(addprefix --test ,$(real)) -- $(ALONE)
 
 test-fuzz: setup
 	if [ -x tests/fuzz/run ]; then tests/fuzz/run $(FUZZ_SHORT); else echo "no fuzz targets in this tree"; fi
