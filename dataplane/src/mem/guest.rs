@@ -5,21 +5,20 @@
 //! region; an address is translated only where it lies in a region; a file that shrinks later breaks the table
 //! ([`GuestMemory::broken`]), not the process. The mappings go away with the last [`GuestMemory`] that holds them.
 
-use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 
 use super::Seg;
 use super::sigbus::Guard;
+use crate::sys::fd::{self, Kind};
 
 /// Most regions of one guest.
 pub const MAX_REGIONS: usize = 64;
 
-const TMPFS_MAGIC: u64 = 0x0102_1994;
-const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
 /// Where a region lies. All in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,18 +92,17 @@ impl Drop for Mapping {
     }
 }
 
-/// The file's block size in bytes, if it lies in memory.
-fn page_size_of(fd: &OwnedFd) -> io::Result<u64> {
-    let mut st = MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: `st` is room for one statfs.
-    if unsafe { libc::fstatfs(fd.as_raw_fd(), st.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
+/// The page size in bytes of a file that lies in memory and has `len` bytes at least.
+fn page_size_of(fd: BorrowedFd<'_>, len: u64) -> io::Result<u64> {
+    match fd::kind(fd)? {
+        Kind::File(size) if size < len => {
+            return Err(invalid("guest memory's file is shorter than the region"));
+        }
+        Kind::File(_) => {}
+        _ => return Err(invalid("guest memory is not a file")),
     }
-    // SAFETY: zeroed is a valid statfs, and the kernel filled it.
-    let st = unsafe { st.assume_init() };
-    let magic = u64::try_from(st.f_type).unwrap_or(0);
-    match (magic, u64::try_from(st.f_bsize)) {
-        (TMPFS_MAGIC | HUGETLBFS_MAGIC, Ok(size)) if size.is_power_of_two() => Ok(size),
+    match fd::file_system(fd)? {
+        (TMPFS_MAGIC | HUGETLBFS_MAGIC, size) if size.is_power_of_two() => Ok(size),
         _ => Err(invalid("guest memory must be a file of tmpfs or hugetlbfs (memfd, /dev/shm, huge pages)")),
     }
 }
@@ -131,20 +129,12 @@ impl Region {
         if !layout.is_sane() {
             return Err(invalid("region is empty or wraps around"));
         }
-        let page = page_size_of(&fd)?;
-        let file = File::from(fd);
-        let meta = file.metadata()?;
-        if !meta.is_file() {
-            return Err(invalid("guest memory is not a file"));
-        }
-        if layout.offset + layout.len > meta.len() {
-            return Err(invalid("guest memory's file is shorter than the region"));
-        }
+        let page = page_size_of(fd.as_fd(), layout.offset + layout.len)?;
         // Front ends may start a region inside a page; the mapping then begins at the page's start.
         let skip = layout.offset & (page - 1);
         let len =
             (skip + layout.len).checked_next_multiple_of(page).ok_or_else(|| invalid("region too large"))?;
-        let mapping = Mapping::new(&OwnedFd::from(file), layout.offset - skip, len)?;
+        let mapping = Mapping::new(&fd, layout.offset - skip, len)?;
         let skip = usize::try_from(skip).map_err(|_| invalid("region too large"))?;
         let host = mapping.base.wrapping_add(skip);
         Ok(Self { layout, host, mapping: Arc::new(mapping) })

@@ -1,5 +1,5 @@
+use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
 
 use nix::unistd::ftruncate;
 
@@ -39,9 +39,7 @@ fn refuses_what_is_not_memory_or_too_short() {
 #[test]
 fn refuses_overlap_and_too_many() {
     let fd = memfd(SIZE);
-    let at = |gpa, len| {
-        Region::map(Layout { gpa, len, ..layout() }, fd.as_fd().try_clone_to_owned().unwrap()).unwrap()
-    };
+    let at = |gpa, len| Region::map(Layout { gpa, len, ..layout() }, fd.try_clone().unwrap()).unwrap();
     assert!(GuestMemory::new(vec![at(0, 8192), at(4096, 4096)]).is_err());
     assert!(GuestMemory::new(vec![at(0, 4096), at(4096, 4096)]).is_ok());
     assert!(GuestMemory::new((0..65).map(|i| at(i * 4096, 4096)).collect()).is_err());

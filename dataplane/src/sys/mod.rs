@@ -4,6 +4,7 @@
 //! Trust: segments were made by `mem`, so they are mapped. Promise: each function is one call, short, and returns the
 //! kernel's error as `io::Error`; no pointer outlives its call.
 
+pub mod fd;
 pub mod io;
 pub mod poll;
 pub mod process;

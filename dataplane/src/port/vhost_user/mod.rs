@@ -1,8 +1,38 @@
 //! Port `vhost-user`: a VMM attaches to us, we are the back end.
+//!
+//! Room by room: `message` (what the front end says), `session` (what it means), `ring` (one virtqueue's state),
+//! `virtq` (how frames pass), and here: one port for each queue pair, the first of which owns the connection.
+//!
+//! Trust: none in the front end and none in the guest. Promise: nothing here waits for either; when the connection
+//! ends, memory and descriptors are given back, and the port is down until the next one.
 #![forbid(unsafe_code)]
 
+mod control;
+pub mod feature;
+pub mod message;
+mod ring;
+mod session;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
 use netreeve_shared::mac::Mac;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+
+use crate::frame::{Batch, MAX_SUPER, MIN_FRAME};
+use crate::mem::{GuestMemory, sigbus};
+use crate::port::{Change, Interest, Offloads, OpenError, Port, Queues, Traits, Watch};
+use crate::sandbox::call::{Call, Cond};
+use crate::stats::{Reason, Stats};
+use crate::sys;
+use ring::{Engine, Ring, lock};
+use session::{Session, Shared};
+
+/// Most queue pairs.
+pub const MAX_QUEUES: u16 = 128;
 
 /// A vhost-user device as the dataplane opens it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,3 +48,471 @@ pub struct Plan {
     /// Feature bits that are not offered, beside those that are not implemented.
     pub hide: u64,
 }
+
+/// What it calls once locked in.
+pub const CALLS: &[Call] = &[
+    // The front end: connections, messages with descriptors, replies to the peer alone.
+    Call::any(libc::SYS_accept4),
+    Call::any(libc::SYS_recvmsg),
+    Call::only(libc::SYS_sendto, &[Cond::null(4)]),
+    Call::any(libc::SYS_shutdown),
+    Call::any(libc::SYS_close),
+    // Descriptors it sends: what are they, and never let them block.
+    Call::any(libc::SYS_fstat),
+    Call::any(libc::SYS_fstatfs),
+    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_GETFL as u32)]),
+    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_SETFL as u32)]),
+    // Kicks and interrupts.
+    Call::any(libc::SYS_read),
+    Call::any(libc::SYS_write),
+    // Guest memory.
+    Call::only(libc::SYS_mmap, &[Cond::without(2, libc::PROT_EXEC as u64)]),
+    Call::only(libc::SYS_madvise, &[Cond::is(2, libc::MADV_DONTDUMP as u32)]),
+    Call::any(libc::SYS_munmap),
+    // Memory that was cut short, and the default action for any other SIGBUS.
+    Call::any(libc::SYS_rt_sigreturn),
+    Call::only(libc::SYS_rt_sigaction, &[Cond::is(0, libc::SIGBUS as u32)]),
+];
+
+/// What only the first queue's port has.
+#[derive(Debug)]
+struct Head {
+    plan: Plan,
+    listener: Option<OwnedFd>,
+    session: Option<Session>,
+    link_up: bool,
+    /// As last reported.
+    was_up: bool,
+    connected_before: bool,
+}
+
+/// One queue pair of a vhost-user device.
+#[derive(Debug)]
+struct VhostUser {
+    index: usize,
+    shared: Arc<Shared>,
+    head: Option<Head>,
+    /// The memory that the turn's segments lie in: it stays mapped for the turn, whatever the session does.
+    held: (Option<Arc<GuestMemory>>, Option<Arc<GuestMemory>>),
+    hits: u32,
+    rarp_given: bool,
+    stats: Stats,
+}
+
+/// Opens a vhost-user device: a server on its listening socket, a client on its connection or, if that is yet to be
+/// dialled, on nothing.
+///
+/// # Errors
+/// The descriptor is not what the plan says.
+pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
+    let fail = |what| move |source: io::Error| OpenError { what, source: Some(source) };
+    if plan.queues == 0 || plan.queues > MAX_QUEUES {
+        return Err(OpenError { what: "a vhost-user device has 1 to 128 queue pairs", source: None });
+    }
+    let mut fds = fds.into_iter();
+    let (fd, more) = (fds.next(), fds.next());
+    if more.is_some() || (plan.server && fd.is_none()) {
+        return Err(OpenError { what: "a vhost-user device needs one descriptor", source: None });
+    }
+    sigbus::install_now();
+    let shared = Arc::new(Shared {
+        rings: Arc::new((0..2 * usize::from(plan.queues) + 1).map(|_| Mutex::new(Ring::default())).collect()),
+        pairs: AtomicU16::new(0),
+        mtu: AtomicU16::new(plan.mtu.unwrap_or(0)),
+        conn: Mutex::new(None),
+        rarp: Mutex::new(None),
+    });
+    let mut head = Head {
+        plan: plan.clone(),
+        listener: None,
+        session: None,
+        link_up: true,
+        was_up: false,
+        connected_before: false,
+    };
+    match fd {
+        Some(fd) if plan.server => {
+            sys::fd::set_nonblocking(fd.as_fd()).map_err(fail("vhost-user: the listening socket"))?;
+            head.listener = Some(fd);
+        }
+        Some(fd) => {
+            head.begin(fd, &shared).map_err(fail("vhost-user: the connection"))?;
+            head.connected_before = true;
+        }
+        None => {}
+    }
+    let mut head = Some(head);
+    Ok((0..usize::from(plan.queues))
+        .map(|index| -> Box<dyn Port> {
+            Box::new(VhostUser {
+                index,
+                shared: shared.clone(),
+                head: head.take(),
+                held: (None, None),
+                hits: sigbus::hits(),
+                rarp_given: false,
+                stats: Stats::default(),
+            })
+        })
+        .collect())
+}
+
+impl Head {
+    fn begin(&mut self, fd: OwnedFd, shared: &Arc<Shared>) -> io::Result<()> {
+        self.session = None;
+        self.session = Some(Session::new(&self.plan, shared.clone(), fd, self.link_up)?);
+        Ok(())
+    }
+
+    /// The connection is over.
+    fn end(&mut self) -> Change {
+        self.session = None;
+        Change { rewire: true, redial: !self.plan.server, link: None }
+    }
+
+    /// Takes the next front end that waits.
+    fn accept(&mut self, shared: &Arc<Shared>, stats: &mut Stats) -> Change {
+        let Some(l) = self.listener.as_ref().filter(|_| self.session.is_none()) else {
+            return Change::default();
+        };
+        let Ok(fd) = sys::io::accept(l.as_fd()) else { return Change::default() };
+        if self.begin(fd, shared).is_err() {
+            return Change::default();
+        }
+        self.count(stats);
+        Change { rewire: true, ..Change::default() }
+    }
+
+    fn count(&mut self, stats: &mut Stats) {
+        stats.reconnects += u64::from(self.connected_before);
+        self.connected_before = true;
+    }
+
+    fn serve(&mut self) -> Change {
+        let Some(s) = &mut self.session else { return Change::default() };
+        match s.serve() {
+            Ok(true) => Change { rewire: s.take_dirty(), ..Change::default() },
+            Ok(false) | Err(_) => self.end(),
+        }
+    }
+
+    fn serve_control(&mut self) -> Change {
+        let Some(s) = &mut self.session else { return Change::default() };
+        s.serve_control();
+        Change { rewire: s.take_dirty(), ..Change::default() }
+    }
+}
+
+impl VhostUser {
+    /// The receive ring that this port fills: its own or, if the driver uses fewer pairs, another's.
+    fn receive_ring(&self) -> usize {
+        match usize::from(self.shared.pairs.load(Ordering::Relaxed)) {
+            0 => 2 * self.index,
+            n => 2 * (self.index % n),
+        }
+    }
+
+    fn transmit_ring(&self) -> usize {
+        2 * self.index + 1
+    }
+
+    /// Guest memory was cut short: the connection ends.
+    #[cold]
+    fn look_at_memory(&mut self) {
+        self.hits = sigbus::hits();
+        for i in [self.receive_ring(), self.transmit_ring()] {
+            let broken = lock(&self.shared.rings, i).is_some_and(|mut r| {
+                let broken = match &r.engine {
+                    Some(Engine::Giver(g)) => g.device().memory().broken(),
+                    Some(Engine::Taker(t)) => t.device().memory().broken(),
+                    _ => false,
+                };
+                if broken {
+                    r.engine = None;
+                    r.broken = true;
+                }
+                broken
+            });
+            if broken {
+                self.stats.drop(Reason::BadChain);
+                self.shared.hang_up();
+            }
+        }
+    }
+
+    #[inline]
+    fn check_memory(&mut self) {
+        if sigbus::hits() != self.hits {
+            self.look_at_memory();
+        }
+    }
+
+    /// Gives a RARP frame, if one is to be sent: how switches learn where a migrated guest went.
+    fn give_rarp(&mut self, b: &mut Batch) -> bool {
+        if self.index != 0 {
+            return false;
+        }
+        let rarp = *self.shared.rarp.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mac) = rarp else { return false };
+        let Some(f) = b.push() else { return false };
+        let frame = rarp_frame(mac);
+        f.set_head(&frame);
+        f.len = u32::try_from(frame.len()).unwrap_or(MIN_FRAME);
+        self.rarp_given = true;
+        true
+    }
+
+    fn kicked(&mut self, fd: RawFd) -> bool {
+        let mut count = [0u8; 8];
+        for i in [2 * self.index, self.transmit_ring()] {
+            let Some(mut r) = lock(&self.shared.rings, i) else { continue };
+            let Some(k) = r.kick.as_ref().filter(|k| k.as_raw_fd() == fd) else { continue };
+            match nix::unistd::read(k, &mut count) {
+                Ok(8) | Err(Errno::EAGAIN | Errno::EINTR) => return true,
+                // Not an eventfd after all: it would stay readable for ever.
+                _ => {
+                    r.pause();
+                    r.kick = None;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn control_kicked(&mut self, fd: RawFd) -> Option<Change> {
+        let head = self.head.as_mut()?;
+        let i = head.session.as_ref()?.control_ring()?;
+        {
+            let mut r = lock(&self.shared.rings, i)?;
+            let k = r.kick.as_ref().filter(|k| k.as_raw_fd() == fd)?;
+            let mut count = [0u8; 8];
+            if !matches!(nix::unistd::read(k, &mut count), Ok(8) | Err(Errno::EAGAIN | Errno::EINTR)) {
+                r.pause();
+                r.kick = None;
+                return Some(Change { rewire: true, ..Change::default() });
+            }
+        }
+        Some(head.serve_control())
+    }
+
+    /// Adds what has become of the link to a change.
+    fn with_link(&mut self, mut c: Change) -> Change {
+        let up = self.traits().up;
+        if let Some(h) = &mut self.head
+            && h.was_up != up
+        {
+            h.was_up = up;
+            c.link = Some(up);
+        }
+        c
+    }
+}
+
+/// A reverse ARP request of `mac` for its own address, broadcast (RFC 903), padded to the shortest frame.
+fn rarp_frame(mac: Mac) -> Vec<u8> {
+    let mut f = vec![0xff; 6];
+    f.extend(mac.0);
+    f.extend([0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+    f.extend(mac.0);
+    f.extend([0; 4]);
+    f.extend(mac.0);
+    f.resize(60, 0);
+    f
+}
+
+impl Port for VhostUser {
+    fn traits(&self) -> Traits {
+        let of = |i: usize| {
+            lock(&self.shared.rings, i).map_or((None, false), |r| (Some(r.terms), r.engine.is_some()))
+        };
+        let (terms, receives) = of(self.receive_ring());
+        let (own_terms, transmits) = of(self.transmit_ring());
+        let pairs = usize::from(self.shared.pairs.load(Ordering::Relaxed));
+        let mtu = self.shared.mtu.load(Ordering::Relaxed);
+        Traits {
+            max_frame: if mtu == 0 { MAX_SUPER } else { u32::from(mtu) + MIN_FRAME + 4 },
+            takes: terms.map_or(Offloads::NONE, |t| t.takes),
+            gives: own_terms.map_or(Offloads::NONE, |t| t.gives),
+            // What is lent belongs to one port's turn: not where two share a ring.
+            lends: receives && self.index < pairs,
+            needs_memory: false,
+            rewinds: true,
+            up: receives && (transmits || self.index >= pairs) && pairs > 0,
+        }
+    }
+
+    fn watch(&self, w: &mut Watch) {
+        if let Some(h) = &self.head {
+            match (&h.session, &h.listener) {
+                (Some(s), _) => {
+                    w.add(s.sock().as_raw_fd(), Interest::Control);
+                    if let Some(k) = s
+                        .control_ring()
+                        .and_then(|i| lock(&self.shared.rings, i)?.kick.as_ref().map(AsRawFd::as_raw_fd))
+                    {
+                        w.add(k, Interest::Control);
+                    }
+                }
+                (None, Some(l)) => w.add(l.as_raw_fd(), Interest::Control),
+                (None, None) => {}
+            }
+        }
+        for (i, why) in [(2 * self.index, Interest::Room), (self.transmit_ring(), Interest::Gives)] {
+            if let Some(r) = lock(&self.shared.rings, i)
+                && let (Some(k), Some(Engine::Giver(_) | Engine::Taker(_))) = (&r.kick, &r.engine)
+            {
+                w.add(k.as_raw_fd(), why);
+            }
+        }
+    }
+
+    fn lend(&mut self, b: &mut Batch) {
+        let index = self.receive_ring();
+        if index != 2 * self.index {
+            return;
+        }
+        if let Some(mut r) = lock(&self.shared.rings, index) {
+            let Ring { engine: Some(Engine::Taker(t)), terms, .. } = &mut *r else { return };
+            t.lend(b, terms, &mut self.stats);
+            self.held.0 = Some(t.device().memory().clone());
+            r.check(&mut self.stats);
+        }
+    }
+
+    fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
+        self.held.0 = None;
+        if self.give_rarp(b) {
+            return Ok(());
+        }
+        let index = self.transmit_ring();
+        if let Some(mut r) = lock(&self.shared.rings, index) {
+            let Ring { engine: Some(Engine::Giver(g)), terms, .. } = &mut *r else { return Ok(()) };
+            let call = g.recv(b, terms, &mut self.stats);
+            self.held.1 = Some(g.device().memory().clone());
+            if call {
+                r.interrupt(&mut self.stats);
+            }
+            r.check(&mut self.stats);
+        }
+        self.check_memory();
+        Ok(())
+    }
+
+    fn send(&mut self, b: &Batch) -> io::Result<usize> {
+        let index = self.receive_ring();
+        let shared = index != 2 * self.index;
+        let all = b.len();
+        let mut taken = None;
+        if let Some(mut r) = lock(&self.shared.rings, index) {
+            let Ring { engine, terms, .. } = &mut *r;
+            if let Some(Engine::Taker(t)) = engine {
+                let (n, call) = t.send(b, terms, &mut self.stats);
+                taken = Some(n);
+                if call {
+                    r.interrupt(&mut self.stats);
+                }
+                r.check(&mut self.stats);
+            }
+        }
+        self.held.0 = None;
+        self.check_memory();
+        Ok(match taken {
+            // Nobody would tell us when another pair's ring has room.
+            Some(n) if shared && n < all => {
+                self.stats.drop_n(Reason::Full, (all - n) as u64);
+                all
+            }
+            Some(n) => n,
+            None => {
+                self.stats.drop_n(Reason::PeerDown, b.frames().iter().filter(|f| !f.dropped).count() as u64);
+                all
+            }
+        })
+    }
+
+    fn release(&mut self, b: &Batch, taken: usize) {
+        if std::mem::take(&mut self.rarp_given) {
+            if taken > 0 {
+                *self.shared.rarp.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                self.stats.rx_frames += 1;
+                self.stats.rx_bytes += b.frames().first().map_or(0, |f| u64::from(f.len));
+            }
+            return;
+        }
+        let index = self.transmit_ring();
+        if let Some(mut r) = lock(&self.shared.rings, index)
+            && let Some(Engine::Giver(g)) = &mut r.engine
+            && g.release(b, taken, &mut self.stats)
+        {
+            r.interrupt(&mut self.stats);
+        }
+        self.held.1 = None;
+        self.check_memory();
+    }
+
+    fn arm_gives(&mut self) -> bool {
+        self.held = (None, None);
+        let Some(mut r) = lock(&self.shared.rings, self.transmit_ring()) else { return false };
+        match &mut r.engine {
+            Some(Engine::Giver(g)) => g.arm(),
+            _ => false,
+        }
+    }
+
+    fn arm_takes(&mut self) -> bool {
+        self.held = (None, None);
+        let Some(mut r) = lock(&self.shared.rings, self.receive_ring()) else { return false };
+        match &mut r.engine {
+            Some(Engine::Taker(t)) => t.arm(),
+            _ => false,
+        }
+    }
+
+    fn event(&mut self, fd: RawFd, why: Interest) -> io::Result<Change> {
+        self.held = (None, None);
+        let change = match why {
+            Interest::Gives | Interest::Room | Interest::Takes => {
+                Change { rewire: !self.kicked(fd), ..Change::default() }
+            }
+            Interest::Control => match self.control_kicked(fd) {
+                Some(c) => c,
+                None => match &mut self.head {
+                    Some(h) if h.session.is_some() => h.serve(),
+                    Some(h) => h.accept(&self.shared, &mut self.stats),
+                    None => Change::default(),
+                },
+            },
+        };
+        Ok(self.with_link(change))
+    }
+
+    fn connect(&mut self, fd: OwnedFd) -> io::Result<Change> {
+        let Some(head) = self.head.as_mut().filter(|h| !h.plan.server) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        head.begin(fd, &self.shared)?;
+        head.count(&mut self.stats);
+        Ok(self.with_link(Change { rewire: true, ..Change::default() }))
+    }
+
+    fn peer_link(&mut self, up: bool) {
+        if let Some(h) = &mut self.head {
+            h.link_up = up;
+            if let Some(s) = &mut h.session {
+                s.set_link(up);
+            }
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    fn stats_mut(&mut self) -> &mut Stats {
+        &mut self.stats
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! Descriptors that a stranger sends: received, and asked what they are.
+
+use std::io::{Error, ErrorKind, IoSliceMut, Result};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+/// Most descriptors that one `sendmsg` can carry (`SCM_MAX_FD`).
+const MAX_FDS: usize = 253;
+/// `ANON_INODE_FS_MAGIC`: eventfds live there.
+const ANON_INODE_MAGIC: i64 = 0x0904_1934;
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An eventfd or another nameless kernel object.
+    Anonymous,
+    /// A pipe.
+    Pipe,
+    /// A socket.
+    Socket,
+    /// A regular file of this many bytes.
+    File(u64),
+    /// Something else.
+    Other,
+}
+
+/// Asks the kernel what `fd` is.
+///
+/// # Errors
+/// The kernel's.
+pub fn kind(fd: BorrowedFd<'_>) -> Result<Kind> {
+    let mut st = MaybeUninit::<libc::stat>::zeroed();
+    // Not libc's fstat, which is a different system call on newer C libraries.
+    // SAFETY: `st` is room for the kernel's struct stat, which libc's is on 64-bit Linux.
+    let r = unsafe { libc::syscall(libc::SYS_fstat, fd.as_raw_fd(), st.as_mut_ptr()) };
+    if r != 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: zeroed is a valid stat, and the kernel filled it.
+    let st = unsafe { st.assume_init() };
+    Ok(match st.st_mode & libc::S_IFMT {
+        libc::S_IFIFO => Kind::Pipe,
+        libc::S_IFSOCK => Kind::Socket,
+        libc::S_IFREG => match file_system(fd)? {
+            (ANON_INODE_MAGIC, _) => Kind::Anonymous,
+            _ => Kind::File(u64::try_from(st.st_size).unwrap_or(0)),
+        },
+        // Anonymous inodes have no type (regular since Linux 6.16, see above).
+        0 if file_system(fd)?.0 == ANON_INODE_MAGIC => Kind::Anonymous,
+        _ => Kind::Other,
+    })
+}
+
+/// The magic number of the file system that `fd` lies on, and its block size in bytes.
+///
+/// # Errors
+/// The kernel's.
+pub fn file_system(fd: BorrowedFd<'_>) -> Result<(i64, u64)> {
+    let mut st = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: `st` is room for one statfs.
+    if unsafe { libc::fstatfs(fd.as_raw_fd(), st.as_mut_ptr()) } != 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: zeroed is a valid statfs, and the kernel filled it.
+    let st = unsafe { st.assume_init() };
+    Ok((st.f_type, u64::try_from(st.f_bsize).unwrap_or(0)))
+}
+
+/// Makes a descriptor non-blocking. The flag is shared with whoever else holds the open file.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    if !flags.contains(OFlag::O_NONBLOCK) {
+        fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    }
+    Ok(())
+}
+
+/// `recvmsg(2)`: bytes into `to`, descriptors (close-on-exec) appended to `fds`. The number of bytes; 0 at the end.
+///
+/// # Errors
+/// The kernel's; `InvalidData` if descriptors were lost (a limit of ours). Those that came are in `fds` even then.
+pub fn recv(fd: BorrowedFd<'_>, to: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize> {
+    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+    let mut iov = [IoSliceMut::new(to)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let got = recvmsg::<()>(fd.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
+    for c in got.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(list) = c {
+            for raw in list {
+                // SAFETY: the kernel just installed this descriptor for us, and nobody else knows it.
+                fds.push(unsafe { OwnedFd::from_raw_fd(raw) });
+            }
+        }
+    }
+    if got.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(ErrorKind::InvalidData.into());
+    }
+    Ok(got.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::IoSlice;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::eventfd::EventFd;
+    use nix::sys::socket::{ControlMessage, sendmsg};
+
+    use super::*;
+
+    #[test]
+    fn tells_what_a_descriptor_is() {
+        let (r, _w) = std::io::pipe().unwrap();
+        assert_eq!(kind(r.as_fd()).unwrap(), Kind::Pipe);
+        assert_eq!(kind(EventFd::new().unwrap().as_fd()).unwrap(), Kind::Anonymous);
+        assert_eq!(kind(UnixStream::pair().unwrap().0.as_fd()).unwrap(), Kind::Socket);
+        assert_eq!(kind(File::open("/dev/null").unwrap().as_fd()).unwrap(), Kind::Other);
+        assert!(
+            matches!(kind(File::open("/proc/self/exe").unwrap().as_fd()).unwrap(), Kind::File(n) if n > 0)
+        );
+    }
+
+    #[test]
+    fn descriptors_come_with_the_bytes() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let e = EventFd::new().unwrap();
+        let list = [e.as_fd().as_raw_fd(); 33];
+        let rights = [ControlMessage::ScmRights(&list)];
+        sendmsg::<()>(a.as_raw_fd(), &[IoSlice::new(b"abc")], &rights, MsgFlags::empty(), None).unwrap();
+        let (mut to, mut fds) = ([0; 2], Vec::new());
+        assert_eq!(recv(b.as_fd(), &mut to, &mut fds).unwrap(), 2);
+        assert_eq!((fds.len(), &to), (33, b"ab"));
+        assert_eq!(recv(b.as_fd(), &mut to, &mut fds).unwrap(), 1);
+        assert_eq!(fds.len(), 33);
+        assert_eq!(recv(b.as_fd(), &mut to, &mut fds).unwrap_err().kind(), ErrorKind::WouldBlock);
+        drop(a);
+        assert_eq!(recv(b.as_fd(), &mut to, &mut fds).unwrap(), 0);
+        set_nonblocking(fds[0].as_fd()).unwrap();
+        let mut count = [0; 8];
+        let e = nix::unistd::read(&fds[0], &mut count).unwrap_err();
+        assert_eq!(e, nix::errno::Errno::EAGAIN);
+    }
+}
