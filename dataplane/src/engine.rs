@@ -177,9 +177,7 @@ fn open(plan: &PortPlan, fds: Vec<OwnedFd>) -> Result<(Queues, &'static [Call]),
     Ok(match plan {
         PortPlan::Tap(p) => (port::tap::open(p, fds)?, port::tap::CALLS),
         PortPlan::Xsk(p) => (port::xsk::open(p, fds)?, port::xsk::CALLS),
-        PortPlan::VhostUser(_) => {
-            return Err(OpenError { what: "this port is on its way into the tree", source: None });
-        }
+        PortPlan::VhostUser(p) => (port::vhost_user::open(p, fds)?, port::vhost_user::CALLS),
         PortPlan::Stream(p) => (port::stream::open(p, fds)?, port::stream::CALLS),
     })
 }
