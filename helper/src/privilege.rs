@@ -5,12 +5,12 @@
 //! but [`NEEDED`]; a capability is effective only inside [`with`], on its error paths too. Every change is read back;
 //! what cannot be undone ends the process. Capabilities belong to a thread: the helper has one.
 
-use std::fmt;
+use std::io;
 
 pub use caps::Capability;
+use caps::errors::CapsError;
 use caps::{CapSet, CapsHashSet};
 use netreeve_shared::refusal::{Refusal, Step};
-use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::unistd;
 
@@ -26,69 +26,54 @@ pub const PROGRAM: &[Capability] = &[Capability::CAP_BPF, Capability::CAP_NET_AD
 pub const NEEDED: &[Capability] =
     &[Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_BPF, Capability::CAP_IPC_LOCK];
 
-/// Why the helper could not give up its privileges; it must not go on.
-#[derive(Debug)]
-pub enum StartError {
-    /// A capability set could not be read or written.
-    Capabilities(caps::errors::CapsError),
-    /// The process could not become its real user.
-    Identity(Errno),
-    /// The kernel said yes, but reading back shows something else.
-    NotTrimmed,
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cannot give up privileges: ")?;
-        match self {
-            Self::Capabilities(e) => write!(f, "capabilities: {e}"),
-            Self::Identity(e) => write!(f, "becoming the real user: {e}"),
-            Self::NotTrimmed => f.write_str("the kernel kept more than was asked for"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
-
-impl From<caps::errors::CapsError> for StartError {
-    fn from(e: caps::errors::CapsError) -> Self {
-        Self::Capabilities(e)
-    }
-}
-
 /// Gives up everything but the needed capabilities, and puts those out of force. Called once, before anything untrusted
 /// is read. A setuid-root process becomes its real user for good. Returns what is left to [`with`]; a helper installed
 /// with fewer capabilities still serves the requests that need no more.
 ///
 /// # Errors
-/// [`StartError`]: the caller must end the process.
-pub fn start() -> Result<CapsHashSet, StartError> {
-    let needed: CapsHashSet = NEEDED.iter().copied().collect();
-    drop_bounding(&needed)?;
-    let real = unistd::getuid();
-    if unistd::geteuid() != real {
-        become_real_user().map_err(StartError::Identity)?;
+/// The kernel's, or that it kept more than was asked for: the caller must end the process.
+pub fn start() -> io::Result<CapsHashSet> {
+    drop_bounding().map_err(io::Error::other)?;
+    if unistd::geteuid() != unistd::getuid() {
+        become_real_user()?;
     }
-    caps::clear(None, CapSet::Ambient)?;
-    caps::clear(None, CapSet::Effective)?;
-    caps::clear(None, CapSet::Inheritable)?;
-    let kept: CapsHashSet = caps::read(None, CapSet::Permitted)?.intersection(&needed).copied().collect();
-    caps::set(None, CapSet::Permitted, &kept)?;
-    prctl::set_no_new_privs().map_err(StartError::Identity)?;
-    verify(&kept)?;
-    Ok(kept)
+    let kept = trim().map_err(io::Error::other)?;
+    prctl::set_no_new_privs()?;
+    let (users, groups) = (unistd::getresuid()?, unistd::getresgid()?);
+    let one_user = users.real == users.effective && users.real == users.saved;
+    let one_group = groups.real == groups.effective && groups.real == groups.saved;
+    if one_user && one_group && is_trimmed(&kept).map_err(io::Error::other)? {
+        return Ok(kept);
+    }
+    Err(io::Error::other("the kernel kept more privileges than it was asked for"))
 }
 
 /// Trims the bounding set where we may (`CAP_SETPCAP`); elsewhere `no_new_privs` makes it meaningless.
-fn drop_bounding(needed: &CapsHashSet) -> Result<(), StartError> {
+fn drop_bounding() -> Result<(), CapsError> {
     if !caps::has_cap(None, CapSet::Permitted, Capability::CAP_SETPCAP)? {
         return Ok(());
     }
     caps::raise(None, CapSet::Effective, Capability::CAP_SETPCAP)?;
-    for cap in caps::read(None, CapSet::Bounding)?.difference(needed) {
-        caps::drop(None, CapSet::Bounding, *cap)?;
+    let bounding = caps::read(None, CapSet::Bounding)?;
+    bounding.iter().filter(|c| !NEEDED.contains(c)).try_for_each(|c| caps::drop(None, CapSet::Bounding, *c))
+}
+
+fn trim() -> Result<CapsHashSet, CapsError> {
+    for set in [CapSet::Ambient, CapSet::Effective, CapSet::Inheritable] {
+        caps::clear(None, set)?;
     }
-    Ok(())
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    let kept = permitted.into_iter().filter(|c| NEEDED.contains(c)).collect();
+    caps::set(None, CapSet::Permitted, &kept)?;
+    Ok(kept)
+}
+
+fn is_trimmed(kept: &CapsHashSet) -> Result<bool, CapsError> {
+    let mut right = caps::read(None, CapSet::Permitted)? == *kept;
+    for set in [CapSet::Ambient, CapSet::Effective, CapSet::Inheritable] {
+        right &= caps::read(None, set)?.is_empty();
+    }
+    Ok(right)
 }
 
 /// setuid root: real, effective and saved ids become the caller's; `PR_SET_KEEPCAPS` keeps the permitted set meanwhile.
@@ -98,19 +83,6 @@ fn become_real_user() -> nix::Result<()> {
     unistd::setresgid(gid, gid, gid)?;
     unistd::setresuid(uid, uid, uid)?;
     prctl::set_keepcaps(false)
-}
-
-fn verify(kept: &CapsHashSet) -> Result<(), StartError> {
-    let (users, groups) = (unistd::getresuid(), unistd::getresgid());
-    let (users, groups) = (users.map_err(StartError::Identity)?, groups.map_err(StartError::Identity)?);
-    let one_user = users.real == users.effective && users.real == users.saved;
-    let one_group = groups.real == groups.effective && groups.real == groups.saved;
-    let mut empty = true;
-    for set in [CapSet::Effective, CapSet::Inheritable, CapSet::Ambient] {
-        empty &= caps::read(None, set)?.is_empty();
-    }
-    let trimmed = caps::read(None, CapSet::Permitted)? == *kept;
-    if one_user && one_group && empty && trimmed { Ok(()) } else { Err(StartError::NotTrimmed) }
 }
 
 /// Puts the effective set back as it was. A process that cannot do that must not go on.

@@ -13,20 +13,6 @@ const HEADER: usize = 16;
 const NESTED: u16 = 1 << 15;
 
 // linux/if_link.h
-pub(super) const ADDRESS: u16 = 1;
-pub(super) const NAME: u16 = 3;
-pub(super) const MTU: u16 = 4;
-pub(super) const MASTER: u16 = 10;
-pub(super) const INFO: u16 = 18;
-pub(super) const AF_SPEC: u16 = 26;
-pub(super) const GROUP: u16 = 27;
-pub(super) const EXT_MASK: u16 = 29;
-pub(super) const PROPERTIES: u16 = 52;
-pub(super) const ALTNAME: u16 = 53;
-pub(super) const INFO_KIND: u16 = 1;
-pub(super) const INFO_DATA: u16 = 2;
-pub(super) const INFO_SLAVE_KIND: u16 = 4;
-pub(super) const INFO_SLAVE_DATA: u16 = 5;
 pub(super) const INET6_ADDR_GEN_MODE: u16 = 8;
 pub(super) const PORT_GUARD: u16 = 5;
 pub(super) const PORT_PROTECT: u16 = 6;
@@ -137,14 +123,15 @@ impl Link {
         let mut link = Self { hardware: u16_at(body, 2)?, index: u32_at(body, 4)?, ..Self::default() };
         for (kind, value) in attributes(body.get(HEADER..).ok_or(Errno::EBADMSG)?)? {
             match kind {
-                ADDRESS => link.mac = value.try_into().ok().map(Mac),
-                NAME => link.name = IfName::new(&text(value)).ok(),
-                MTU => link.mtu = u32_at(value, 0)?,
-                MASTER => link.master = u32_at(value, 0)?,
-                GROUP => link.group = u32_at(value, 0)?,
-                INFO => link.parse_info(value)?,
-                PROPERTIES => {
-                    let names = attributes(value)?.into_iter().filter(|(kind, _)| *kind == ALTNAME);
+                libc::IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
+                libc::IFLA_IFNAME => link.name = IfName::new(&text(value)).ok(),
+                libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
+                libc::IFLA_MASTER => link.master = u32_at(value, 0)?,
+                libc::IFLA_GROUP => link.group = u32_at(value, 0)?,
+                libc::IFLA_LINKINFO => link.parse_info(value)?,
+                libc::IFLA_PROP_LIST => {
+                    let names =
+                        attributes(value)?.into_iter().filter(|(kind, _)| *kind == libc::IFLA_ALT_IFNAME);
                     link.altnames.extend(names.map(|(_, name)| text(name)));
                 }
                 _ => {}
@@ -154,15 +141,18 @@ impl Link {
     }
 
     fn parse_info(&mut self, info: &[u8]) -> Result<(), Errno> {
-        let fields = attributes(info)?;
-        for (_, value) in fields.iter().filter(|(kind, _)| *kind == INFO_KIND) {
-            self.kind = text(value);
-        }
-        for (_, value) in fields.iter().filter(|(kind, _)| *kind == INFO_DATA && self.kind == "tun") {
-            for (kind, queues) in attributes(value)? {
-                if matches!(kind, TUN_QUEUES | TUN_DISABLED_QUEUES) {
-                    self.tun_queues = Some(self.tun_queues.unwrap_or(0).saturating_add(u32_at(queues, 0)?));
+        for (kind, value) in attributes(info)? {
+            match kind {
+                libc::IFLA_INFO_KIND => self.kind = text(value),
+                // The kernel tells the kind first.
+                libc::IFLA_INFO_DATA if self.kind == "tun" => {
+                    let queues = attributes(value)?.into_iter();
+                    for (_, count) in queues.filter(|(k, _)| matches!(*k, TUN_QUEUES | TUN_DISABLED_QUEUES)) {
+                        self.tun_queues =
+                            Some(self.tun_queues.unwrap_or(0).saturating_add(u32_at(count, 0)?));
+                    }
                 }
+                _ => {}
             }
         }
         Ok(())
@@ -203,19 +193,19 @@ mod tests {
 
     fn sample() -> Message {
         let mut m = Message::new(7, 0, 0);
-        m.put(NAME, b"br0\0");
-        m.put(ADDRESS, &[2, 0, 0, 0, 0, 1]);
-        m.put(MTU, &9000_u32.to_ne_bytes());
-        m.nest(INFO, |m| {
-            m.put(INFO_KIND, b"tun");
-            m.nest(INFO_DATA, |m| {
+        m.put(libc::IFLA_IFNAME, b"br0\0");
+        m.put(libc::IFLA_ADDRESS, &[2, 0, 0, 0, 0, 1]);
+        m.put(libc::IFLA_MTU, &9000_u32.to_ne_bytes());
+        m.nest(libc::IFLA_LINKINFO, |m| {
+            m.put(libc::IFLA_INFO_KIND, b"tun");
+            m.nest(libc::IFLA_INFO_DATA, |m| {
                 m.put(TUN_QUEUES, &3_u32.to_ne_bytes());
                 m.put(TUN_DISABLED_QUEUES, &1_u32.to_ne_bytes());
             });
         });
-        m.nest(PROPERTIES, |m| {
-            m.put(ALTNAME, b"one\0");
-            m.put(ALTNAME, b"two\0");
+        m.nest(libc::IFLA_PROP_LIST, |m| {
+            m.put(libc::IFLA_ALT_IFNAME, b"one\0");
+            m.put(libc::IFLA_ALT_IFNAME, b"two\0");
         });
         m
     }

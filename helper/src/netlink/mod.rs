@@ -37,16 +37,13 @@ const DUMP_TORN: u16 = 0x10;
 const EXCLUSIVE: u16 = 0x200;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
-const NEWLINK: u16 = 16;
-const DELLINK: u16 = 17;
-const GETLINK: u16 = 18;
 const NEWLINKPROP: u16 = 108;
 /// `RTEXT_FILTER_SKIP_STATS`: counters would be most of every answer.
 const SKIP_STATS: u32 = 8;
 /// `IN6_ADDR_GEN_MODE_NONE`.
 const GENERATE_NONE: u8 = 1;
 /// `IFF_UP`.
-const UP: u32 = 1;
+const UP: u32 = libc::IFF_UP.cast_unsigned();
 
 /// One attribute to set on an interface.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +89,7 @@ impl Netlink {
     /// The interface of this name; an alternative name does not count.
     pub(crate) fn by_name(&mut self, name: IfName) -> Result<Link> {
         let mut message = Message::new(0, 0, 0);
-        message.put(attr::NAME, &name.to_ifr_name());
+        message.put(libc::IFLA_IFNAME, &name.to_ifr_name());
         let link = self.get(message)?;
         if link.name == Some(name) { Ok(link) } else { Err(Errno::ENODEV) }
     }
@@ -106,8 +103,8 @@ impl Netlink {
     pub(crate) fn all(&mut self) -> Result<Vec<Link>> {
         for _ in 0..DUMPS {
             let mut message = Message::new(0, 0, 0);
-            message.put(attr::EXT_MASK, &SKIP_STATS.to_ne_bytes());
-            let (links, torn) = self.talk(GETLINK, REQUEST | DUMP, &message)?;
+            message.put(libc::IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes());
+            let (links, torn) = self.talk(libc::RTM_GETLINK, REQUEST | DUMP, &message)?;
             if !torn {
                 return Ok(links);
             }
@@ -122,34 +119,34 @@ impl Netlink {
         for change in changes {
             put(&mut message, *change);
         }
-        self.talk(NEWLINK, REQUEST | ACK, &message).map(drop)
+        self.talk(libc::RTM_NEWLINK, REQUEST | ACK, &message).map(drop)
     }
 
     /// Gives an interface one more name.
     pub(crate) fn add_altname(&mut self, index: u32, name: &str) -> Result<()> {
         let mut message = Message::new(index, 0, 0);
         let bytes = [name.as_bytes(), b"\0"].concat();
-        message.nest(attr::PROPERTIES, |m| m.put(attr::ALTNAME, &bytes));
+        message.nest(libc::IFLA_PROP_LIST, |m| m.put(libc::IFLA_ALT_IFNAME, &bytes));
         self.talk(NEWLINKPROP, REQUEST | ACK | CREATE | EXCLUSIVE | APPEND, &message).map(drop)
     }
 
     /// Makes a bridge, down, in device group `group`.
     pub(crate) fn create_bridge(&mut self, name: IfName, group: u32) -> Result<()> {
         let mut message = Message::new(0, 0, 0);
-        message.put(attr::NAME, &name.to_ifr_name());
-        message.put(attr::GROUP, &group.to_ne_bytes());
-        message.nest(attr::INFO, |m| m.put(attr::INFO_KIND, b"bridge"));
-        self.talk(NEWLINK, REQUEST | ACK | CREATE | EXCLUSIVE, &message).map(drop)
+        message.put(libc::IFLA_IFNAME, &name.to_ifr_name());
+        message.put(libc::IFLA_GROUP, &group.to_ne_bytes());
+        message.nest(libc::IFLA_LINKINFO, |m| m.put(libc::IFLA_INFO_KIND, b"bridge"));
+        self.talk(libc::RTM_NEWLINK, REQUEST | ACK | CREATE | EXCLUSIVE, &message).map(drop)
     }
 
     /// Deletes an interface.
     pub(crate) fn delete(&mut self, index: u32) -> Result<()> {
-        self.talk(DELLINK, REQUEST | ACK, &Message::new(index, 0, 0)).map(drop)
+        self.talk(libc::RTM_DELLINK, REQUEST | ACK, &Message::new(index, 0, 0)).map(drop)
     }
 
     fn get(&mut self, mut message: Message) -> Result<Link> {
-        message.put(attr::EXT_MASK, &SKIP_STATS.to_ne_bytes());
-        let (mut links, _) = self.talk(GETLINK, REQUEST | ACK, &message)?;
+        message.put(libc::IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes());
+        let (mut links, _) = self.talk(libc::RTM_GETLINK, REQUEST | ACK, &message)?;
         match (links.pop(), links.is_empty()) {
             (Some(link), true) => Ok(link),
             _ => Err(Errno::EBADMSG),
@@ -175,7 +172,7 @@ impl Netlink {
                 }
                 torn |= reply.flags & DUMP_TORN != 0;
                 match reply.kind {
-                    NEWLINK => links.push(Link::parse(reply.body)?),
+                    libc::RTM_NEWLINK => links.push(Link::parse(reply.body)?),
                     DONE => return Ok((links, torn)),
                     ERROR => match attr::error_in(reply.body)? {
                         0 => return Ok((links, torn)),
@@ -191,18 +188,18 @@ impl Netlink {
 fn put(message: &mut Message, change: Set) {
     match change {
         Set::Up => {}
-        Set::Mtu(bytes) => message.put(attr::MTU, &bytes.to_ne_bytes()),
-        Set::Mac(mac) => message.put(attr::ADDRESS, &mac.0),
-        Set::Master(index) => message.put(attr::MASTER, &index.to_ne_bytes()),
-        Set::Group(group) => message.put(attr::GROUP, &group.to_ne_bytes()),
-        Set::NoOwnAddress => message.nest(attr::AF_SPEC, |m| {
+        Set::Mtu(bytes) => message.put(libc::IFLA_MTU, &bytes.to_ne_bytes()),
+        Set::Mac(mac) => message.put(libc::IFLA_ADDRESS, &mac.0),
+        Set::Master(index) => message.put(libc::IFLA_MASTER, &index.to_ne_bytes()),
+        Set::Group(group) => message.put(libc::IFLA_GROUP, &group.to_ne_bytes()),
+        Set::NoOwnAddress => message.nest(libc::IFLA_AF_SPEC, |m| {
             // The family is the attribute's kind here (linux/rtnetlink.h).
             let inet6 = u16::try_from(libc::AF_INET6).unwrap_or_default();
             m.nest(inet6, |m| m.put(attr::INET6_ADDR_GEN_MODE, &[GENERATE_NONE]));
         }),
-        Set::BridgePort { isolated } => message.nest(attr::INFO, |m| {
-            m.put(attr::INFO_SLAVE_KIND, b"bridge");
-            m.nest(attr::INFO_SLAVE_DATA, |m| {
+        Set::BridgePort { isolated } => message.nest(libc::IFLA_LINKINFO, |m| {
+            m.put(libc::IFLA_INFO_SLAVE_KIND, b"bridge");
+            m.nest(libc::IFLA_INFO_SLAVE_DATA, |m| {
                 m.put(attr::PORT_GUARD, &[1]);
                 m.put(attr::PORT_PROTECT, &[1]);
                 m.put(attr::PORT_ISOLATED, &[isolated.into()]);

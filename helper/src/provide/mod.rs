@@ -16,6 +16,7 @@ use netreeve_shared::grant::{ActiveGrant, Grant};
 use netreeve_shared::ifname::IfName;
 use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::{BridgeRequest, Request, TapRequest, XskRequest};
+use netreeve_shared::vnet;
 use nix::errno::Errno;
 
 use crate::privilege;
@@ -75,7 +76,7 @@ impl Provider {
     ) -> Result<(Grant, Vec<OwnedFd>), Refusal> {
         match request {
             Request::Tap(asked) => {
-                let (grant, fds) = tap::make(asked, uid, limits.max_taps, tap::HeaderSize::Modern)?;
+                let (grant, fds) = tap::make(asked, uid, limits.max_taps, vnet::LEN)?;
                 Ok((Grant::Tap(grant), fds))
             }
             Request::Xsk(asked) => self.xsk(asked, limits.max_umem),
@@ -124,7 +125,7 @@ impl Provider {
             return Err(Refusal::Limit);
         }
         let ticket = self.new_ticket()?;
-        let (sockets, grant, fds) = xsk::open(asked, ticket)?;
+        let (sockets, grant, fds) = xsk::open(asked, ticket, true)?;
         self.umem = umem;
         self.tickets.insert(ticket, sockets);
         Ok((Grant::Xsk(grant), fds))
@@ -146,7 +147,7 @@ impl Provider {
 
     fn xsk_pinned(&mut self, asked: &XskRequest) -> Result<(Grant, Vec<OwnedFd>), Refusal> {
         let ticket = self.new_ticket()?;
-        let (held, grant, fds) = xsk::open_pinned(asked, ticket)?;
+        let (held, grant, fds) = xsk::open(asked, ticket, false)?;
         let pinned = privilege::with(privilege::PROGRAM, || {
             let program = Program::load(&held.plan())?;
             let (_link, _) = program.attach(held.ifindex, held.request.mode)?;
@@ -182,7 +183,7 @@ pub fn bridge_tap(bridge: IfName, vnet: bool) -> Result<OwnedFd, Refusal> {
         bridge: Some(BridgeRequest { name: bridge, create: false, isolated: false }),
     };
     let uid = nix::unistd::getuid().as_raw();
-    let (_, mut fds) = tap::make(&asked, uid, u32::MAX, tap::HeaderSize::Kernel)?;
+    let (_, mut fds) = tap::make(&asked, uid, u32::MAX, vnet::LEN - 2)?;
     fds.pop().ok_or(failed(Step::MakeTap, Errno::EBADF))
 }
 

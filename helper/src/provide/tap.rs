@@ -12,7 +12,6 @@ use netreeve_shared::ifname::IfName;
 use netreeve_shared::mac::Mac;
 use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::TapRequest;
-use netreeve_shared::vnet;
 use nix::errno::Errno;
 
 use super::{At, bridge, failed};
@@ -31,15 +30,6 @@ const NAMES: u32 = 4;
 /// Base32 as in RFC 4648, in lower case.
 const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-/// Bytes of virtio-net header that the tap starts with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HeaderSize {
-    /// 12 bytes: with `num_buffers`, as guests of virtio 1 have it.
-    Modern,
-    /// The kernel's default: what programs expect that were written for the bare descriptor.
-    Kernel,
-}
-
 /// A tap being made: its queues, and what it is.
 struct Tap {
     queues: Vec<OwnedFd>,
@@ -47,12 +37,12 @@ struct Tap {
     index: u32,
 }
 
-/// Makes the tap.
+/// Makes the tap. `header`: bytes of virtio-net header, if one was asked for.
 pub(crate) fn make(
     request: &TapRequest,
     uid: u32,
     max_taps: u32,
-    header: HeaderSize,
+    header: usize,
 ) -> Result<(TapGrant, Vec<OwnedFd>), Refusal> {
     privilege::with(privilege::LINK, || {
         let mut netlink = Netlink::open().at(Step::FindInterface)?;
@@ -69,7 +59,7 @@ fn build(
     request: &TapRequest,
     uid: u32,
     max_taps: u32,
-    header: HeaderSize,
+    header: usize,
 ) -> Result<(TapGrant, Vec<OwnedFd>), Refusal> {
     let tap = create(netlink, request, uid)?;
     let vnet_header = set_header(&tap, request.vnet_header, header)?;
@@ -158,13 +148,9 @@ fn random_name() -> Result<IfName, Refusal> {
 }
 
 /// Bytes of virtio-net header before each frame: as set, and as the kernel then says.
-fn set_header(tap: &Tap, wanted: bool, size: HeaderSize) -> Result<u8, Refusal> {
-    if !wanted {
-        return Ok(0);
-    }
-    let bytes = if size == HeaderSize::Modern { vnet::LEN } else { vnet::LEN - 2 };
+fn set_header(tap: &Tap, wanted: bool, bytes: usize) -> Result<u8, Refusal> {
+    let (true, Some(first)) = (wanted, tap.queues.first()) else { return Ok(0) };
     let bytes = i32::try_from(bytes).map_err(|_| failed(Step::MakeTap, Errno::EINVAL))?;
-    let first = tap.queues.first().ok_or(failed(Step::MakeTap, Errno::EBADF))?;
     let is = sys::tun_vnet_size(first.as_fd(), bytes).at(Step::MakeTap)?;
     u8::try_from(is).map_err(|_| failed(Step::MakeTap, Errno::EBADMSG))
 }

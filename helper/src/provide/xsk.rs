@@ -27,8 +27,9 @@ const KERNEL_HEADROOM: u32 = 256;
 const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
 /// MTU up to which every driver takes a program for frames of one buffer.
 const ONE_BUFFER_MTU: u32 = 1500;
-/// `ARPHRD_ETHER`.
-const ETHERNET: u16 = 1;
+/// Options that make a ring.
+const RINGS: [i32; 4] =
+    [libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING, libc::XDP_RX_RING, libc::XDP_TX_RING];
 /// `XDP_MAX_TX_SKB_BUDGET` (kernel 6.17): frames that one `sendto` sends in copy mode; 32 otherwise.
 const MAX_TX_SKB_BUDGET: i32 = 9;
 /// The kernel gives a queue back some 20 ms after its last socket closed; waiting longer is for somebody else's socket.
@@ -54,67 +55,34 @@ impl Sockets {
     }
 }
 
-/// Bound sockets with their UMEM: the descriptors are `[socket, memfd]` of each queue.
-pub(crate) fn open(request: &XskRequest, ticket: u32) -> Result<(Sockets, XskGrant, Vec<OwnedFd>), Refusal> {
-    let link = find(request.interface)?;
-    let frame = link.mtu.saturating_add(FRAME_OVERHEAD);
-    let mut flags = libc::XDP_USE_NEED_WAKEUP;
-    if frame > request.chunk.saturating_sub(KERNEL_HEADROOM) {
-        flags |= libc::XDP_USE_SG;
-    }
-    // Zero-copy needs the driver's own XDP.
-    if request.force_copy || request.mode == Some(XdpMode::Skb) {
-        flags |= libc::XDP_COPY;
-    }
-    let deadline = Instant::now() + BUSY;
-    let (mut sockets, mut fds, mut zero_copy) = (Vec::new(), Vec::new(), true);
-    for queue in request.start_queue..request.start_queue.saturating_add(request.queues) {
-        let (socket, memory) = make(request, link.index)?;
-        flags = bind(socket.as_fd(), link.index, queue.into(), flags, deadline)?;
-        zero_copy &= sys::xsk_is_zero_copy(socket.as_fd()).at(Step::BindQueue)?;
-        sockets.push(socket.try_clone().map_err(|_| failed(Step::MakeSocket, Errno::last()))?);
-        fds.extend([socket, memory]);
-    }
-    let multi_buffer = flags & libc::XDP_USE_SG != 0;
-    let frags = multi_buffer || link.mtu > ONE_BUFFER_MTU;
-    let grant = describe(request, &link, ticket)?;
-    let grant = XskGrant {
-        ring: request.ring,
-        chunk: request.chunk,
-        chunks: request.chunks,
-        multi_buffer,
-        zero_copy,
-        ..grant
-    };
-    Ok((Sockets { request: request.clone(), ifindex: link.index, sockets, frags }, grant, fds))
-}
-
-/// Unbound sockets that can be bound to this interface only.
-pub(crate) fn open_pinned(
+/// Makes the sockets of a grant. `bound`: with UMEM and rings, and bound; the descriptors are `[socket, memfd]` of each
+/// queue. Else bare, and able to be bound to this interface only.
+pub(crate) fn open(
     request: &XskRequest,
     ticket: u32,
+    bound: bool,
 ) -> Result<(Sockets, XskGrant, Vec<OwnedFd>), Refusal> {
     let link = find(request.interface)?;
-    let (mut sockets, mut fds) = (Vec::new(), Vec::new());
-    for _ in 0..request.queues {
+    let mut flags = first_flags(request, link.mtu);
+    let deadline = Instant::now() + BUSY;
+    let (mut sockets, mut fds, mut zero_copy) = (Vec::new(), Vec::new(), bound);
+    for queue in request.start_queue..request.start_queue.saturating_add(request.queues) {
         let socket = make_socket(link.index)?;
         sockets.push(socket.try_clone().map_err(|_| failed(Step::MakeSocket, Errno::last()))?);
-        fds.push(socket);
+        if bound {
+            let memory = furnish(socket.as_fd(), request)?;
+            flags = bind(socket.as_fd(), link.index, queue.into(), flags, deadline)?;
+            zero_copy &= sys::xsk_is_zero_copy(socket.as_fd()).at(Step::BindQueue)?;
+            fds.extend([socket, memory]);
+        } else {
+            fds.push(socket);
+        }
     }
-    let grant = describe(request, &link, ticket)?;
-    let frags = link.mtu > ONE_BUFFER_MTU;
-    Ok((Sockets { request: request.clone(), ifindex: link.index, sockets, frags }, grant, fds))
-}
-
-fn find(name: IfName) -> Result<Link, Refusal> {
-    let link = Netlink::open().and_then(|mut n| n.by_name(name)).at(Step::FindInterface)?;
-    // The program reads an Ethernet header.
-    if link.hardware == ETHERNET { Ok(link) } else { Err(failed(Step::FindInterface, Errno::EOPNOTSUPP)) }
-}
-
-/// A grant of sockets without UMEM.
-fn describe(request: &XskRequest, link: &Link, ticket: u32) -> Result<XskGrant, Refusal> {
-    Ok(XskGrant {
+    let multi_buffer = bound && flags & libc::XDP_USE_SG != 0;
+    let frags = multi_buffer || link.mtu > ONE_BUFFER_MTU;
+    // A bare socket's memory and rings are its holder's own.
+    let ours = |number| if bound { number } else { 0 };
+    let grant = XskGrant {
         ticket,
         name: request.interface,
         ifindex: link.index,
@@ -122,13 +90,37 @@ fn describe(request: &XskRequest, link: &Link, ticket: u32) -> Result<XskGrant, 
         queues: request.queues,
         mtu: link.mtu,
         mac: link.mac.ok_or(failed(Step::FindInterface, Errno::EADDRNOTAVAIL))?,
-        ring: 0,
-        chunk: 0,
-        chunks: 0,
+        ring: ours(request.ring),
+        chunk: ours(request.chunk),
+        chunks: ours(request.chunks),
         headroom: 0,
-        multi_buffer: false,
-        zero_copy: false,
-    })
+        multi_buffer,
+        zero_copy,
+    };
+    Ok((Sockets { request: request.clone(), ifindex: link.index, sockets, frags }, grant, fds))
+}
+
+/// The flags to bind with, as far as request and MTU say.
+fn first_flags(request: &XskRequest, mtu: u32) -> u16 {
+    let mut flags = libc::XDP_USE_NEED_WAKEUP;
+    if mtu.saturating_add(FRAME_OVERHEAD) > request.chunk.saturating_sub(KERNEL_HEADROOM) {
+        flags |= libc::XDP_USE_SG;
+    }
+    // Zero-copy needs the driver's own XDP.
+    if request.force_copy || request.mode == Some(XdpMode::Skb) {
+        flags |= libc::XDP_COPY;
+    }
+    flags
+}
+
+fn find(name: IfName) -> Result<Link, Refusal> {
+    let link = Netlink::open().and_then(|mut n| n.by_name(name)).at(Step::FindInterface)?;
+    // The program reads an Ethernet header.
+    if link.hardware == libc::ARPHRD_ETHER {
+        Ok(link)
+    } else {
+        Err(failed(Step::FindInterface, Errno::EOPNOTSUPP))
+    }
 }
 
 fn make_socket(ifindex: u32) -> Result<OwnedFd, Refusal> {
@@ -139,22 +131,19 @@ fn make_socket(ifindex: u32) -> Result<OwnedFd, Refusal> {
     })
 }
 
-/// A socket with UMEM and all four rings, not yet bound, and the UMEM's memfd.
-fn make(request: &XskRequest, ifindex: u32) -> Result<(OwnedFd, OwnedFd), Refusal> {
-    let socket = make_socket(ifindex)?;
+/// Gives a socket its UMEM, which is returned, and its four rings.
+fn furnish(socket: BorrowedFd<'_>, request: &XskRequest) -> Result<OwnedFd, Refusal> {
     let bytes = u64::from(request.chunk) * u64::from(request.chunks);
     let memory = make_memory(bytes).at(Step::RegisterUmem)?;
     privilege::with(privilege::UMEM, || {
-        sys::xsk_register(socket.as_fd(), memory.as_fd(), bytes, request.chunk).at(Step::RegisterUmem)
+        sys::xsk_register(socket, memory.as_fd(), bytes, request.chunk).at(Step::RegisterUmem)
     })?;
-    for ring in
-        [libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING, libc::XDP_RX_RING, libc::XDP_TX_RING]
-    {
-        sys::xsk_set(socket.as_fd(), ring, request.ring).at(Step::MakeRings)?;
+    for ring in RINGS {
+        sys::xsk_set(socket, ring, request.ring).at(Step::MakeRings)?;
     }
-    match sys::xsk_set(socket.as_fd(), MAX_TX_SKB_BUDGET, request.ring) {
+    match sys::xsk_set(socket, MAX_TX_SKB_BUDGET, request.ring) {
         // Kernels that do not know it send 32 at a time: slower, not wrong.
-        Ok(()) | Err(Errno::ENOPROTOOPT) => Ok((socket, memory)),
+        Ok(()) | Err(Errno::ENOPROTOOPT) => Ok(memory),
         Err(why) => Err(failed(Step::MakeRings, why)),
     }
 }
