@@ -60,5 +60,7 @@ fuzz: setup ## ten minutes for each fuzz target (FUZZ_LONG=seconds)
 check: ## format, lints, licences and sources of dependencies, and the shape of the tree
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings
+	cd tests/xsk-peer && $(CARGO) fmt --check && \
+	CARGO_TARGET_DIR=$(TARGET)/xsk-peer $(CARGO) clippy --quiet --release --locked -- -D warnings
 	tests/deny.sh $(CARGO)
 	$(CARGO) test --quiet -p netreeve-tests --test shape
