@@ -14,11 +14,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 use crate::fault::{Exit, Fault};
-use crate::supervise::command;
+use crate::supervise::command::{self, DAEMON_VARIABLE as VARIABLE};
 use crate::sys;
-
-/// Names the pipe's descriptor to the child.
-const VARIABLE: &str = "NETREEVE_DAEMON_FD";
 
 /// The pipe that the parent reads, until *ready* is said.
 static PIPE: Mutex<Option<OwnedFd>> = Mutex::new(None);

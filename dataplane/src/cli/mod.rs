@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod doctor;
 mod grant;
+mod list;
 mod run;
 
 use std::ffi::OsString;
@@ -33,6 +35,14 @@ enum Verb {
     Run(Box<Run>),
     /// Gets descriptors from the helper and starts a command that uses them.
     Grant(Grant),
+    /// Tells what this machine has and lacks, and how to fix it.
+    Doctor(Doctor),
+    /// Lists the ports of this version and what they need.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// What is joined.
@@ -113,6 +123,16 @@ struct Grant {
     command: Vec<OsString>,
 }
 
+#[derive(Debug, Args)]
+struct Doctor {
+    /// With --netdev: asks the helper for it and gives it back at once.
+    #[command(flatten)]
+    ports: Ports,
+    /// The dataplane's binary [default: beside this one].
+    #[arg(long, value_name = "PATH")]
+    dataplane: Option<PathBuf>,
+}
+
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -123,6 +143,8 @@ pub fn main() -> ExitCode {
     let end = match cli.command {
         Verb::Run(arguments) => run::run(*arguments),
         Verb::Grant(arguments) => grant::grant(&arguments),
+        Verb::Doctor(arguments) => doctor::doctor(&arguments),
+        Verb::List { json } => list::list(json),
     };
     match end {
         Ok(code) => ExitCode::from(code),

@@ -124,7 +124,8 @@ fn lock(config: &mut Config) -> Result<(), Fault> {
     Ok(())
 }
 
-fn program(given: Option<PathBuf>) -> Result<PathBuf, Fault> {
+/// The dataplane's binary.
+pub(super) fn program(given: Option<PathBuf>) -> Result<PathBuf, Fault> {
     if let Some(path) = given {
         // It is started from the root directory.
         let absolute = std::path::absolute(&path);

@@ -56,18 +56,13 @@ impl Asker {
         answer.map_err(|e| explain(what, request, &e))
     }
 
-    /// Opens the session if there is none.
-    ///
-    /// # Errors
-    /// The helper cannot be reached.
+    /// Opens the session.
     fn open(&self, what: &str) -> Result<Helper, Fault> {
-        match &self.door {
-            Door::Socket(path) => Helper::connect(path).map_err(|e| unreachable(what, path, &e)),
-            Door::Exec(path) => Helper::exec(path).map_err(|e| {
-                let fix = "give --helper the path of netreeve-helper, installed with its file capabilities";
-                Fault::new(exit_of(&e), format!("{what}: starting the helper {}", path.display()), e, fix)
-            }),
-        }
+        let session = match &self.door {
+            Door::Socket(path) => Helper::connect(path),
+            Door::Exec(path) => Helper::exec(path),
+        };
+        session.map_err(|e| not_reached(what, &self.door, &e))
     }
 
     /// The session, to be kept for as long as what it granted is used.
@@ -76,22 +71,28 @@ impl Asker {
     }
 }
 
-fn exit_of(e: &io::Error) -> Exit {
-    if e.kind() == io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Unavailable }
-}
-
-fn unreachable(what: &str, path: &std::path::Path, e: &io::Error) -> Fault {
-    let fix = match e.kind() {
-        io::ErrorKind::PermissionDenied => {
-            let group = "the socket's group may use it";
-            format!("{group}: sudo usermod -aG netreeve {}, and log in again", user_name())
+/// The fault for a helper that cannot be reached.
+#[must_use]
+pub fn not_reached(what: &str, door: &Door, e: &io::Error) -> Fault {
+    let denied = e.kind() == io::ErrorKind::PermissionDenied;
+    let exit = if denied { Exit::Denied } else { Exit::Unavailable };
+    let (tried, fix) = match door {
+        Door::Exec(path) => {
+            let fix = "give --helper the path of netreeve-helper, installed with its file capabilities";
+            (format!("starting the helper {}", path.display()), fix.to_owned())
         }
-        _ => {
-            "start it: sudo systemctl enable --now netreeve-helper.socket; or name the binary: --helper PATH"
-                .into()
+        Door::Socket(path) => {
+            let fix = if denied {
+                let group = "the socket's group may use it";
+                format!("{group}: sudo usermod -aG netreeve {}, and log in again", user_name())
+            } else {
+                let start = "sudo systemctl enable --now netreeve-helper.socket";
+                format!("start it: {start}; or name the binary: --helper PATH")
+            };
+            (format!("reaching the helper at {}", path.display()), fix)
         }
     };
-    Fault::new(exit_of(e), format!("{what}: reaching the helper at {}", path.display()), e, fix)
+    Fault::new(exit, format!("{what}: {tried}"), e, fix)
 }
 
 /// The name of this process's user, or its number.

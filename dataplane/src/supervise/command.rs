@@ -11,6 +11,9 @@ use nix::unistd::Pid;
 
 use crate::fault::{Exit, Fault};
 
+/// Names a pipe to the process that `--daemonize` starts; nobody else's business.
+pub const DAEMON_VARIABLE: &str = "NETREEVE_DAEMON_FD";
+
 /// Starts it.
 ///
 /// # Errors
@@ -29,7 +32,7 @@ pub fn prepare(words: &[OsString]) -> Result<Command, Fault> {
         .split_first()
         .ok_or_else(|| Fault::new(Exit::Usage, "the command after --", "it is empty", "give a command"))?;
     let mut command = Command::new(program);
-    command.args(arguments);
+    command.args(arguments).env_remove(DAEMON_VARIABLE);
     Ok(command)
 }
 
