@@ -29,9 +29,10 @@
 //! # Why no PID namespace
 //! `unshare(CLONE_NEWPID)` moves children only, and forbids threads from then on; a process that shall live in one has
 //! to be forked, and the supervisor would hold the pidfd of the wrong process: after a crash it could start the
-//! replacement while the old one still writes to the same rings. What a PID namespace would hide (signals, tracing,
-//! `process_vm_*`) is refused thrice without it: by seccomp (only `tgkill` to itself with SIGABRT), by Landlock's signal
-//! scope and ptrace rule, and by a uid, user namespace and dumpable flag that match nobody's.
+//! replacement while the old one still writes to the same rings. What a PID namespace would hide is refused without it:
+//! signals by seccomp (only `tgkill` to itself with SIGABRT) and by Landlock's scope, tracing and `process_vm_*` by
+//! seccomp, by Landlock and by the user namespace. Limits and priorities of the same user's processes (`prlimit`,
+//! `sched_*`) are left to seccomp alone, if that user is not root; root's dataplane has a uid of its own.
 //!
 //! # Levels
 //! [`Level::Full`] is all of it. Where the kernel or the service manager refuses user namespaces, the rest makes
@@ -67,7 +68,7 @@ pub struct Needs<'a> {
 }
 
 /// Proof that the first step is done, and what it reached.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Walls {
     level: Level,
     lacks: Option<SandboxError>,
@@ -116,7 +117,7 @@ impl Walls {
 }
 
 /// A step that failed: what, why and what to do, each a sentence for the user without its full stop.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SandboxError {
     /// What was tried.
     pub what: &'static str,

@@ -35,10 +35,12 @@ pub const CORE: &[Call] = &[
     Call::any(libc::SYS_recvmsg),
     Call::any(libc::SYS_sendmsg),
     Call::any(libc::SYS_close),
-    // The event loop. Without a signal mask: it has none to change.
+    // The event loop, made anew when descriptors change. Without a signal mask: it has none to change.
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_epoll_wait),
+    #[cfg(not(target_arch = "x86_64"))]
     Call::only(libc::SYS_epoll_pwait, &[Cond::null(4)]),
+    Call::only(libc::SYS_epoll_create1, &[Cond::is(0, 0x8_0000)]),
     Call::any(libc::SYS_epoll_ctl),
     // Locks, joining a thread: wait and wake, no priorities and no requeueing.
     Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 0 }]),

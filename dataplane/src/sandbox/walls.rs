@@ -33,6 +33,7 @@ const REPORT: &str = "please report it with the kernel's version";
 
 pub(super) fn build(needs: &Needs<'_>) -> Result<Walls, SandboxError> {
     alone()?;
+    sys::one_heap();
     let descriptors = close_strays(needs)?;
     leave_root()?;
     let room = empty_room();

@@ -115,3 +115,13 @@ pub fn plain_personality() -> io::Result<()> {
     // SAFETY: takes a number; PER_LINUX has no bit set.
     if unsafe { libc::personality(0) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Threads share one heap. With one each, glibc asks for the number of processors at a moment of its own choice, which
+/// would be a call that is not in the filter; and nothing allocates where two threads could be in each other's way.
+pub fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: two numbers, set before the process has threads. A refusal leaves all as it was.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}

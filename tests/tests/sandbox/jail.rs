@@ -35,10 +35,16 @@ pub fn fork(f: impl FnOnce() -> i32) -> Child {
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid == 0 {
+        die_with_parent();
         let code = f();
         unsafe { libc::_exit(code) };
     }
     Child(pid)
+}
+
+/// A test that fails leaves nobody behind. To be said again after a change of ids, which clears it.
+pub fn die_with_parent() {
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }
 
 /// Runs `f` in a forked child and returns its answer beside its end: at most what a pipe holds at once is wise.
@@ -74,12 +80,12 @@ pub fn code(rc: libc::c_long) -> i32 {
     if rc >= 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap_or(SETUP) }
 }
 
-/// A raw system call.
+/// A raw system call. Every argument is widened: what is passed on is a whole register.
 #[macro_export]
 macro_rules! sys {
     ($nr:expr $(, $arg:expr)*) => {{
         #[allow(unused_unsafe, reason = "used inside and outside of unsafe blocks")]
-        let rc = unsafe { libc::syscall($nr $(, $arg)*) };
+        let rc = unsafe { libc::syscall($nr as libc::c_long $(, $arg as libc::c_long)*) };
         rc
     }};
 }

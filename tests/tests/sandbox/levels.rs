@@ -112,7 +112,7 @@ fn full_from_a_plain_user() {
 }
 
 /// A place where user namespaces are refused, as an administrator or a container would.
-fn without_user_namespaces() {
+pub fn without_user_namespaces() {
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWUSER) }, 0);
     fs::write("/proc/sys/user/max_user_namespaces", "0").unwrap();
 }
@@ -205,39 +205,6 @@ fn the_seal_closes_on_running_threads() {
     };
     assert_eq!(run(false), End::Code(0));
     assert_eq!(run(true), KILLED);
-}
-
-#[test]
-fn threads_end_and_the_process_aborts_in_order() {
-    // What the runtime does at its end is inside the filter: a thread's stack goes back, exit handlers run.
-    let end = fork(|| {
-        let walls = enter(Level::Full, &[]);
-        let meet = Arc::new(Barrier::new(2));
-        let met = Arc::clone(&meet);
-        let other = std::thread::spawn(move || {
-            met.wait();
-            met.wait();
-            // Enough to make the thread's arena grow, move and shrink.
-            let mut v = vec![1_u8; 100];
-            for n in 0..14 {
-                v.resize(100 << n, n);
-            }
-            v.len()
-        });
-        meet.wait();
-        walls.seal(&every_port()).unwrap();
-        meet.wait();
-        if other.join().ok() != Some(100 << 13) {
-            return 1;
-        }
-        std::process::exit(42)
-    });
-    assert_eq!(end.wait(), End::Code(42));
-    let end = fork(|| {
-        enter(Level::Full, &[]).seal(&every_port()).unwrap();
-        std::process::abort()
-    });
-    assert_eq!(end.wait(), End::Signal(libc::SIGABRT));
 }
 
 #[test]

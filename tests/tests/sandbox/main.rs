@@ -18,6 +18,8 @@
     reason = "a test fails by panicking, and an escape is attempted by raw system calls"
 )]
 
+mod escapes;
+mod filter;
 mod jail;
 mod levels;
 
@@ -26,5 +28,5 @@ use netreeve_dataplane::sandbox::call::Call;
 
 /// What a dataplane with every port may call.
 pub fn every_port() -> Vec<&'static [Call]> {
-    vec![port::tap::CALLS]
+    vec![port::tap::CALLS, port::stream::CALLS]
 }

@@ -1,0 +1,81 @@
+//! What the Rust runtime and the allocator do by themselves is inside the sandbox's filter, tried in a process of its
+//! own with one thread and a heap that nobody has used, as the dataplane starts. (A test harness has threads.)
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::exit,
+    clippy::print_stderr,
+    reason = "a test fails by panicking"
+)]
+
+use netreeve_dataplane::handover::Level;
+use netreeve_dataplane::sandbox::{Needs, Walls, walls};
+use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::sync::{Arc, Barrier};
+use std::time::Instant;
+
+/// SIGABRT.
+const ABORTED: i32 = 6;
+
+fn main() {
+    match std::env::args().nth(1).as_deref() {
+        Some("threads") => threads(),
+        Some("abort") => abort(),
+        // A harness asks for the list of tests with this.
+        Some("--list") => {}
+        _ => {
+            let ended = itself("threads");
+            assert_eq!(ended.code(), Some(42), "threads in the sandbox: {ended}");
+            let ended = itself("abort");
+            assert_eq!(ended.signal(), Some(ABORTED), "abort in the sandbox: {ended}");
+            eprintln!("threads allocate and end, a bug aborts: ok");
+        }
+    }
+}
+
+fn itself(what: &str) -> ExitStatus {
+    Command::new(std::env::current_exe().unwrap()).arg(what).env_clear().status().unwrap()
+}
+
+fn enter() -> Walls {
+    walls(&Needs { at_least: Level::Seccomp, keep: &[], more_fds: 8 }).unwrap()
+}
+
+fn threads() {
+    let walls = enter();
+    let meet = Arc::new(Barrier::new(17));
+    let each = (0..16).map(|_| {
+        let meet = Arc::clone(&meet);
+        std::thread::spawn(move || {
+            meet.wait();
+            meet.wait();
+            busy()
+        })
+    });
+    let each: Vec<_> = each.collect();
+    meet.wait();
+    walls.seal(&[]).unwrap();
+    meet.wait();
+    let sizes: usize = each.into_iter().map(|t| t.join().unwrap()).sum();
+    std::process::exit(if sizes == 16 * 14 { 42 } else { 1 })
+}
+
+/// The heap grows, moves and shrinks; a hash table takes its seed; a clock is read.
+fn busy() -> usize {
+    let mut all = Vec::new();
+    for n in 0..14 {
+        let mut v = vec![n; 100];
+        v.resize(100 << n, n);
+        all.push(v);
+    }
+    let begun: HashMap<_, _> = all.iter().map(|v| (v.len(), Instant::now())).collect();
+    all.clear();
+    begun.len()
+}
+
+fn abort() {
+    enter().seal(&[]).unwrap();
+    std::process::abort()
+}
