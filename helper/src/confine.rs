@@ -79,7 +79,6 @@ pub fn landlock(uses: &[Use<'_>]) -> io::Result<()> {
     // The rights of an open tap travel with its descriptor: whoever gets it needs the ioctls, too.
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
     let mut needs: Vec<(&Path, BitFlags<AccessFs>)> = vec![(Path::new("/dev/net/tun"), device)];
-    needs.extend(syscalls::LIBRARY_READS.iter().map(|path| (Path::new(path), read)));
     needs.extend(uses.iter().map(|u| match u {
         Use::Read(path) => (*path, read),
         Use::Unlink(path) => (*path, BitFlags::from(AccessFs::RemoveFile)),

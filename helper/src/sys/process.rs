@@ -76,3 +76,7 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> nix::Result<Vec<u32>> {
     groups.truncate(usize::try_from(size).map_err(|_| Errno::ERANGE)? / size_of::<u32>());
     Ok(groups)
 }
+
+#[cfg(test)]
+#[path = "filter_tests.rs"]
+mod tests;
