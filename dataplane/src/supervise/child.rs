@@ -71,9 +71,9 @@ impl Program {
         match new.hand_over(plan, slots) {
             Ok(()) => Ok(new),
             Err(e) => {
-                new.kill();
+                let why = format!("{e}; it {}", in_words(new.closed()));
                 let fix = "see what it said above; netreeve doctor";
-                Err(Fault::new(Exit::General, "handing over to the dataplane", e, fix))
+                Err(Fault::new(Exit::Unavailable, "handing over to the dataplane", why, fix))
             }
         }
     }

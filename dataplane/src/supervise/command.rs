@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::fault::{Exit, Fault};
+use crate::sys;
 
 /// Names a pipe to the process that `--daemonize` starts; nobody else's business.
 pub const DAEMON_VARIABLE: &str = "NETREEVE_DAEMON_FD";
@@ -33,6 +34,7 @@ pub fn prepare(words: &[OsString]) -> Result<Command, Fault> {
         .ok_or_else(|| Fault::new(Exit::Usage, "the command after --", "it is empty", "give a command"))?;
     let mut command = Command::new(program);
     command.args(arguments).env_remove(DAEMON_VARIABLE);
+    sys::process::unblock(&mut command);
     Ok(command)
 }
 

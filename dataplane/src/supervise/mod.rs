@@ -23,9 +23,6 @@ pub mod say;
 mod signals;
 pub mod slot;
 
-#[cfg(test)]
-mod tests;
-
 use std::ffi::OsString;
 use std::process::Child;
 use std::time::{Duration, Instant};

@@ -14,7 +14,8 @@ use crate::supervise::command;
 /// `SI_KERNEL` (`asm-generic/siginfo.h`): the terminal sent it, to our command as well.
 const SI_KERNEL: i32 = 0x80;
 
-/// The signals that this program acts on. std gives children an empty mask again.
+/// The signals that this program acts on. They stay blocked in children unless those are told otherwise
+/// (`sys::process`).
 #[derive(Debug)]
 pub(crate) struct Signals(SignalFd);
 

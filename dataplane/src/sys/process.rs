@@ -7,8 +7,10 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Makes the child of `command` die by SIGKILL with the thread that starts it (`PR_SET_PDEATHSIG`), and closes at its
-/// `exec` every descriptor above the standard streams but those that are made inheritable after this.
+use nix::sys::signal::SigSet;
+
+/// Makes the child of `command` die by SIGKILL with the thread that starts it (`PR_SET_PDEATHSIG`), receive every
+/// signal, and lose at its `exec` every descriptor above the standard streams but those made inheritable after this.
 ///
 /// `parent` is this process: a child whose parent died before the child could ask to be told does not start.
 pub fn tie(command: &mut Command, parent: u32) {
@@ -22,10 +24,22 @@ pub fn tie(command: &mut Command, parent: u32) {
         if u32::try_from(now) != Ok(parent) {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
+        all_signals()?;
         close_at_exec()
     };
-    // SAFETY: the hook runs between fork and exec; it makes three async-signal-safe calls and does not allocate.
+    // SAFETY: the hook runs between fork and exec; it makes four async-signal-safe calls and does not allocate.
     unsafe { command.pre_exec(hook) };
+}
+
+/// Lets the child of `command` receive every signal again: a program that reads its signals from a descriptor has them
+/// blocked, and std lets children inherit that.
+pub fn unblock(command: &mut Command) {
+    // SAFETY: the hook runs between fork and exec; it makes one async-signal-safe call and does not allocate.
+    unsafe { command.pre_exec(all_signals) };
+}
+
+fn all_signals() -> io::Result<()> {
+    SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }
 
 /// Sets close-on-exec on every descriptor from 3 on (`CLOSE_RANGE_CLOEXEC`, Linux 5.11).

@@ -1,1 +1,0 @@
-//! Unit tests of the supervisor with a dataplane that is a shell script.
