@@ -27,10 +27,10 @@ pub const KIND: u16 = kind::PRIVATE;
 
 /// What the engine, the lanes and the worker call once locked in, beside the sandbox's core.
 pub const CALLS: &[Call] = &[
-    Call::any(libc::SYS_epoll_create1),
     // std's own check before it closes a descriptor, in debug builds (F_GETFD).
     Call::only(libc::SYS_fcntl, &[Cond::is(1, 1)]),
-    // To the supervisor, without an address.
+    // From the supervisor, with descriptors; to it, without an address.
+    Call::any(libc::SYS_recvmsg),
     Call::only(libc::SYS_sendto, &[Cond::null(4)]),
 ];
 

@@ -9,6 +9,7 @@
 )]
 
 use netreeve_dataplane::handover::Level;
+use netreeve_dataplane::sandbox::seccomp::THREADS;
 use netreeve_dataplane::sandbox::{Needs, Walls, walls};
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;
@@ -56,7 +57,7 @@ fn threads() {
     });
     let each: Vec<_> = each.collect();
     meet.wait();
-    walls.seal(&[]).unwrap();
+    walls.seal(&[THREADS]).unwrap();
     meet.wait();
     let sizes: usize = each.into_iter().map(|t| t.join().unwrap()).sum();
     std::process::exit(if sizes == 16 * 14 { 42 } else { 1 })

@@ -45,6 +45,8 @@
 #![forbid(unsafe_code)]
 
 pub mod call;
+#[cfg(test)]
+mod golden;
 mod landlock;
 pub mod limits;
 pub mod seccomp;

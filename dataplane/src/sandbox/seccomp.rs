@@ -1,7 +1,7 @@
 //! The filter: which system calls there are inside, and with which arguments.
 //!
-//! It is the union of [`CORE`] (what the Rust runtime, the allocator and an event loop need) and of what each port in
-//! use declares. A declaration cannot open what the sandbox is there to close: [`NEVER`] is refused in any form,
+//! It is the union of [`CORE`] (what the Rust runtime, the allocator and an event loop need), of [`THREADS`] where there
+//! are several, and of what the engine and each port in use declare. A declaration cannot open what the sandbox is there to close: [`NEVER`] is refused in any form,
 //! [`CHECKED`] is refused without a condition on its arguments, [`OURS`] in any form but `CORE`'s. So a port's mistake is
 //! an error at start, in every test, and not a hole.
 //!
@@ -25,15 +25,10 @@ const FUTEX_OP: u64 = 0xffff_ffff & !(128 | 256);
 /// Pins the signal of `tgkill`; the process id is added when the filter is compiled.
 const SIGABRT: Cond = Cond::is(2, 6);
 
-/// What everything needs, whatever its ports.
+/// What a process with one thread and an event loop needs, whatever its ports.
 pub const CORE: &[Call] = &[
-    // Descriptors: whatever is held was handed over or made by a declared call.
-    Call::any(libc::SYS_read),
+    // The last words of a bug, on standard error. (What is held was handed over or made by a declared call.)
     Call::any(libc::SYS_write),
-    Call::any(libc::SYS_readv),
-    Call::any(libc::SYS_writev),
-    Call::any(libc::SYS_recvmsg),
-    Call::any(libc::SYS_sendmsg),
     Call::any(libc::SYS_close),
     // The event loop, made anew when descriptors change. Without a signal mask: it has none to change.
     #[cfg(target_arch = "x86_64")]
@@ -42,28 +37,25 @@ pub const CORE: &[Call] = &[
     Call::only(libc::SYS_epoll_pwait, &[Cond::null(4)]),
     Call::only(libc::SYS_epoll_create1, &[Cond::is(0, 0x8_0000)]),
     Call::any(libc::SYS_epoll_ctl),
-    // Locks, joining a thread: wait and wake, no priorities and no requeueing.
-    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 0 }]),
-    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 1 }]),
-    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 9 }]),
-    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 10 }]),
     // Memory: the allocator's, and regions that a VMM hands over. Never executable, and what is mapped never moves to
     // an address of somebody's choice (MREMAP_MAYMOVE alone).
-    Call::only(libc::SYS_mmap, &[Cond::without(2, PROT_EXEC)]),
-    Call::only(libc::SYS_mprotect, &[Cond::without(2, PROT_EXEC)]),
+    NOT_EXECUTABLE,
     Call::only(libc::SYS_mremap, &[Cond { arg: 3, mask: u64::MAX, value: 1 }]),
     Call::any(libc::SYS_munmap),
     Call::any(libc::SYS_brk),
-    Call::only(libc::SYS_madvise, &[Cond::is(2, 4)]),
-    Call::only(libc::SYS_madvise, &[Cond::is(2, 8)]),
+    // musl's allocator keeps parts of its heap unreadable until they are used.
+    #[cfg(not(target_env = "gnu"))]
+    MPROTECT,
+    #[cfg(not(target_env = "gnu"))]
+    DONTNEED,
+    #[cfg(not(target_env = "gnu"))]
+    FREE,
     // Time where the vDSO has none; seeds of hash tables.
     Call::any(libc::SYS_clock_gettime),
     Call::any(libc::SYS_getrandom),
-    // Signals that are handled (SIGBUS), a stop and a continue, the end of a thread and of the process.
+    // Back from a signal's handler (SIGBUS), and the end: the handler's stack goes back.
     Call::any(libc::SYS_rt_sigreturn),
-    Call::any(libc::SYS_restart_syscall),
     Call::any(libc::SYS_sigaltstack),
-    Call::any(libc::SYS_exit),
     Call::any(libc::SYS_exit_group),
     // abort(3), so that a bug ends as SIGABRT with its message and not as SIGSYS.
     Call::any(libc::SYS_rt_sigprocmask),
@@ -71,6 +63,27 @@ pub const CORE: &[Call] = &[
     Call::any(libc::SYS_gettid),
     Call::only(libc::SYS_tgkill, &[SIGABRT]),
 ];
+
+/// What several threads need in addition: locks, stacks, their end. Declared by whoever starts threads.
+pub const THREADS: &[Call] = &[
+    // Wait and wake, no priorities and no requeueing.
+    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 0 }]),
+    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 1 }]),
+    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 9 }]),
+    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 10 }]),
+    // A timed wait goes on after a stop and a continue.
+    Call::any(libc::SYS_restart_syscall),
+    // A stack is given back.
+    MPROTECT,
+    DONTNEED,
+    FREE,
+    Call::any(libc::SYS_exit),
+];
+
+const NOT_EXECUTABLE: Call = Call::only(libc::SYS_mmap, &[Cond::without(2, PROT_EXEC)]);
+const MPROTECT: Call = Call::only(libc::SYS_mprotect, &[Cond::without(2, PROT_EXEC)]);
+const DONTNEED: Call = Call::only(libc::SYS_madvise, &[Cond::is(2, 4)]);
+const FREE: Call = Call::only(libc::SYS_madvise, &[Cond::is(2, 8)]);
 
 /// Ports may not declare these in any form: each makes a name, a process, a privilege or an address reachable, or has
 /// operations that a filter cannot see.
@@ -140,7 +153,7 @@ pub const CHECKED: &[libc::c_long] = &[
     libc::SYS_rt_sigaction,
 ];
 
-/// Ports may repeat these as they are in [`CORE`], and not otherwise.
+/// Ports may repeat these as they are in [`CORE`] or [`THREADS`], and not otherwise.
 pub const OURS: &[libc::c_long] = &[libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_tgkill];
 
 /// The calls that one dataplane may make: number to alternatives; no alternative: any arguments.
@@ -236,7 +249,7 @@ fn permitted(call: &Call) -> Result<(), SandboxError> {
     if NEVER.contains(&call.nr) {
         return no("is never allowed");
     }
-    if OURS.contains(&call.nr) && !CORE.contains(call) {
+    if OURS.contains(&call.nr) && !CORE.contains(call) && !THREADS.contains(call) {
         return no("is allowed only as the sandbox itself allows it");
     }
     if CHECKED.contains(&call.nr) && call.only.is_empty() {

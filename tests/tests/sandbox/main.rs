@@ -23,10 +23,12 @@ mod filter;
 mod jail;
 mod levels;
 
-use netreeve_dataplane::port;
 use netreeve_dataplane::sandbox::call::Call;
+use netreeve_dataplane::sandbox::seccomp::THREADS;
+use netreeve_dataplane::{engine, port};
 
-/// What a dataplane with every port may call.
+/// What a dataplane with every port and several threads may call.
 pub fn every_port() -> Vec<&'static [Call]> {
-    vec![port::tap::CALLS, port::stream::CALLS]
+    use port::{stream, tap, vhost_user, xsk};
+    vec![engine::CALLS, THREADS, tap::CALLS, xsk::CALLS, vhost_user::CALLS, stream::CALLS]
 }

@@ -1,0 +1,90 @@
+//! What each kind of dataplane may call, written down: a change of the attack surface shows up in review as a change of
+//! a file in `golden/`. After a change that is wanted: `UPDATE_GOLDEN=1 cargo test -p netreeve-dataplane golden`.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::call::{Call, Cond};
+use super::seccomp::Union;
+use crate::{engine, port};
+
+/// Most system calls that a wire's dataplane may make, whatever its two ports.
+const MOST: usize = 32;
+
+macro_rules! names {
+    ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };
+}
+
+const NAMES: &[(i64, &str)] = names! {
+    SYS_read SYS_write SYS_readv SYS_writev SYS_recvmsg SYS_sendmsg SYS_recvfrom SYS_sendto SYS_recvmmsg SYS_sendmmsg
+    SYS_close SYS_fcntl SYS_fstat SYS_fstatfs SYS_ioctl SYS_accept4 SYS_shutdown SYS_getsockopt SYS_setsockopt
+    SYS_getsockname SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_wait SYS_epoll_pwait SYS_ppoll SYS_poll SYS_futex SYS_mmap
+    SYS_mprotect SYS_mremap SYS_munmap SYS_brk SYS_madvise SYS_clock_gettime SYS_getrandom SYS_rt_sigreturn
+    SYS_rt_sigaction SYS_restart_syscall SYS_sigaltstack SYS_exit SYS_exit_group SYS_rt_sigprocmask SYS_getpid SYS_gettid
+    SYS_tgkill SYS_timerfd_create SYS_timerfd_settime SYS_eventfd2 SYS_dup SYS_pread64 SYS_pwrite64
+};
+
+fn name(nr: i64) -> String {
+    let known = NAMES.iter().find(|(n, _)| *n == nr).map(|(_, name)| name.trim_start_matches("SYS_"));
+    known.map_or_else(|| format!("call {nr} (name it in golden.rs)"), str::to_owned)
+}
+
+fn condition(c: &Cond) -> String {
+    match c.mask {
+        u64::MAX | 0xffff_ffff => format!("a{} == {:#x}", c.arg, c.value),
+        m => format!("a{} & {m:#x} == {:#x}", c.arg, c.value),
+    }
+}
+
+/// One line a call and alternative, by name.
+fn describe(u: &Union) -> String {
+    let mut lines = Vec::new();
+    for (nr, alternatives) in u.iter() {
+        if alternatives.is_empty() {
+            lines.push(name(nr));
+        }
+        for a in alternatives {
+            let conds: Vec<_> = a.iter().map(condition).collect();
+            lines.push(format!("{} [{}]", name(nr), conds.join(", ")));
+        }
+    }
+    lines.sort();
+    let mut text = format!("{} system calls\n", u.len());
+    for line in lines {
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+fn holds(file: &str, ports: &[&[Call]]) -> usize {
+    let calls: Vec<_> = [engine::CALLS].into_iter().chain(ports.iter().copied()).collect();
+    let union = Union::of(&calls).unwrap();
+    union.compile(1).unwrap();
+    // Names and numbers are the same on every machine but for a few; the files are x86_64's.
+    if cfg!(target_arch = "x86_64") {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sandbox/golden").join(file);
+        let now = describe(&union);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, &now).unwrap();
+        }
+        assert_eq!(now, std::fs::read_to_string(&path).unwrap_or_default(), "{file}: see golden.rs");
+    }
+    union.len()
+}
+
+#[test]
+fn each_pair_of_ports_has_its_calls_on_file() {
+    use port::{stream, tap, vhost_user, xsk};
+    let pairs: [(&str, &[&[Call]]); 6] = [
+        ("vhost-user+tap.txt", &[vhost_user::CALLS, tap::CALLS]),
+        ("vhost-user+af-xdp.txt", &[vhost_user::CALLS, xsk::CALLS]),
+        ("vhost-user+stream.txt", &[vhost_user::CALLS, stream::CALLS]),
+        ("vhost-user+vhost-user.txt", &[vhost_user::CALLS]),
+        ("stream+tap.txt", &[stream::CALLS, tap::CALLS]),
+        ("stream+af-xdp.txt", &[stream::CALLS, xsk::CALLS]),
+    ];
+    for (file, ports) in pairs {
+        let calls = holds(file, ports);
+        assert!(calls <= MOST, "{file}: {calls}");
+    }
+}
