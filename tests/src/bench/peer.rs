@@ -1,35 +1,106 @@
 //! The programs that are measured: netreeve, dpdk-testpmd, xsk-peer, with their command lines.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path as File, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::case::Path;
 use super::host;
+use crate::guest::uml::wait_for_socket;
 use crate::proc::{self, Proc};
+use crate::scene::USER;
 use crate::{Because, Done, bins, trouble};
 
 /// How long a foreign program may take to start on a loaded machine.
 const START: Duration = Duration::from_secs(20);
 
-/// netreeve with one wire, sandbox and all, after it said that it is ready. `keys` are added to its vhost-user ports.
-///
-/// # Errors
-/// It did not start; the error has what it said.
-pub fn netreeve(path: Path, socks: &[PathBuf; 2], keys: &[&str], options: &[&str]) -> Done<Proc> {
-    let keys: String = keys.iter().map(|k| format!(",{k}")).collect();
-    let [a, b] = socks.each_ref().map(|s| s.display());
-    let netdev = match path {
-        Path::Xdp(mode) => format!("af-xdp,id=n0,ifname=v0,mode={}", mode.name()),
-        Path::Tap => "tap,id=n0".to_owned(),
-        Path::Vhost => format!("vhost-user,id=n0,path={b}{keys}"),
-    };
-    let mut c = Command::new(bins::ours("netreeve")?);
-    c.args(["run", "--json", "--netdev", &netdev]);
-    c.arg("--device").arg(format!("vhost-user,netdev=n0,path={a}{keys}")).args(options);
-    let p = Proc::spawn("netreeve", c)?;
-    p.find("that it is ready", START, |l| l.text.trim_start().starts_with('{').then_some(()))?;
-    Ok(p)
+/// netreeve's programs in a directory of their own, with a helper in the namespace of whoever made this, and `netreeve`
+/// run by a user who may do nothing but what the helper's policy says: as in daily use.
+pub struct Ours {
+    _helper: Proc,
+    dir: PathBuf,
+}
+
+impl Ours {
+    /// Starts the helper.
+    ///
+    /// # Errors
+    /// The programs are not built, or the helper did not start; the error has what it said.
+    pub fn new() -> Done<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("netreeve-bench-{}-{id}", std::process::id()));
+        fs::create_dir(&dir).because(dir.display())?;
+        let started = Self::start(&dir);
+        if started.is_err() {
+            // The first trouble is the one to tell.
+            let _gone = fs::remove_dir_all(&dir);
+        }
+        Ok(Self { _helper: started?, dir })
+    }
+
+    fn start(dir: &File) -> Done<Proc> {
+        for program in ["netreeve", "netreeve-dataplane", "netreeve-helper"] {
+            // Not linked: the tree may be where other users cannot look.
+            fs::copy(bins::ours(program)?, dir.join(program)).because(program)?;
+        }
+        let run = dir.join("run");
+        fs::create_dir(&run).because(run.display())?;
+        std::os::unix::fs::chown(&run, Some(USER), Some(USER)).because(run.display())?;
+        let policy = dir.join("policy.conf");
+        fs::write(&policy, format!("allow uid:{USER} xsk v0\nallow uid:{USER} tap *\n"))
+            .because(policy.display())?;
+        for path in [dir, &policy] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).because(path.display())?;
+        }
+        let socket = dir.join("helper.sock");
+        let mut c = Command::new(dir.join("netreeve-helper"));
+        c.arg("--listen").arg(&socket).arg("--policy").arg(&policy);
+        let helper = Proc::spawn("netreeve-helper", c)?;
+        wait_for_socket(&socket, START).because(format!("netreeve-helper said:\n{}", helper.tail()))?;
+        Ok(helper)
+    }
+
+    /// Two places for vhost-user sockets.
+    #[must_use]
+    pub fn sockets(&self, name: &str) -> [PathBuf; 2] {
+        ["a", "b"].map(|i| self.dir.join("run").join(format!("{name}{i}")))
+    }
+
+    /// netreeve with one wire, sandbox and all, after it said that it is ready. `keys` are added to its vhost-user
+    /// ports, `options` to its own.
+    ///
+    /// # Errors
+    /// It did not start; the error has what it said.
+    pub fn run(&self, path: Path, socks: &[PathBuf; 2], keys: &[&str], options: &[&str]) -> Done<Proc> {
+        let keys: String = keys.iter().map(|k| format!(",{k}")).collect();
+        let [a, b] = socks.each_ref().map(|s| s.display());
+        let netdev = match path {
+            Path::Xdp(mode) => format!("af-xdp,id=n0,ifname=v0,mode={}", mode.name()),
+            Path::Tap => "tap,id=n0".to_owned(),
+            Path::Vhost => format!("vhost-user,id=n0,path={b}{keys}"),
+        };
+        let mut c = Command::new(self.dir.join("netreeve"));
+        c.args(["run", "--json", "--netdev", &netdev])
+            .arg("--helper-socket")
+            .arg(self.dir.join("helper.sock"));
+        c.arg("--device").arg(format!("vhost-user,netdev=n0,path={a}{keys}")).args(options);
+        c.uid(USER).gid(USER).current_dir(self.dir.join("run"));
+        let p = Proc::spawn("netreeve", c)?;
+        p.find("that it is ready", START, |l| l.text.trim_start().starts_with('{').then_some(()))?;
+        Ok(p)
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        // There is nobody left to tell.
+        let _gone = fs::remove_dir_all(&self.dir);
+    }
 }
 
 /// dpdk-testpmd that forwards between net_vhost and the driver for `path`, both polled by one core.

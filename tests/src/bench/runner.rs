@@ -1,6 +1,6 @@
 //! Starts who is measured on its processor, the load on the other, and takes one sample.
 
-use std::path::{Path as File, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::case::{Case, Path, Way, Who};
 use super::driver::Driver;
 use super::load::{Load, Task, frame};
+use super::peer::{self, Ours};
 use super::xdp::{Gen, Mode};
 use super::xsk::Xsk;
 use super::{host, tap};
@@ -33,9 +34,9 @@ pub struct Sample {
     pub load_bound: bool,
 }
 
-/// Where the benches keep sockets, and where the programs are.
+/// The benches' ground: netreeve's programs and helper in this namespace.
 pub struct Bench {
-    dir: PathBuf,
+    ours: Ours,
     count: u32,
 }
 
@@ -71,14 +72,12 @@ impl Running {
 }
 
 impl Bench {
-    /// A bench with a directory for its sockets.
+    /// A bench in this namespace.
     ///
     /// # Errors
-    /// The directory cannot be made.
+    /// The helper did not start.
     pub fn new() -> Done<Self> {
-        let dir = std::env::temp_dir().join(format!("netreeve-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).because(dir.display())?;
-        Ok(Self { dir, count: 0 })
+        Ok(Self { ours: Ours::new()?, count: 0 })
     }
 
     /// Takes one sample over `window`.
@@ -93,7 +92,7 @@ impl Bench {
             host::run("ethtool", "-K v0 gro on").because("v0's NAPI")?;
         }
         let before = host::links();
-        let socks = [0, 1].map(|i| self.dir.join(format!("{}-{i}", self.count)));
+        let socks = self.ours.sockets(&self.count.to_string());
         let result = self.run(case, who, &socks, &before, window);
         // The pair's end takes any program along that a killed peer left on it.
         let gone = host::ip("link del v0").because("take the veth pair away");
@@ -113,7 +112,7 @@ impl Bench {
         window: Duration,
     ) -> Done<Sample> {
         host::pin(host::MEASURED).because("pin")?;
-        let running = start(case, who, socks);
+        let running = start(case, who, socks, &self.ours);
         host::unpin().because("unpin")?;
         let running = running?;
         let sample = self.watch(case, who, socks, before, window, &running);
@@ -181,13 +180,6 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
-    fn drop(&mut self) {
-        // There is nobody left to tell.
-        let _gone = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
 /// A count as a real number; counts stay far below 2^53.
 #[allow(clippy::cast_precision_loss, reason = "counts of one run are far below 2^53")]
 fn real(n: u64) -> f64 {
@@ -250,7 +242,8 @@ fn task(case: &Case, who: Who, socks: &[PathBuf; 2], far: &str) -> Done<Task> {
 }
 
 /// Starts who is measured. The calling thread is pinned, and so is what it starts.
-fn start(case: &Case, who: Who, socks: &[PathBuf; 2]) -> Done<Running> {
+fn start(case: &Case, who: Who, socks: &[PathBuf; 2], ours: &Ours) -> Done<Running> {
+    let process = |p: Done<Proc>| Ok(Running::Process(Box::new(p?)));
     match (who, case.path) {
         (Who::Raw, Path::Xdp(mode)) => raw_xdp(mode, case.way),
         (Who::Raw, _) => raw_tap(case.way),
@@ -260,18 +253,14 @@ fn start(case: &Case, who: Who, socks: &[PathBuf; 2]) -> Done<Running> {
                 Way::In => "sink",
                 Way::Both => "reflect",
             };
-            let mut c = Command::new(super::peer::xsk_peer()?);
+            let mut c = Command::new(peer::xsk_peer()?);
             c.args([what, "v0", mode.name()]);
-            Ok(Running::Process(Box::new(Proc::spawn("xsk-peer", c)?)))
+            process(Proc::spawn("xsk-peer", c))
         }
         (Who::XskRs, _) => Err(trouble("xsk-rs has nothing to do here")),
-        (Who::Dpdk, path) => Ok(Running::Process(Box::new(super::peer::testpmd(path, socks)?))),
-        (Who::Netreeve, path) => {
-            Ok(Running::Process(Box::new(super::peer::netreeve(path, socks, &[], &[])?)))
-        }
-        (Who::Busy, path) => {
-            Ok(Running::Process(Box::new(super::peer::netreeve(path, socks, &[], &["--busy-poll", "200"])?)))
-        }
+        (Who::Dpdk, path) => process(peer::testpmd(path, socks)),
+        (Who::Netreeve, path) => process(ours.run(path, socks, &[], &[])),
+        (Who::Busy, path) => process(ours.run(path, socks, &[], &["--busy-poll", "200"])),
     }
 }
 
@@ -329,6 +318,8 @@ pub fn check() -> Done {
     for p in ["dpdk-testpmd", "ip", "ethtool"] {
         bins::peer(p)?;
     }
-    let _: &File = &bins::ours("netreeve")?;
-    super::peer::xsk_peer().map(drop)
+    for p in ["netreeve", "netreeve-dataplane", "netreeve-helper"] {
+        bins::ours(p)?;
+    }
+    peer::xsk_peer().map(drop)
 }

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::case::Path;
+use super::host;
+use super::peer::Ours;
 use super::xdp::Mode;
-use super::{host, peer};
 use crate::guest::uml::{Running, Uml};
 use crate::netns::Netns;
 use crate::peers::{iperf_from_guest, iperf_server, wait_until_reachable};
@@ -73,22 +74,19 @@ pub struct TcpSample {
 /// # Errors
 /// Something did not start, or the two never reached each other.
 pub fn sample(case: TcpCase, seconds: u32) -> Done<TcpSample> {
-    let dir = std::env::temp_dir().join(format!("netreeve-bench-tcp-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).because(dir.display())?;
-    let result = run(case, seconds, &dir).because(case.name());
-    std::fs::remove_dir_all(&dir).because(dir.display())?;
-    result
+    run(case, seconds).because(case.name())
 }
 
-fn run(case: TcpCase, seconds: u32, dir: &std::path::Path) -> Done<TcpSample> {
+fn run(case: TcpCase, seconds: u32) -> Done<TcpSample> {
     let world = Netns::new("the bench's world")?;
     if matches!(case.path, Path::Xdp(_)) {
         world.enter(host::make_pair)?.because("the veth pair")?;
     }
     let before = world.links()?;
-    let socks = [0, 1].map(|i| dir.join(format!("{i}")));
+    let ours = world.enter(Ours::new)??;
+    let socks = ours.sockets("");
     let more: &[&str] = if case.offloads { &[] } else { &["csum=off"] };
-    let netreeve = world.enter(|| peer::netreeve(case.path, &socks, more, &[]))??;
+    let netreeve = world.enter(|| ours.run(case.path, &socks, more, &[]))??;
     let measured = measure(case, seconds, &world, &before, &socks, &netreeve);
     measured.map_err(|e| trouble(format!("{e}; netreeve said:\n{}", netreeve.tail())))
 }
