@@ -5,14 +5,13 @@
 //! capabilities or setuid our standard error is the caller's, so the line goes to the system's log then.
 #![forbid(unsafe_code)]
 
-use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use netreeve_shared::grant::Grant;
 use netreeve_shared::refusal::Refusal;
-use netreeve_shared::request::{BridgeRequest, Request, Steer, TapRequest, XskRequest};
+use netreeve_shared::request::Request;
 
 use crate::policy::{Caller, Why};
 
@@ -74,7 +73,10 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// The line for one decision.
+/// The line for one decision. Request and grant are shown whole: names are of [`IfName`]'s narrow alphabet, the rest is
+/// numbers.
+///
+/// [`IfName`]: netreeve_shared::ifname::IfName
 #[must_use]
 pub fn decision(
     caller: &Caller,
@@ -83,21 +85,14 @@ pub fn decision(
     said: Result<&Grant, Refusal>,
     took: Duration,
 ) -> String {
-    let mut line = String::new();
-    let verdict = if said.is_ok() { "grant" } else { "refuse" };
-    let (uid, pid) = (caller.uid, caller.pid);
-    let _ok = write!(line, "{verdict} uid={uid} pid={pid} {} rule={rule}", describe(request));
-    let _ok = match said {
-        Ok(Grant::Tap(g)) => write!(line, " made={} ifindex={} mtu={}", g.name, g.ifindex, g.mtu),
-        Ok(Grant::Xsk(g)) => {
-            write!(line, " ticket={} ifindex={} zero-copy={}", g.ticket, g.ifindex, g.zero_copy)
+    let Caller { uid, pid, .. } = caller;
+    let us = took.as_micros();
+    match said {
+        Ok(grant) => {
+            format!("grant uid={uid} pid={pid} rule={rule} us={us} asked={request:?} made={grant:?}")
         }
-        Ok(Grant::XskPinned(g)) => write!(line, " ticket={} ifindex={}", g.ticket, g.ifindex),
-        Ok(Grant::Active(g)) => write!(line, " mode={:?}", g.mode),
-        Err(refusal) => write!(line, " why=\"{refusal}\""),
-    };
-    let _ok = write!(line, " us={}", took.as_micros());
-    line
+        Err(why) => format!("refuse uid={uid} pid={pid} rule={rule} why=\"{why}\" us={us} asked={request:?}"),
+    }
 }
 
 /// The rule of a verdict, as `file:line` where there is one.
@@ -110,38 +105,6 @@ pub fn rule(file: &str, why: Why) -> String {
         Why::NoRule => "none".to_owned(),
         Why::Bad(_) => "range".to_owned(),
     }
-}
-
-fn describe(request: &Request) -> String {
-    match request {
-        Request::Tap(tap) => describe_tap(tap),
-        Request::Xsk(x) => format!("{} umem={}", describe_xsk("xsk", x), x.umem_bytes()),
-        Request::XskPinned(x) => describe_xsk("xsk-pinned", x),
-        Request::Activate(ticket) => format!("what=activate ticket={ticket}"),
-    }
-}
-
-fn describe_tap(tap: &TapRequest) -> String {
-    let mut text = format!("what=tap queues={}", tap.queues);
-    if let Some(name) = tap.name {
-        let _ok = write!(text, " name={name} persist={}", tap.persist);
-    }
-    if let Some(mtu) = tap.mtu {
-        let _ok = write!(text, " want-mtu={mtu}");
-    }
-    if let Some(BridgeRequest { name, create, isolated }) = tap.bridge {
-        let _ok = write!(text, " bridge={name} create={create} isolated={isolated}");
-    }
-    text
-}
-
-fn describe_xsk(what: &str, xsk: &XskRequest) -> String {
-    let steer = match &xsk.steer {
-        Steer::All => "any".to_owned(),
-        Steer::Macs { macs, .. } => macs.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-    };
-    let (first, queues) = (xsk.start_queue, xsk.queues);
-    format!("what={what} interface={} queue={first}+{queues} steer={steer}", xsk.interface)
 }
 
 #[cfg(test)]
@@ -162,6 +125,6 @@ mod tests {
         let caller = Caller { uid: 1000, gids: vec![], pid: 7 };
         let request = Request::Activate(3);
         let text = decision(&caller, &request, "p:4", Err(Refusal::Denied), Duration::from_micros(12));
-        assert_eq!(text, "refuse uid=1000 pid=7 what=activate ticket=3 rule=p:4 why=\"denied\" us=12");
+        assert_eq!(text, "refuse uid=1000 pid=7 rule=p:4 why=\"denied\" us=12 asked=Activate(3)");
     }
 }

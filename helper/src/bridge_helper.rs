@@ -17,6 +17,7 @@ use std::path::Path;
 use netreeve_shared::fdkind;
 use netreeve_shared::ifname::IfName;
 use netreeve_shared::refusal::Refusal;
+use netreeve_shared::request::{BridgeRequest, Request, TapRequest};
 use nix::errno::Errno;
 use nix::unistd::alarm;
 use sendfd::SendWithFd;
@@ -26,7 +27,7 @@ use crate::bridge_conf::{self, Acl, Word};
 use crate::caller;
 use crate::confine;
 use crate::names;
-use crate::policy::{Caller, Decision, Policy, Why};
+use crate::policy::{Caller, Decision, Policy, Why, judge};
 use crate::policy_file::{self, Source, Trust};
 use crate::provide;
 
@@ -83,7 +84,10 @@ pub fn verdict(
     if let Word::Denied(place) = by_acl {
         return (false, place);
     }
-    let by_policy = policy.judge_bridge(caller, order.bridge, order.vnet_header);
+    let bridge = Some(BridgeRequest { name: order.bridge, create: false, isolated: false });
+    let vnet_header = order.vnet_header;
+    let tap = TapRequest { name: None, persist: false, queues: 1, vnet_header, mtu: None, bridge };
+    let by_policy = judge(policy, caller, &Request::Tap(tap));
     let line = rule(policy_path, by_policy.why);
     match (by_policy.decision, by_policy.why, by_acl) {
         (Decision::Allow, ..) => (true, line),
@@ -101,7 +105,7 @@ fn is_absent(path: &str) -> bool {
 /// Reads both files. At least one must be there.
 fn read_files() -> Result<(Acl, Policy), String> {
     let mut absent = 0;
-    let mut open = |path: &str| policy_file::read(Path::new(path), Trust::Root, true).map(|(text, _)| text);
+    let mut open = |path: &str| policy_file::read(Path::new(path), Trust::Root, true);
     let acl = if !is_absent(bridge_conf::DEFAULT_PATH) {
         bridge_conf::read(bridge_conf::DEFAULT_PATH, &mut open)?
     } else {
@@ -109,8 +113,8 @@ fn read_files() -> Result<(Acl, Policy), String> {
         Acl::default()
     };
     let policy = if !is_absent(policy_file::DEFAULT_PATH) {
-        let mut source = Source::new(policy_file::DEFAULT_PATH.into(), Trust::Root);
-        source.policy().map_err(|why| why.join("; "))?.clone()
+        let source = Source::new(policy_file::DEFAULT_PATH.into(), Trust::Root);
+        source.policy().map_err(|why| why.join("; "))?
     } else {
         absent += 1;
         Policy::default()

@@ -5,6 +5,7 @@
 //! a while the service ends, and the service manager starts it with the next connection.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -23,7 +24,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 use crate::accounts::Accounts;
 use crate::caller;
 use crate::provide::TICK;
-use crate::serve::{Desk, FIRST_REQUEST, Session, Usage};
+use crate::serve::{Desk, FIRST_REQUEST, Session};
 
 /// Most sessions over all users.
 const MAX_SESSIONS: usize = 256;
@@ -175,40 +176,26 @@ impl Service {
 
     /// One message of each session that has one; then those that have ended, or never asked, are closed.
     fn serve(&mut self, ready: &[bool]) {
-        let mut held: Vec<(u32, u64)> =
-            self.sessions.iter().map(|s| (s.caller.uid, s.provider.umem_bytes())).collect();
-        let mut going_on = Vec::with_capacity(self.sessions.len());
-        for (at, mut session) in std::mem::take(&mut self.sessions).into_iter().enumerate() {
-            let keep = if ready.get(at).copied().unwrap_or(false) {
-                let (uid, all) = (session.caller.uid, held.iter().enumerate());
-                let others = all.filter(|(i, (u, _))| *i != at && *u == uid).map(|(_, (_, bytes))| bytes);
-                let usage = Usage { umem_elsewhere: others.fold(0, |sum, b| sum.saturating_add(*b)) };
-                self.serve_one(&mut session, &usage)
-            } else {
-                session.asked || session.since.elapsed() < FIRST_REQUEST
+        let mut held: HashMap<u32, u64> = HashMap::new();
+        for session in &self.sessions {
+            *held.entry(session.caller.uid).or_default() += session.provider.umem_bytes();
+        }
+        let mut ready = ready.iter().copied();
+        let Self { desk, accounts, sessions, .. } = self;
+        sessions.retain_mut(|session| {
+            let (uid, before) = (session.caller.uid, session.provider.umem_bytes());
+            let user = held.entry(uid).or_default();
+            let keep = match ready.next().unwrap_or(false).then(|| session.read(Some(Duration::ZERO))) {
+                Some(Ok(Some(message))) => desk.serve(session, &message, accounts, *user - before),
+                Some(Ok(None)) => false,
+                Some(Err(_)) | None => session.asked || session.since.elapsed() < FIRST_REQUEST,
             };
-            if let Some(entry) = held.get_mut(at) {
-                entry.1 = if keep { session.provider.umem_bytes() } else { 0 };
+            *user = *user - before + if keep { session.provider.umem_bytes() } else { 0 };
+            if !keep {
+                accounts.leave(uid);
             }
-            if keep {
-                going_on.push(session);
-            } else {
-                self.accounts.leave(session.caller.uid);
-            }
-        }
-        self.sessions = going_on;
-    }
-
-    fn serve_one(&mut self, session: &mut Session, usage: &Usage) -> bool {
-        match session.read(Some(Duration::ZERO)) {
-            Err(_) => true,
-            Ok(None) => false,
-            Ok(Some(message)) => {
-                let quota = self.desk.quota(&session.caller);
-                let allowed = self.accounts.request(session.caller.uid, quota.requests, Instant::now());
-                self.desk.serve(session, &message, usage, allowed)
-            }
-        }
+            keep
+        });
     }
 
     /// Lets one caller in, if the kernel says who it is and its user has sessions left. Anybody else is hung up on.
@@ -226,7 +213,7 @@ impl Service {
             Ok(opened) => opened,
             Err(why) => return self.desk.log.line(&format!("refuse what=session why=\"{why}\"")),
         };
-        let quota = self.desk.quota(&caller);
+        let quota = self.desk.policy().quota(&caller);
         if self.accounts.enter(caller.uid, quota.sessions, Instant::now()) {
             self.sessions.push(Session::new(channel, caller));
         } else {

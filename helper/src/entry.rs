@@ -32,11 +32,10 @@ usage:
   netreeve-helper                    one session on descriptor 3, or the service on a passed socket
   netreeve-helper --listen PATH [--idle SECONDS] [--policy FILE]
   netreeve-helper --check [FILE]
-  netreeve-helper --explain [--policy FILE] uid=N|user=NAME [gid=N|group=NAME ...] WHAT [NAME] [key=value ...]
+  netreeve-helper --explain [--policy FILE] uid:N|user:NAME [gid:N|group:NAME ...] WHAT NAME [key=value ...]
   netreeve-helper --version | --help
 
---explain: WHAT is tap, bridge, xsk or xsk-pinned; keys are those of the request: queues, mtu, name, persist, create,
-isolated, start-queue, umem, steer.
+--explain: WHAT, NAME (a tap of no name: *) and keys are written as in a rule that allows just what is asked.
 exit codes: 0 done or allowed, 1 failed, 64 usage, 69 unavailable (no capability), 77 denied, 78 bad policy
 ";
 
@@ -186,11 +185,11 @@ fn exec_session(fd: OwnedFd) -> Result<(), Stop> {
         Channel::from_fd(fd).map_err(failed("descriptor 3 is not a connected AF_UNIX SOCK_SEQPACKET"))?;
     let caller = caller::of_parent(&channel).map_err(failed("descriptor 3 is not the caller's own"))?;
     let log = if caller.uid == 0 { Log::Stderr } else { Log::system() };
-    let mut desk = Desk { policy: Source::new(DEFAULT_PATH.into(), Trust::Root), log };
+    let desk = Desk { policy: Source::new(DEFAULT_PATH.into(), Trust::Root), log };
     // A caller that does not read its answers shall not keep us.
     channel.set_send_timeout(Duration::from_secs(5)).map_err(failed("descriptor 3"))?;
     lock_in(Path::new(DEFAULT_PATH), None)?;
-    one_session(&mut desk, channel, caller);
+    one_session(&desk, channel, caller);
     Ok(())
 }
 

@@ -6,6 +6,8 @@
 //! by which line it decided; only the log may repeat that.
 #![forbid(unsafe_code)]
 
+use std::cmp::Reverse;
+
 use netreeve_shared::ifname::IfName;
 use netreeve_shared::request::{BadRequest, Request, Steer, TapRequest, XskRequest};
 
@@ -286,45 +288,30 @@ fn weigh(policy: &Policy, caller: &Caller, request: &Request, wants: &[(What, Op
 }
 
 impl Policy {
+    /// What stands in for a policy that cannot be read: not even a session.
+    #[must_use]
+    pub fn closed() -> Self {
+        let (who, none) = (Who::Any, Some(0));
+        let limit = Limit { who, sessions: none, requests: none, taps: none, umem: Some(0) };
+        Self { rules: Vec::new(), limits: vec![limit] }
+    }
+
     /// What this caller may use up.
     #[must_use]
     pub fn quota(&self, caller: &Caller) -> Quota {
-        fn pick<T: Copy + Ord>(
-            limits: &[Limit],
-            caller: &Caller,
-            default: T,
-            of: impl Fn(&Limit) -> Option<T>,
-        ) -> T {
-            let rank = |who: Who| match who {
-                Who::Any => 0,
-                Who::Gid(_) => 1,
-                Who::Uid(_) => 2,
-            };
-            let named =
-                limits.iter().filter(|l| l.who.is(caller)).filter_map(|l| Some((rank(l.who), of(l)?)));
-            named.max_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1))).map_or(default, |(_, value)| value)
-        }
         let d = DEFAULT_QUOTA;
         Quota {
-            sessions: pick(&self.limits, caller, d.sessions, |l| l.sessions),
-            requests: pick(&self.limits, caller, d.requests, |l| l.requests),
-            taps: pick(&self.limits, caller, d.taps, |l| l.taps),
-            umem: pick(&self.limits, caller, d.umem, |l| l.umem),
+            sessions: self.limit(caller, d.sessions, |l| l.sessions),
+            requests: self.limit(caller, d.requests, |l| l.requests),
+            taps: self.limit(caller, d.taps, |l| l.taps),
+            umem: self.limit(caller, d.umem, |l| l.umem),
         }
     }
 
-    /// Judges the request of QEMU's bridge helper: a tap without a name in an existing bridge.
-    pub fn judge_bridge(&self, caller: &Caller, bridge: IfName, vnet_header: bool) -> Verdict {
-        let bridge = netreeve_shared::request::BridgeRequest { name: bridge, create: false, isolated: false };
-        let tap = TapRequest {
-            name: None,
-            persist: false,
-            queues: 1,
-            vnet_header,
-            mtu: None,
-            bridge: Some(bridge),
-        };
-        judge(self, caller, &Request::Tap(tap))
+    fn limit<T: Ord>(&self, caller: &Caller, default: T, of: impl Fn(&Limit) -> Option<T>) -> T {
+        let about = self.limits.iter().filter(|l| l.who.is(caller));
+        let named = about.filter_map(|l| Some((l.who.rank(), Reverse(of(l)?))));
+        named.max().map_or(default, |(_, Reverse(value))| value)
     }
 }
 
@@ -334,6 +321,15 @@ impl Who {
             Self::Any => true,
             Self::Uid(uid) => uid == caller.uid,
             Self::Gid(gid) => caller.gids.contains(&gid),
+        }
+    }
+
+    /// How particular it is.
+    fn rank(self) -> u8 {
+        match self {
+            Self::Any => 0,
+            Self::Gid(_) => 1,
+            Self::Uid(_) => 2,
         }
     }
 }
@@ -358,52 +354,42 @@ impl Rule {
 impl Terms {
     /// The first term that the request exceeds.
     fn exceeded_by(&self, what: What, request: &Request) -> Option<Term> {
-        match request {
-            Request::Tap(tap) => self.exceeded_by_tap(what, tap),
-            Request::Xsk(xsk) if xsk.umem_bytes() > self.umem.unwrap_or(u64::MAX) => Some(Term::Umem),
-            Request::Xsk(xsk) | Request::XskPinned(xsk) => self.exceeded_by_xsk(xsk),
-            Request::Activate(_) => None,
-        }
+        let borders = match request {
+            Request::Tap(tap) => self.tap_borders(what, tap),
+            Request::Xsk(xsk) => self.xsk_borders(xsk, xsk.umem_bytes()),
+            Request::XskPinned(xsk) => self.xsk_borders(xsk, 0),
+            Request::Activate(_) => Vec::new(),
+        };
+        borders.into_iter().find(|(beyond, _)| *beyond).map(|(_, term)| term)
     }
 
-    fn exceeded_by_tap(&self, what: What, tap: &TapRequest) -> Option<Term> {
-        if tap.queues > self.queues {
-            return Some(Term::Queues);
-        }
-        if let Some(mtu) = tap.mtu {
-            let (low, high) = match (self.mtu, what) {
-                (Some(range), _) => range,
-                (None, What::Bridge) => return Some(Term::Mtu),
-                (None, _) => (0, u32::MAX),
-            };
-            if !(low..=high).contains(&mtu) {
-                return Some(Term::Mtu);
-            }
-        }
-        if what == What::Tap {
-            return match tap {
-                TapRequest { persist: true, .. } if !self.persist => Some(Term::Persist),
-                TapRequest { name: Some(_), .. } if !self.named => Some(Term::Named),
-                _ => None,
-            };
-        }
-        match &tap.bridge {
-            Some(bridge) if bridge.create && !self.create => Some(Term::Create),
-            Some(bridge) if self.isolated && !bridge.isolated => Some(Term::Isolated),
-            _ => None,
-        }
+    fn tap_borders(&self, what: What, tap: &TapRequest) -> Vec<(bool, Term)> {
+        let mtu = match (tap.mtu, self.mtu) {
+            (None, _) => true,
+            (Some(mtu), Some((low, high))) => (low..=high).contains(&mtu),
+            (Some(_), None) => what == What::Tap,
+        };
+        let own = what == What::Tap;
+        let bridge = tap.bridge.as_ref().filter(|_| !own);
+        vec![
+            (tap.queues > self.queues, Term::Queues),
+            (!mtu, Term::Mtu),
+            (own && tap.persist && !self.persist, Term::Persist),
+            (own && tap.name.is_some() && !self.named, Term::Named),
+            (bridge.is_some_and(|b| b.create && !self.create), Term::Create),
+            (bridge.is_some_and(|b| self.isolated && !b.isolated), Term::Isolated),
+        ]
     }
 
-    fn exceeded_by_xsk(&self, xsk: &XskRequest) -> Option<Term> {
-        if xsk.queues > self.queues {
-            return Some(Term::Queues);
-        }
+    fn xsk_borders(&self, xsk: &XskRequest, umem: u64) -> Vec<(bool, Term)> {
         let (first, last) = self.queue;
         let end = u32::from(xsk.start_queue) + u32::from(xsk.queues);
-        if xsk.start_queue < first || end > u32::from(last) + 1 {
-            return Some(Term::Queue);
-        }
-        (self.steer_macs && matches!(xsk.steer, Steer::All)).then_some(Term::Steer)
+        vec![
+            (xsk.queues > self.queues, Term::Queues),
+            (xsk.start_queue < first || end > u32::from(last) + 1, Term::Queue),
+            (self.umem.is_some_and(|most| umem > most), Term::Umem),
+            (self.steer_macs && matches!(xsk.steer, Steer::All), Term::Steer),
+        ]
     }
 }
 

@@ -18,7 +18,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -117,7 +117,8 @@ fn limit(words: &mut Words<'_>, names: &Names) -> Result<Limit, String> {
     if seen.is_empty() { Err("a limit names at least one key".to_owned()) } else { Ok(limit) }
 }
 
-fn who(word: Option<&str>, names: &Names) -> Result<Who, String> {
+/// Reads a WHO.
+pub(crate) fn who(word: Option<&str>, names: &Names) -> Result<Who, String> {
     let word = word.ok_or("WHO is missing (uid:N, user:NAME, gid:N, group:NAME or any)")?;
     let unknown = |sort: &str, name: &str| format!("there is no {sort} '{name}' in /etc/{sort}");
     match word.split_once(':') {
@@ -210,61 +211,40 @@ fn bytes(text: &str) -> Result<u64, String> {
 /// # Errors
 /// The kernel's; `PermissionDenied` for a file that others may write, `InvalidData` for one that is no regular file,
 /// larger than [`MAX_SIZE`], or not UTF-8. A symbolic link is refused (`ELOOP`) unless `follow`.
-pub fn read(path: &Path, trust: Trust, follow: bool) -> io::Result<(String, Stamp)> {
+pub fn read(path: &Path, trust: Trust, follow: bool) -> io::Result<String> {
+    let refuse = |kind, why: &str| Err(io::Error::new(kind, why));
     let nofollow = if follow { 0 } else { libc::O_NOFOLLOW };
     // O_NONBLOCK: a FIFO put there must not hold us up.
     let flags = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK | nofollow;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let stamp = Stamp::of(&file, trust)?;
-    let mut text = String::new();
-    let read = file.take(MAX_SIZE + 1).read_to_string(&mut text)?;
-    if u64::try_from(read).is_ok_and(|n| n <= MAX_SIZE) { Ok((text, stamp)) } else { Err(too_large()) }
-}
-
-fn too_large() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "larger than 64 KiB")
-}
-
-/// Tells one state of a file from another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(file: &File, trust: Trust) -> io::Result<Self> {
-        let meta = file.metadata()?;
-        if !meta.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
-        }
-        if trust == Trust::Root && (meta.uid() != 0 || meta.mode() & 0o022 != 0) {
-            let why = "it must be root's, and writable by nobody else (chown root, chmod go-w)";
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-        }
-        if meta.len() > MAX_SIZE {
-            return Err(too_large());
-        }
-        let changed = (meta.ctime(), meta.ctime_nsec());
-        Ok(Self { device: meta.dev(), inode: meta.ino(), size: meta.len(), changed })
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return refuse(io::ErrorKind::InvalidData, "not a regular file");
     }
+    if trust == Trust::Root && (meta.uid() != 0 || meta.mode() & 0o022 != 0) {
+        let why = "it must be root's, and writable by nobody else (chown root, chmod go-w)";
+        return refuse(io::ErrorKind::PermissionDenied, why);
+    }
+    let mut text = String::new();
+    file.take(MAX_SIZE + 1).read_to_string(&mut text)?;
+    if u64::try_from(text.len()).is_ok_and(|n| n <= MAX_SIZE) {
+        return Ok(text);
+    }
+    refuse(io::ErrorKind::InvalidData, "larger than 64 KiB")
 }
 
-/// A policy file that is read again when it has changed.
+/// A policy file, read anew for each judgement: it is small, and what it says counts from the moment that it says so.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
     trust: Trust,
-    read: Option<(Stamp, Policy)>,
 }
 
 impl Source {
     /// Will read `path`.
     #[must_use]
     pub fn new(path: PathBuf, trust: Trust) -> Self {
-        Self { path, trust, read: None }
+        Self { path, trust }
     }
 
     /// The file's path.
@@ -276,18 +256,12 @@ impl Source {
     /// The policy as the file is now.
     ///
     /// # Errors
-    /// `file: why`, or one `file:line: why` for each bad line. There is no policy then, not even the last good one.
-    pub fn policy(&mut self) -> Result<&Policy, Vec<String>> {
+    /// `file: why`, or one `file:line: why` for each bad line.
+    pub fn policy(&self) -> Result<Policy, Vec<String>> {
         let shown = self.path.display();
-        let (text, stamp) = read(&self.path, self.trust, false).map_err(|e| vec![format!("{shown}: {e}")])?;
-        if self.read.as_ref().is_none_or(|(old, _)| *old != stamp) {
-            self.read = None;
-            let parsed = parse(&text, &Names::system());
-            let policy =
-                parsed.map_err(|bad| bad.iter().map(|b| format!("{shown}:{b}")).collect::<Vec<_>>())?;
-            self.read = Some((stamp, policy));
-        }
-        self.read.as_ref().map(|(_, policy)| policy).ok_or_else(Vec::new)
+        let text = read(&self.path, self.trust, false).map_err(|e| vec![format!("{shown}: {e}")])?;
+        let parsed = parse(&text, &Names::system());
+        parsed.map_err(|bad| bad.iter().map(|b| format!("{shown}:{b}")).collect())
     }
 }
 

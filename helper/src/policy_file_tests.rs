@@ -123,7 +123,7 @@ impl Drop for Dir {
 }
 
 fn kind(path: &Path, trust: Trust) -> Result<usize, io::ErrorKind> {
-    read(path, trust, false).map(|(text, _)| text.len()).map_err(|e| e.kind())
+    read(path, trust, false).map(|text| text.len()).map_err(|e| e.kind())
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn only_roots_own_small_regular_file_is_believed() {
 fn a_changed_file_is_read_again_and_a_broken_one_is_no_policy() {
     let dir = Dir::new("source");
     let path = dir.file("p", "allow any tap *", 0o644);
-    let mut source = Source::new(path.clone(), Trust::Anybody);
+    let source = Source::new(path.clone(), Trust::Anybody);
     assert_eq!(source.policy().unwrap().rules.len(), 1);
     assert_eq!(source.policy().unwrap().rules.len(), 1);
     dir.file("p", "allow any tap *\nallow any bridge *", 0o644);

@@ -16,8 +16,9 @@ use netreeve_shared::refusal::Refusal;
 use netreeve_shared::request::Request;
 use nix::unistd::alarm;
 
+use crate::accounts::Accounts;
 use crate::audit::{self, Log};
-use crate::policy::{self, Caller, Decision, Policy, Quota};
+use crate::policy::{self, Caller, Decision, Policy, Why};
 use crate::policy_file::Source;
 use crate::provide::{Limits, Provider, TICK};
 
@@ -28,9 +29,6 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const WATCHDOG: u32 = 12;
 /// A session must ask for something within this time of its opening.
 pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
-
-/// AF_XDP grants of one session: each keeps descriptors open here, and theirs is the one resource that all share.
-const MAX_TICKETS: u32 = 16;
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -53,21 +51,13 @@ pub struct Session {
     pub since: Instant,
     /// It has asked for something.
     pub asked: bool,
-    /// AF_XDP grants so far.
-    tickets: u32,
-}
-
-/// What else the user of a session is using, over all sessions.
-pub struct Usage {
-    /// Bytes of UMEM that the user's other sessions hold.
-    pub umem_elsewhere: u64,
 }
 
 impl Session {
     /// Opens a session.
     #[must_use]
     pub fn new(channel: Channel, caller: Caller) -> Self {
-        Self { channel, caller, provider: Provider::new(), since: Instant::now(), asked: false, tickets: 0 }
+        Self { channel, caller, provider: Provider::new(), since: Instant::now(), asked: false }
     }
 
     /// Reads what has come, waiting at most `wait`. None: the session has ended, or broke the rules of the channel
@@ -84,22 +74,24 @@ impl Session {
 }
 
 impl Desk {
-    /// The caller's quota. A policy that cannot be read gives nothing.
-    pub fn quota(&mut self, caller: &Caller) -> Quota {
-        let log = &self.log;
-        match self.policy.policy() {
-            Ok(policy) => policy.quota(caller),
-            Err(why) => {
-                why.iter().for_each(|line| log.line(line));
-                Quota { sessions: 0, requests: 0, taps: 0, umem: 0 }
-            }
-        }
+    /// The policy as it stands now. One that cannot be read allows nothing: no session, no request.
+    pub fn policy(&self) -> Policy {
+        self.policy.policy().unwrap_or_else(|why| {
+            why.iter().for_each(|line| self.log.line(line));
+            Policy::closed()
+        })
     }
 
-    /// Serves one message: judge, provide, reply. `allowed` says whether the user has requests left this second.
-    /// False: the session is to be closed.
-    pub fn serve(&mut self, session: &mut Session, message: &Message, usage: &Usage, allowed: bool) -> bool {
+    /// Serves one message: judge, provide, reply. False: the session is to be closed.
+    pub fn serve(
+        &self,
+        session: &mut Session,
+        message: &Message,
+        accounts: &mut Accounts,
+        umem_elsewhere: u64,
+    ) -> bool {
         session.asked = true;
+        let start = Instant::now();
         let (sequence, request) = match codec::read_request(&message.bytes) {
             Ok(read) => read,
             Err(why) => {
@@ -110,57 +102,44 @@ impl Desk {
                 return false;
             }
         };
-        let start = Instant::now();
-        alarm::set(WATCHDOG);
-        let (rule, said) = if allowed {
-            self.decide(session, &request, usage, start)
+        let policy = self.policy();
+        let rate = policy.quota(&session.caller).requests;
+        let (rule, said) = if accounts.request(session.caller.uid, rate, start) {
+            alarm::set(WATCHDOG);
+            let said = self.decide(&policy, session, &request, umem_elsewhere);
+            alarm::cancel();
+            if start.elapsed() > DEADLINE { (said.0, Err(Refusal::Timeout)) } else { said }
         } else {
             ("rate".to_owned(), Err(Refusal::Limit))
         };
-        alarm::cancel();
         let shown = said.as_ref().map(|(grant, _)| grant).map_err(|refusal| *refusal);
         self.log.line(&audit::decision(&session.caller, &request, &rule, shown, start.elapsed()));
         match said {
             Ok((grant, fds)) => reply(&session.channel, sequence, &Answer::Grant(grant), &fds),
-            Err(refusal) => {
-                reply(&session.channel, sequence, &Answer::Refusal(refusal), &[])
-                    && refusal != Refusal::Timeout
-            }
+            // What was made too late may be held by the session: it ends.
+            Err(no) => reply(&session.channel, sequence, &Answer::Refusal(no), &[]) && no != Refusal::Timeout,
         }
     }
 
     /// Judges, and provides if the judge says so. Gives the rule, for the log, and what to say.
     fn decide(
-        &mut self,
+        &self,
+        policy: &Policy,
         session: &mut Session,
         request: &Request,
-        usage: &Usage,
-        start: Instant,
+        umem_elsewhere: u64,
     ) -> (String, Said) {
-        if let Err(bad) = request.check() {
-            return ("range".to_owned(), Err(Refusal::Bad(bad)));
+        let verdict = policy::judge(policy, &session.caller, request);
+        let rule = audit::rule(&self.policy.path().display().to_string(), verdict.why);
+        if let Why::Bad(bad) = verdict.why {
+            return (rule, Err(Refusal::Bad(bad)));
         }
-        let file = self.policy.path().display().to_string();
-        let verdict = match self.policy.policy() {
-            Ok(policy) => policy::judge(policy, &session.caller, request),
-            Err(why) => {
-                why.iter().for_each(|line| self.log.line(line));
-                policy::judge(&Policy::default(), &session.caller, request)
-            }
-        };
-        let rule = audit::rule(&file, verdict.why);
         if verdict.decision != Decision::Allow {
             return (rule, Err(Refusal::Denied));
         }
-        let ticket = matches!(request, Request::Xsk(_) | Request::XskPinned(_));
-        if ticket && session.tickets >= MAX_TICKETS {
-            return (rule, Err(Refusal::Limit));
-        }
-        session.tickets += u32::from(ticket);
-        let max_umem = verdict.max_umem.saturating_sub(usage.umem_elsewhere);
+        let max_umem = verdict.max_umem.saturating_sub(umem_elsewhere);
         let limits = Limits { max_taps: verdict.max_taps, max_umem };
-        let said = session.provider.provide(request, session.caller.uid, &limits);
-        if start.elapsed() > DEADLINE { (rule, Err(Refusal::Timeout)) } else { (rule, said) }
+        (rule, session.provider.provide(request, session.caller.uid, &limits))
     }
 }
 
@@ -173,22 +152,16 @@ fn reply(channel: &Channel, sequence: u32, answer: &Answer, fds: &[OwnedFd]) -> 
 }
 
 /// The exec'd helper's whole life: one session with whoever started it.
-pub fn one_session(desk: &mut Desk, channel: Channel, caller: Caller) {
-    let mut session = Session::new(channel, caller);
-    let quota = desk.quota(&session.caller);
-    let mut accounts = crate::accounts::Accounts::default();
+pub fn one_session(desk: &Desk, channel: Channel, caller: Caller) {
+    let (mut session, mut accounts) = (Session::new(channel, caller), Accounts::default());
     loop {
         session.provider.tick();
         let ticking = session.provider.wants_tick();
         let wait = if ticking { Some(TICK) } else { (!session.asked).then_some(FIRST_REQUEST) };
-        let message = match session.read(wait) {
-            Ok(Some(message)) => message,
-            Err(_) if ticking => continue,
+        match session.read(wait) {
+            Ok(Some(message)) if desk.serve(&mut session, &message, &mut accounts, 0) => {}
+            Err(_) if ticking => {}
             _ => return,
-        };
-        let allowed = accounts.request(session.caller.uid, quota.requests, Instant::now());
-        if !desk.serve(&mut session, &message, &Usage { umem_elsewhere: 0 }, allowed) {
-            return;
         }
     }
 }

@@ -12,102 +12,53 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
+/// Numbers by name, several a line.
+macro_rules! calls { ($($name:ident)*) => { &[$(libc::$name),*] }; }
+
 /// Old forms that newer architectures do not have, of calls that are among [`CALLS`] as well.
 #[cfg(target_arch = "x86_64")]
-const OLD_CALLS: &[libc::c_long] = &[libc::SYS_poll, libc::SYS_alarm, libc::SYS_unlink];
+const OLD_CALLS: &[libc::c_long] = calls!(SYS_poll SYS_alarm SYS_unlink);
 #[cfg(not(target_arch = "x86_64"))]
 const OLD_CALLS: &[libc::c_long] = &[];
 
 /// Calls allowed whatever their arguments.
-const CALLS: &[libc::c_long] = &[
+const CALLS: &[libc::c_long] = calls!(
     // Sessions: wait, let in, receive, answer, hang up.
-    libc::SYS_ppoll,
-    libc::SYS_accept4,
-    libc::SYS_recvmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
-    libc::SYS_close,
-    libc::SYS_read,
-    libc::SYS_write,
+    SYS_ppoll SYS_accept4 SYS_recvmsg SYS_recvfrom SYS_sendmsg SYS_sendto SYS_close SYS_read SYS_write
     // Who asks, and what a descriptor is.
-    libc::SYS_getsockopt,
-    libc::SYS_getpeername,
-    libc::SYS_getuid,
+    SYS_getsockopt SYS_getpeername SYS_getuid
     // Sockets of the work (their families are checked below): options, addresses.
-    libc::SYS_setsockopt,
-    libc::SYS_bind,
-    libc::SYS_getsockname,
-    // The policy; /dev/net/tun; nothing else, by Landlock.
-    libc::SYS_openat,
-    libc::SYS_fstat,
-    libc::SYS_statx,
-    libc::SYS_newfstatat,
-    libc::SYS_lseek,
-    // The socket that --listen made.
-    libc::SYS_unlinkat,
+    SYS_setsockopt SYS_bind SYS_getsockname
+    // The policy; /dev/net/tun; nothing else, by Landlock. Removing the socket that --listen made.
+    SYS_openat SYS_fstat SYS_statx SYS_newfstatat SYS_lseek SYS_unlinkat
     // Sealed memory for a UMEM.
-    libc::SYS_memfd_create,
-    libc::SYS_ftruncate,
-    libc::SYS_fcntl,
+    SYS_memfd_create SYS_ftruncate SYS_fcntl
     // libbpf puts maps at descriptors that it chose, and looks which kernel this is. (bpf itself is checked below.)
-    libc::SYS_dup3,
-    libc::SYS_uname,
-    libc::SYS_faccessat,
-    libc::SYS_faccessat2,
+    SYS_dup3 SYS_uname SYS_faccessat SYS_faccessat2
     // A capability put in force and out of it again.
-    libc::SYS_capget,
-    libc::SYS_capset,
+    SYS_capget SYS_capset
     // Memory; mmap and mprotect are checked below.
-    libc::SYS_brk,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
+    SYS_brk SYS_munmap SYS_mremap SYS_madvise
     // Time, chance, the deadline.
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_getrandom,
-    libc::SYS_setitimer,
-    libc::SYS_restart_syscall,
+    SYS_clock_gettime SYS_clock_nanosleep SYS_getrandom SYS_setitimer SYS_restart_syscall
     // The end, an orderly one or abort()'s.
-    libc::SYS_sigaltstack,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_tgkill,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-];
+    SYS_sigaltstack SYS_rt_sigprocmask SYS_rt_sigaction SYS_rt_sigreturn SYS_getpid SYS_gettid SYS_tgkill
+    SYS_exit SYS_exit_group
+);
 
 /// Families of new sockets: interfaces by rtnetlink, AF_XDP.
 const FAMILIES: &[libc::c_int] = &[libc::AF_NETLINK, libc::AF_XDP];
 
 /// Commands of `bpf` (`enum bpf_cmd`): make, fill and freeze maps, load the program and its types, attach it, ask what
 /// something is. Not to pin anything where it would outlive us, nor to open what others have made.
-const BPF_COMMANDS: &[u64] = &[
-    0,  // BPF_MAP_CREATE
-    1,  // BPF_MAP_LOOKUP_ELEM
-    2,  // BPF_MAP_UPDATE_ELEM
-    5,  // BPF_PROG_LOAD
-    15, // BPF_OBJ_GET_INFO_BY_FD
-    18, // BPF_BTF_LOAD
-    22, // BPF_MAP_FREEZE
-    28, // BPF_LINK_CREATE
-    35, // BPF_PROG_BIND_MAP
-];
+///
+/// In this order: `MAP_CREATE`, `MAP_LOOKUP_ELEM`, `MAP_UPDATE_ELEM`, `PROG_LOAD`, `OBJ_GET_INFO_BY_FD`, `BTF_LOAD`,
+/// `MAP_FREEZE`, `LINK_CREATE`, `PROG_BIND_MAP`.
+const BPF_COMMANDS: &[u64] = &[0, 1, 2, 5, 15, 18, 22, 28, 35];
 
 /// What may be asked of a descriptor: a tap's making and its questions (`linux/if_tun.h`), and std's non-blocking.
-const IOCTLS: &[libc::Ioctl] = &[
-    libc::TUNSETIFF,
-    libc::TUNGETIFF,
-    libc::TUNSETVNETHDRSZ,
-    libc::TUNGETVNETHDRSZ,
-    libc::TUNSETOWNER,
-    libc::TUNSETPERSIST,
-    libc::FIONBIO,
-];
+const IOCTLS: &[libc::Ioctl] =
+    calls!(TUNSETIFF TUNGETIFF TUNSETVNETHDRSZ TUNGETVNETHDRSZ TUNSETOWNER TUNSETPERSIST FIONBIO);
 
 /// Compiles the filter.
 ///
