@@ -142,6 +142,8 @@ fn tun_bits(o: Offloads) -> u32 {
     if !o.has(bits::CSUM) {
         return 0;
     }
+    // ECN says something of TCP's segments; the kernel refuses it without them.
+    let o = if o.0 & (bits::TSO4 | bits::TSO6) == 0 { Offloads(o.0 & !bits::ECN) } else { o };
     table.iter().filter(|(ours, _)| o.has(*ours)).fold(libc::TUN_F_CSUM, |all, (_, theirs)| all | theirs)
 }
 
@@ -315,6 +317,7 @@ mod tests {
         assert_eq!(tun_bits(Offloads(bits::TSO4)), 0, "segments need checksums");
         assert_eq!(tun_bits(Offloads(bits::CSUM)), 1);
         assert_eq!(tun_bits(Offloads::ALL), 0x6f);
+        assert_eq!(tun_bits(Offloads(bits::CSUM | bits::ECN)), 1, "the kernel refuses ECN without segments");
     }
 
     #[test]

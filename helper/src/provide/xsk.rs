@@ -103,11 +103,13 @@ pub(crate) fn open(
 /// The flags to bind with, as far as request and MTU say.
 fn first_flags(request: &XskRequest, mtu: u32) -> u16 {
     let mut flags = libc::XDP_USE_NEED_WAKEUP;
-    if mtu.saturating_add(FRAME_OVERHEAD) > request.chunk.saturating_sub(KERNEL_HEADROOM) {
+    let in_stack = request.mode == Some(XdpMode::Skb);
+    // In the stack, packets come that it joined or has not segmented: up to 64 KiB, whatever the MTU.
+    if in_stack || mtu.saturating_add(FRAME_OVERHEAD) > request.chunk.saturating_sub(KERNEL_HEADROOM) {
         flags |= libc::XDP_USE_SG;
     }
     // Zero-copy needs the driver's own XDP.
-    if request.force_copy || request.mode == Some(XdpMode::Skb) {
+    if request.force_copy || in_stack {
         flags |= libc::XDP_COPY;
     }
     flags

@@ -115,7 +115,8 @@ fn frames_come_and_go_in_both_modes_until_the_link_closes() {
         let (grant, mut holder, mode, link) = live(&XskRequest { mode: asked, ..request() });
         assert_eq!(mode, expected);
         assert_eq!(show("v0")["xdp"]["mode"], if mode == XdpMode::Native { 1 } else { 2 });
-        assert_eq!((grant.mtu, grant.multi_buffer, grant.zero_copy), (1500, false, false));
+        let in_stack = asked == Some(XdpMode::Skb);
+        assert_eq!((grant.mtu, grant.multi_buffer, grant.zero_copy), (1500, in_stack, false));
         assert_eq!(show("v0")["address"], grant.mac.to_string());
         let far = Far::new("v1");
         for tag in 0..200 {

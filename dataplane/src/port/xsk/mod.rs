@@ -2,7 +2,7 @@
 //!
 //! Received frames are given where the kernel put them, in the UMEM, and sent frames are copied into it: one copy in
 //! user space each way. There is no segmentation in AF_XDP and no checksum help that we use, so frames sent here are
-//! plain; received ones may leave a checksum to be completed ([`partial`]).
+//! plain; received ones may leave a checksum to be completed, and in skb mode segmentation too ([`partial`]).
 //!
 //! Trust: the kernel, and nobody else who holds the same socket or memory: every index, address and length is checked
 //! before it is used, and what cannot be is an `Err`. Promise: killed at any moment and started again over the same
@@ -73,6 +73,7 @@ struct Xsk {
     tx: Tx,
     umem: Umem,
     mtu: u32,
+    multi_buffer: bool,
     stats: Stats,
     /// The kernel's counters of loss when we came.
     lost_before: Lost,
@@ -115,15 +116,28 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
 }
 
 impl Xsk {
+    /// What the kernel may have left undone on a frame of several pieces.
+    const GIVES_LONG: u16 = offload_bits::CSUM | offload_bits::TSO4 | offload_bits::TSO6;
+
     fn open(plan: &Plan, shape: Shape, fd: OwnedFd, memory: &OwnedFd) -> io::Result<(Self, bool)> {
         let at = xdp::mmap_offsets(fd.as_fd())?;
         let umem = Umem::map(memory.as_fd(), u64::from(plan.chunk) * u64::from(plan.chunks))?;
         let done = Ring::map(fd.as_fd(), Which::Completion, &at, plan.ring)?;
         let (tx, sent) = Tx::open(Ring::map(fd.as_fd(), Which::Tx, &at, plan.ring)?, done, shape)?;
         let fill = Ring::map(fd.as_fd(), Which::Fill, &at, plan.ring)?;
-        let (rx, received) = Rx::open(Ring::map(fd.as_fd(), Which::Rx, &at, plan.ring)?, fill, shape)?;
-        let lost_before = Lost::read(&fd);
-        let port = Self { fd, rx, tx, umem, mtu: plan.mtu, stats: Stats::default(), lost_before };
+        let (rx, received) =
+            Rx::open(Ring::map(fd.as_fd(), Which::Rx, &at, plan.ring)?, fill, shape, plan.mtu)?;
+        let lost_before = Lost::read(&fd, plan.multi_buffer);
+        let port = Self {
+            fd,
+            rx,
+            tx,
+            umem,
+            mtu: plan.mtu,
+            multi_buffer: plan.multi_buffer,
+            stats: Stats::default(),
+            lost_before,
+        };
         Ok((port, sent || received))
     }
 
@@ -156,14 +170,15 @@ impl Xsk {
 }
 
 impl Lost {
-    /// What the kernel says. In copy mode a frame that finds the fill ring empty counts as dropped as well; what was
-    /// dropped otherwise was too long for a chunk.
-    fn read(fd: &OwnedFd) -> Self {
+    /// What the kernel says. In copy mode a frame that finds too few chunks in the fill ring counts as dropped; so does
+    /// one that is too long, which there is only where frames may not span chunks, and then the empty ring is counted
+    /// beside.
+    fn read(fd: &OwnedFd, multi_buffer: bool) -> Self {
         let Ok(s) = xdp::statistics(fd.as_fd()) else { return Self::default() };
-        let empty = s.rx_fill_ring_empty_descs.min(s.rx_dropped);
+        let full = if multi_buffer { s.rx_dropped } else { s.rx_fill_ring_empty_descs.min(s.rx_dropped) };
         Self {
-            full: s.rx_ring_full.wrapping_add(empty),
-            oversize: s.rx_dropped - empty,
+            full: s.rx_ring_full.wrapping_add(full),
+            oversize: s.rx_dropped - full,
             refused: s.rx_invalid_descs.wrapping_add(s.tx_invalid_descs),
         }
     }
@@ -174,7 +189,7 @@ impl Port for Xsk {
         Traits {
             max_frame: self.mtu.saturating_add(ETHER),
             takes: Offloads::NONE,
-            gives: Offloads(offload_bits::CSUM),
+            gives: Offloads(if self.multi_buffer { Self::GIVES_LONG } else { offload_bits::CSUM }),
             rewinds: true,
             ..Traits::default()
         }
@@ -226,7 +241,7 @@ impl Port for Xsk {
     }
 
     fn stats(&self) -> Stats {
-        let (now, before) = (Lost::read(&self.fd), self.lost_before);
+        let (now, before) = (Lost::read(&self.fd, self.multi_buffer), self.lost_before);
         let mut all = self.stats;
         all.drop_n(Reason::Full, now.full.saturating_sub(before.full));
         all.drop_n(Reason::Oversize, now.oversize.saturating_sub(before.oversize));

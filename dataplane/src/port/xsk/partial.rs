@@ -7,11 +7,16 @@
 //! harmed: completing from that field yields the right checksum again, since the right checksum over data whose
 //! complete checksum equals its pseudo-header sum is found from exactly that seed.
 //!
+//! In skb mode the kernel also leaves segmentation undone, on what its own stack sends and on what it joined when it
+//! received (GRO): TCP packets of up to 64 KiB, whose checksum is always undone. One that is longer than the MTU is for
+//! the taker to segment; the size of the segments is not known and need not be the sender's, so they fill the MTU.
+//! For UDP the sizes are the datagrams' boundaries, which are lost: such a packet is longer than anybody takes.
+//!
 //! Trust: none in the frame. Promise: what is found lies inside the head. Not recognised: checksums inside tunnels, and
 //! behind IPv6 extension headers.
 #![forbid(unsafe_code)]
 
-use netreeve_shared::vnet::{F_NEEDS_CSUM, Vnet};
+use netreeve_shared::vnet::{F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, Vnet};
 
 use crate::offload::sum::Sum;
 
@@ -19,14 +24,14 @@ const ETHER: usize = 14;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// The header that tells the taker to complete the checksum of the frame that begins with `head`; plain if there is
-/// nothing to complete.
+/// The header that tells the taker what to complete on the frame of `len` bytes that begins with `head` and came in over
+/// an interface of this `mtu` (bytes of IP packet); plain if there is nothing to complete.
 #[must_use]
-pub fn find(head: &[u8]) -> Vnet {
-    undone(head).unwrap_or_default()
+pub fn find(head: &[u8], len: u32, mtu: u32) -> Vnet {
+    undone(head, len, mtu).unwrap_or_default()
 }
 
-fn undone(head: &[u8]) -> Option<Vnet> {
+fn undone(head: &[u8], len: u32, mtu: u32) -> Option<Vnet> {
     let mut at = ETHER;
     let mut kind = be16(head, 12)?;
     // One VLAN tag, or two (802.1Q, 802.1ad).
@@ -67,12 +72,21 @@ fn undone(head: &[u8]) -> Option<Vnet> {
     if field == [0, 0] || field != sum.partial() {
         return None;
     }
-    Some(Vnet {
+    let mut vnet = Vnet {
         flags: F_NEEDS_CSUM,
         csum_start: u16::try_from(at + ip_len).ok()?,
         csum_offset: u16::try_from(csum_offset).ok()?,
         ..Vnet::default()
-    })
+    };
+    let packet = len.saturating_sub(u32::try_from(at).ok()?);
+    if protocol == TCP && packet > mtu {
+        let headers = ip_len + usize::from(*ip.get(ip_len + 12)? >> 4) * 4;
+        let room = mtu.checked_sub(u32::try_from(headers).ok()?).filter(|n| *n > 0)?;
+        vnet.gso_type = if kind == 0x0800 { GSO_TCPV4 } else { GSO_TCPV6 };
+        vnet.gso_size = u16::try_from(room).ok()?;
+        vnet.hdr_len = u16::try_from(at + headers).ok()?;
+    }
+    Some(vnet)
 }
 
 fn be16(b: &[u8], at: usize) -> Option<u16> {
@@ -131,41 +145,63 @@ mod tests {
             (2, false, TCP),
         ] {
             let (mut f, at) = frame(tags, v6, protocol, b"some data");
-            let v = find(&f);
+            let v = find(&f, f.len() as u32, 1500);
             assert!(v.needs_csum(), "{tags} {v6} {protocol}");
             assert_eq!(usize::from(v.csum_start + v.csum_offset), at);
             f[at] ^= 1;
-            assert_eq!(find(&f), Vnet::default());
+            assert_eq!(find(&f, f.len() as u32, 1500), Vnet::default());
             f[at..at + 2].copy_from_slice(&[0, 0]);
-            assert_eq!(find(&f), Vnet::default());
+            assert_eq!(find(&f, f.len() as u32, 1500), Vnet::default());
         }
+    }
+
+    #[test]
+    fn superframes_are_for_the_taker_to_segment() {
+        for (v6, kind, size) in [(false, GSO_TCPV4, 1460), (true, GSO_TCPV6, 1440)] {
+            let (mut f, _) = frame(1, v6, TCP, &[7; 9000]);
+            let l4 = if v6 { 58 } else { 38 };
+            f[l4 + 12] = 0x50;
+            let v = find(&f[..128], f.len() as u32, 1500);
+            assert_eq!((v.gso_type, v.gso_size, usize::from(v.hdr_len)), (kind, size, l4 + 20));
+            assert_eq!(v.check(f.len() as u32), Ok(()));
+            let fits = find(&f[..128], f.len() as u32, 9100);
+            assert_eq!((fits.gso_type, fits.needs_csum()), (0, true));
+            f[l4 + 16] ^= 1;
+            assert_eq!(find(&f[..128], f.len() as u32, 1500), Vnet::default());
+        }
+        let (f, _) = frame(0, false, UDP, &[7; 9000]);
+        assert_eq!(find(&f[..128], f.len() as u32, 1500).gso_type, 0);
     }
 
     #[test]
     fn fragments_and_other_protocols_are_left_alone() {
         let (mut f, _) = frame(0, false, UDP, b"x");
         f[20] = 0x20;
-        assert_eq!(find(&f), Vnet::default());
+        assert_eq!(find(&f, f.len() as u32, 1500), Vnet::default());
         let (mut f, _) = frame(0, false, UDP, b"x");
         f[23] = 1;
-        assert_eq!(find(&f), Vnet::default());
+        assert_eq!(find(&f, f.len() as u32, 1500), Vnet::default());
         let (mut f, _) = frame(0, true, UDP, b"x");
         f[13] = 0xde;
-        assert_eq!(find(&f), Vnet::default());
+        assert_eq!(find(&f, f.len() as u32, 1500), Vnet::default());
     }
 
     proptest! {
         #[test]
-        fn what_is_found_lies_inside(mut f in prop::collection::vec(any::<u8>(), 0..128), v6 in any::<bool>()) {
-            let v = find(&f);
-            prop_assert!(!v.needs_csum() || v.check(u32::try_from(f.len()).unwrap()).is_ok());
-            if f.len() >= 24 {
-                let kind = if v6 { [0x86, 0xdd] } else { [8, 0] };
-                f[12..14].copy_from_slice(&kind);
-                f[if v6 { 20 } else { 23 }] = TCP;
-                let v = find(&f);
-                prop_assert!(!v.needs_csum() || v.check(u32::try_from(f.len()).unwrap()).is_ok());
+        fn what_is_found_lies_inside(
+            tags in 0_usize..3, v6 in any::<bool>(), udp in any::<bool>(), cut in 0_usize..128,
+            changes in prop::collection::vec((0_usize..128, any::<u8>()), 0..3), len in 0_u32..70_000, mtu in 0_u32..10_000,
+        ) {
+            let (mut f, _) = frame(tags, v6, if udp { UDP } else { TCP }, &[1; 40]);
+            for (at, to) in changes {
+                if let Some(b) = f.get_mut(at) {
+                    *b = to;
+                }
             }
+            f.truncate(cut);
+            let len = len.max(cut as u32);
+            let v = find(&f, len, mtu);
+            prop_assert!(!v.needs_csum() || v.check(cut as u32).is_ok());
         }
     }
 }

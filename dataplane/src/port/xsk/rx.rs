@@ -17,7 +17,7 @@ use std::io;
 use crate::frame::Batch;
 use crate::mem::xring::{Desc, Ring, Umem};
 use crate::port::xsk::partial;
-use crate::port::xsk::shape::{MAX_PARTS, Shape};
+use crate::port::xsk::shape::{MAX_JOINED, Shape};
 use crate::stats::{Reason, Stats};
 
 /// The receiving half.
@@ -25,6 +25,8 @@ pub(super) struct Rx {
     ring: Ring<Desc>,
     fill: Ring<u64>,
     shape: Shape,
+    /// The interface's MTU in bytes.
+    mtu: u32,
     /// The RX ring's consumer index.
     next: u32,
     /// The fill ring's producer index.
@@ -45,7 +47,12 @@ fn broken() -> io::Error {
 
 impl Rx {
     /// Lends the chunks to the kernel, or takes over where the last process stood. Says whether there was one.
-    pub(super) fn open(ring: Ring<Desc>, fill: Ring<u64>, shape: Shape) -> io::Result<(Self, bool)> {
+    pub(super) fn open(
+        ring: Ring<Desc>,
+        fill: Ring<u64>,
+        shape: Shape,
+        mtu: u32,
+    ) -> io::Result<(Self, bool)> {
         let (next, mut filled) = (ring.consumer(), fill.producer());
         let used = next != 0 || filled != 0;
         let missing = next.wrapping_add(shape.lent).wrapping_sub(filled);
@@ -63,7 +70,7 @@ impl Rx {
         filled = filled.wrapping_add(missing);
         fill.produce(filled);
         let peeked = Vec::with_capacity(ring.len() as usize);
-        Ok((Self { ring, fill, shape, next, filled, peeked, counted: next }, used))
+        Ok((Self { ring, fill, shape, mtu, next, filled, peeked, counted: next }, used))
     }
 
     /// Gives frames without consuming them.
@@ -87,7 +94,7 @@ impl Rx {
                 self.peeked.push(base);
                 len = len.saturating_add(desc.len);
                 parts += 1;
-                if parts <= MAX_PARTS {
+                if parts <= MAX_JOINED {
                     let in_head = b.last_mut().map_or(0, |f| f.head_append(&seg));
                     b.push_seg(seg.skip(in_head));
                 }
@@ -99,11 +106,11 @@ impl Rx {
             let Some(f) = b.last_mut() else { break };
             f.len = len;
             f.cookie = end.into();
-            if parts > MAX_PARTS {
+            if parts > MAX_JOINED {
                 f.dropped = true;
                 self.count_once(end, stats);
             } else {
-                f.vnet = partial::find(f.head());
+                f.vnet = partial::find(f.head(), len, self.mtu);
             }
         }
         Ok(())

@@ -8,8 +8,10 @@
 use crate::mem::xring::Desc;
 use crate::port::xsk::Plan;
 
-/// Most pieces of one frame: the kernel sends no more (`MAX_SKB_FRAGS` and the head), and drops silently beyond.
+/// Most pieces of a frame that is sent: `MAX_SKB_FRAGS` and the head; the kernel drops what has more.
 pub(super) const MAX_PARTS: u32 = 18;
+/// Most pieces of a received frame that are joined: a 64 KiB super-frame in chunks of 2048 bytes, less headroom.
+pub(super) const MAX_JOINED: u32 = 40;
 /// Most chunks that circulate for receiving: a megabyte or two, which stays in the second-level cache, and eight batches.
 const MAX_LENT: u32 = 512;
 

@@ -68,7 +68,8 @@ impl Kernel {
 
     fn open(&self, multi: bool) -> (Rx, Tx) {
         let shape = Shape::new(&plan(multi)).unwrap();
-        let rx = Rx::open(map(&self.socket, Which::Rx), map(&self.socket, Which::Fill), shape).unwrap().0;
+        let rx =
+            Rx::open(map(&self.socket, Which::Rx), map(&self.socket, Which::Fill), shape, 1500).unwrap().0;
         let tx =
             Tx::open(map(&self.socket, Which::Tx), map(&self.socket, Which::Completion), shape).unwrap().0;
         (rx, tx)
@@ -306,33 +307,33 @@ fn a_frame_of_too_many_pieces_is_dropped_once() {
     let ring = |w| Ring::<Desc>::map(socket.as_fd(), w, &offsets, 64).unwrap();
     let fill = Ring::<u64>::map(socket.as_fd(), Which::Fill, &offsets, 64).unwrap();
     let shape = Shape::new(&Plan { ring: 64, chunks: 128, ..plan(true) }).unwrap();
-    let (mut rx, used) = Rx::open(ring(Which::Rx), fill, shape).unwrap();
+    let (mut rx, used) = Rx::open(ring(Which::Rx), fill, shape, 1500).unwrap();
     assert!(!used);
     let kernel = ring(Which::Rx);
-    for i in 0..20 {
-        // Nineteen pieces, then a good frame.
-        let options = if i < 18 { libc::XDP_PKT_CONTD } else { 0 };
+    for i in 0..42 {
+        // Forty-one pieces, then a good frame.
+        let options = if i < 40 { libc::XDP_PKT_CONTD } else { 0 };
         kernel.set(i, Desc { addr: u64::from(i * CHUNK), len: 100, options });
     }
-    kernel.produce(20);
+    kernel.produce(42);
     let (mut b, mut stats) = (Batch::new(), Stats::default());
     for _ in 0..3 {
         b.clear();
         rx.recv(&umem, &mut b, &mut stats).unwrap();
         let seen: Vec<_> = b.frames().iter().map(|f| (f.dropped, f.len)).collect();
-        assert_eq!(seen, [(true, 1900), (false, 100)]);
+        assert_eq!(seen, [(true, 4100), (false, 100)]);
         assert_eq!(stats.drops[Reason::Fragment as usize], 1);
         rx.release(&b, 0);
     }
     rx.release(&b, 2);
-    assert_eq!(kernel.consumer(), 20);
+    assert_eq!(kernel.consumer(), 42);
     // An unfinished frame is not touched.
-    kernel.set(20, Desc { addr: 0, len: 100, options: libc::XDP_PKT_CONTD });
-    kernel.produce(21);
+    kernel.set(42, Desc { addr: 0, len: 100, options: libc::XDP_PKT_CONTD });
+    kernel.produce(43);
     b.clear();
     rx.recv(&umem, &mut b, &mut stats).unwrap();
     assert!(b.is_empty());
-    assert_eq!(kernel.consumer(), 20);
+    assert_eq!(kernel.consumer(), 42);
 }
 
 #[test]
