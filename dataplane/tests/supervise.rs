@@ -21,6 +21,11 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use netreeve_dataplane::engine::KIND;
+use netreeve_dataplane::handover::{FromDataplane, Level};
+use netreeve_dataplane::stats::Stats;
+use netreeve_shared::codec::{self, Header};
+
 const NETREEVE: &str = env!("CARGO_BIN_EXE_netreeve");
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -320,6 +325,27 @@ fn a_client_dials_again_after_its_peer_and_after_its_own_dataplane() {
 }
 
 #[test]
+fn tcp_on_both_sides_of_a_wire() {
+    let dir = Dir::new("tcp");
+    // The peer listens before we start, and is dialled before the dataplane is ready.
+    let peer = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = peer.local_addr().unwrap().port();
+    let tcp = |port| format!("addr.type=inet,addr.host=127.0.0.1,addr.port={port}");
+    let netdev = format!("stream,id=n0,{},reconnect-ms=20", tcp(port));
+    let device = format!("stream,netdev=n0,server=on,{}", tcp(0));
+    let mut n = Netreeve::run(&["--netdev", &netdev, "--device", &device]);
+    let ready = n.event("ready");
+    let (a, _) = peer.accept().unwrap();
+    let b = std::net::TcpStream::connect(ready["ports"][1]["address"].as_str().unwrap()).unwrap();
+    // The framing does not care which kind of stream carries it.
+    let (a, b) =
+        (UnixStream::from(std::os::fd::OwnedFd::from(a)), UnixStream::from(std::os::fd::OwnedFd::from(b)));
+    crosses(&a, &b, 1);
+    crosses(&b, &a, 2);
+    drop(dir);
+}
+
+#[test]
 fn inherited_sockets_are_used_and_lost_with_the_dataplane_that_had_them() {
     let dir = Dir::new("inherit");
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -385,4 +411,70 @@ fn a_file_says_the_same_as_options() {
     n.event("ready");
     let (a, b) = (connect(&dir.at("a")), connect(&dir.at("b")));
     crosses(&a, &b, 1);
+}
+
+/// A dataplane that is a shell script: it says the messages, then goes on living.
+fn hostile(dir: &Dir, name: &str, messages: &[Vec<u8>]) -> String {
+    let octal = |m: &Vec<u8>| m.iter().map(|b| format!("\\{b:03o}")).collect::<String>();
+    let says: String = messages.iter().map(|m| format!("printf '{}' >&3\n", octal(m))).collect();
+    let path = dir.at(name);
+    fs::write(&path, format!("#!/bin/sh\n{says}exec sleep 60\n")).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+fn message(m: &FromDataplane) -> Vec<u8> {
+    codec::encode(Header { kind: KIND, sequence: 0, fds: 0 }, m).unwrap()
+}
+
+#[test]
+fn a_dataplane_that_says_what_it_may_not_is_ended() {
+    let dir = Dir::new("hostile");
+    let netdev = format!("stream,id=n0,server=on,addr.type=unix,addr.path={}", dir.at("a"));
+    let device = format!("stream,netdev=n0,server=on,addr.type=unix,addr.path={}", dir.at("b"));
+    let run = |program: &str| {
+        let mut n = Netreeve::run(&["--netdev", &netdev, "--device", &device, "--dataplane", program]);
+        let code = n.wait().code();
+        assert!(!Path::new(&dir.at("a")).exists());
+        code
+    };
+    let ready = || message(&FromDataplane::Ready { level: Level::Full });
+    let stats = FromDataplane::Stats { slot: 0, stats: Stats::default(), up: true };
+    let mut cut = ready();
+    cut.pop();
+    // Before it was ever ready: it did not start.
+    for (name, messages) in [
+        ("garbage", vec![b"hello".to_vec()]),
+        ("cut", vec![cut]),
+        ("early", vec![message(&FromDataplane::Redial { slot: 0 })]),
+        ("failed", vec![message(&FromDataplane::Failed { slot: Some(9), errno: -1, why: "\x1b[2J".into() })]),
+    ] {
+        let mut script = hostile(&dir, name, &messages);
+        if name == "failed" {
+            fs::write(&script, fs::read_to_string(&script).unwrap().replace("exec sleep 60", "exit 1"))
+                .unwrap();
+            script = dir.at(name);
+        }
+        assert_eq!(run(&script), Some(69), "{name}");
+    }
+    // After: it is replaced, and given up when the next ones are no better. All these runs take their waits together.
+    let late = [
+        ("twice", vec![ready(), ready()]),
+        ("redial", vec![ready(), message(&FromDataplane::Redial { slot: 0 })]),
+        ("nowhere", vec![ready(), message(&FromDataplane::Link { slot: 7, up: true })]),
+        ("unasked", vec![ready(), message(&stats)]),
+    ];
+    let mut running: Vec<(&str, Netreeve)> = Vec::new();
+    for (name, messages) in late {
+        let program = hostile(&dir, name, &messages);
+        let at = |end| format!("server=on,addr.type=unix,addr.path={}", dir.at(&format!("{name}-{end}")));
+        let (netdev, device) = (format!("stream,id=n0,{}", at("a")), format!("stream,netdev=n0,{}", at("b")));
+        running.push((
+            name,
+            Netreeve::run(&["--netdev", &netdev, "--device", &device, "--dataplane", &program]),
+        ));
+    }
+    for (name, mut n) in running {
+        assert_eq!(n.wait().code(), Some(1), "{name}");
+    }
 }

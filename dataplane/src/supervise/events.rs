@@ -127,10 +127,9 @@ impl Supervisor {
     }
 
     fn dial(&mut self, now: Instant) {
-        let mut made = Vec::new();
-        for (n, s) in (0_u16..).zip(&mut self.slots) {
+        for s in &mut self.slots {
             match s.dialler.as_mut().map(|d| d.step(now)) {
-                Some(Step::Connected(fd)) => made.push((n, fd)),
+                Some(Step::Connected(fd)) => s.fresh = Some(fd),
                 Some(Step::Failed(e)) => {
                     let text = format!("port '{}': connecting failed: {e}", s.id);
                     self.voice.say_of_others(&text);
@@ -138,8 +137,6 @@ impl Supervisor {
                 Some(Step::Pending) | None => {}
             }
         }
-        for (slot, fd) in made {
-            self.connected(slot, fd);
-        }
+        self.hand_over_fresh();
     }
 }

@@ -269,16 +269,15 @@ impl Supervisor {
         }
     }
 
-    /// A connection was made: it goes to the dataplane, or waits for the next one.
-    pub(super) fn connected(&mut self, slot: u16, fd: std::os::fd::OwnedFd) {
-        let ready = self.dataplane.as_ref().filter(|d| d.ready.is_some());
-        let Some(s) = self.slots.get_mut(usize::from(slot)) else { return };
-        match ready {
-            // If it cannot be told it is dying, and the next one's connection is dialled anew.
-            Some(d) => {
-                let _told = d.tell(&ToDataplane::Fds { slot }, &[fd.as_fd()]);
+    /// Hands over the connections that were made since the last turn, once there is somebody to take them.
+    pub(super) fn hand_over_fresh(&mut self) {
+        let Some(d) = self.dataplane.as_ref().filter(|d| d.ready.is_some()) else { return };
+        for (slot, s) in (0_u16..).zip(&mut self.slots) {
+            let Some(fd) = s.fresh.take() else { continue };
+            // One that does not read now is told in a later turn; a dead one's successor gets it at its start.
+            if d.tell(&ToDataplane::Fds { slot }, &[fd.as_fd()]).is_err() {
+                s.fresh = Some(fd);
             }
-            None => s.fresh = Some(fd),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, UnixAddr};
 use serde_json::json;
 
 use crate::fault::{Exit, Fault};
@@ -114,6 +114,13 @@ pub fn level_name(level: Level) -> &'static str {
     }
 }
 
+/// Where a TCP socket listens: with port 0 the kernel chose one.
+fn address(fd: &OwnedFd) -> Option<String> {
+    let address = socket::getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok()?;
+    let inet = address.as_sockaddr_in().is_some() || address.as_sockaddr_in6().is_some();
+    inet.then(|| address.to_string())
+}
+
 fn report(slots: &[Slot], level: Level, dataplane: u32) -> serde_json::Value {
     let ports: Vec<serde_json::Value> = slots
         .iter()
@@ -123,6 +130,7 @@ fn report(slots: &[Slot], level: Level, dataplane: u32) -> serde_json::Value {
                 "type": s.kind,
                 "ifname": s.link.as_ref().map(|l| l.name.as_str()),
                 "path": s.file.as_ref().map(|f| f.path()),
+                "address": s.kept.first().and_then(address),
             })
         })
         .collect();
