@@ -171,9 +171,10 @@ impl Session {
 
     fn message(&mut self, m: Message) -> io::Result<()> {
         let Message { number, need_reply, request, fds } = m;
-        let ack = need_reply && self.protocol & protocol::REPLY_ACK != 0;
         let known = !matches!(request, Ok(Request::Unknown(_)));
         let answer = request.and_then(|r| self.request(r, fds));
+        // Looked at afterwards: User-Mode Linux wants an answer to the very message that acknowledges REPLY_ACK.
+        let ack = need_reply && self.protocol & protocol::REPLY_ACK != 0;
         let payload = match answer {
             Ok(Answer::Reply(p)) => p,
             Ok(Answer::Done) if ack => 0u64.to_ne_bytes().to_vec(),
