@@ -32,16 +32,16 @@ pub enum Log {
 }
 
 impl Log {
-    /// The log for a process whose standard error is the caller's.
+    /// The log of a process that `uid` started: its standard error only if that is root.
     #[must_use]
-    pub fn system() -> Self {
+    pub fn of_caller(uid: u32) -> Self {
         let connect = || {
             let socket = UnixDatagram::unbound()?;
             socket.set_nonblocking(true)?;
             socket.connect(LOG_SOCKET)?;
             io::Result::Ok(socket)
         };
-        connect().map_or(Self::None, Self::System)
+        if uid == 0 { Self::Stderr } else { connect().map_or(Self::None, Self::System) }
     }
 
     /// Writes one line. A log that takes nothing stops nobody.
@@ -100,7 +100,7 @@ pub fn decision(
 pub fn rule(file: &str, why: Why) -> String {
     match why {
         Why::Allowed(line) | Why::Denied(line) => format!("{file}:{line}"),
-        Why::Exceeds(line, term) => format!("{file}:{line}({term:?})"),
+        Why::Exceeds(line, term) => format!("{file}:{line}({term})"),
         Why::Continues => "ticket".to_owned(),
         Why::NoRule => "none".to_owned(),
         Why::Bad(_) => "range".to_owned(),

@@ -97,33 +97,22 @@ pub fn verdict(
     }
 }
 
-/// Only what is surely not there is absent: a file that cannot be looked at may deny.
-fn is_absent(path: &str) -> bool {
-    std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
-}
-
 /// Reads both files. At least one must be there.
 fn read_files() -> Result<(Acl, Policy), String> {
-    let mut absent = 0;
+    // Only what is surely not there is absent: a file that cannot be looked at may deny.
+    let absent = |path| std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    let (conf, policy) = (bridge_conf::DEFAULT_PATH, policy_file::DEFAULT_PATH);
     let mut open = |path: &str| policy_file::read(Path::new(path), Trust::Root, true);
-    let acl = if !is_absent(bridge_conf::DEFAULT_PATH) {
-        bridge_conf::read(bridge_conf::DEFAULT_PATH, &mut open)?
-    } else {
-        absent += 1;
-        Acl::default()
-    };
-    let policy = if !is_absent(policy_file::DEFAULT_PATH) {
-        let source = Source::new(policy_file::DEFAULT_PATH.into(), Trust::Root);
-        source.policy().map_err(|why| why.join("; "))?
-    } else {
-        absent += 1;
-        Policy::default()
-    };
-    if absent == 2 {
-        let (a, b) = (bridge_conf::DEFAULT_PATH, policy_file::DEFAULT_PATH);
-        return Err(format!("neither {a} nor {b} can be read: nothing is allowed"));
+    match (absent(conf), absent(policy)) {
+        (true, true) => Err(format!("there is neither {conf} nor {policy}: nothing is allowed")),
+        (true, false) => Ok(Acl::default()),
+        (false, _) => bridge_conf::read(conf, &mut open),
     }
-    Ok((acl, policy))
+    .and_then(|acl| {
+        let source = Source::new(policy.into(), Trust::Root);
+        let policy = if absent(policy) { Ok(Policy::default()) } else { source.policy() };
+        Ok((acl, policy.map_err(|why| why.join("; "))?))
+    })
 }
 
 /// Runs the face, privileges already given up but for the needed capabilities.
@@ -142,8 +131,7 @@ pub fn run(order: &Order, socket: OwnedFd, log: &Log) -> Result<(), String> {
         log.line(&format!("refuse uid={} what=bridge-helper why=\"{why}\"", caller.uid));
         "the access control files cannot be read (details in the system's log)".to_owned()
     })?;
-    confine::landlock(&[]).map_err(|e| format!("cannot confine itself: {e}"))?;
-    confine::seccomp().map_err(|e| format!("cannot confine itself: {e}"))?;
+    confine::lock_in(&[]).map_err(|e| format!("cannot confine itself: {e}"))?;
     let (allowed, place) = verdict(&acl, &policy, policy_file::DEFAULT_PATH, &caller, order);
     let made =
         if allowed { provide::bridge_tap(order.bridge, order.vnet_header) } else { Err(Refusal::Denied) };

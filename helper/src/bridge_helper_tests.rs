@@ -42,7 +42,7 @@ fn a_denial_in_either_file_is_final() {
         ("allow br0", "deny uid:5 tap *", false, "pol:1"),
         ("allow br0", "deny uid:6 bridge *", true, "top:1"),
         // Terms that this face cannot meet are no allowance.
-        ("", "allow any bridge br0 isolated=yes", false, "pol:1(Isolated)"),
+        ("", "allow any bridge br0 isolated=yes", false, "pol:1(isolated)"),
         ("allow br0", "allow any bridge br0 isolated=yes", true, "top:1"),
     ];
     for (acl, policy, yes, place) in table {

@@ -62,10 +62,7 @@ pub enum Use<'a> {
 /// Restricts the file system to `uses`, to what the work itself opens, and to nothing else; no TCP; no signals to, and
 /// no abstract sockets of, processes outside. Parts that the kernel does not know are left out, and a kernel without
 /// Landlock leaves the rest of the confinement.
-///
-/// # Errors
-/// A rule was refused.
-pub fn landlock(uses: &[Use<'_>]) -> io::Result<()> {
+fn landlock(uses: &[Use<'_>]) -> io::Result<()> {
     let other = |e: landlock::RulesetError| io::Error::other(e);
     let all = AccessFs::from_all(ABI::V7);
     let mut rules = Ruleset::default()
@@ -92,11 +89,12 @@ pub fn landlock(uses: &[Use<'_>]) -> io::Result<()> {
     rules.restrict_self().map(|_| ()).map_err(other)
 }
 
-/// Allows the system calls of [`syscalls`] and ends the process at any other.
+/// [`landlock`], and only the system calls of [`syscalls`]: any other ends the process.
 ///
 /// # Errors
-/// The filter cannot be made or installed: the helper must not go on.
-pub fn seccomp() -> io::Result<()> {
+/// A rule or the filter was refused: the helper must not go on.
+pub fn lock_in(uses: &[Use<'_>]) -> io::Result<()> {
+    landlock(uses)?;
     let filter = syscalls::filter().map_err(io::Error::other)?;
     seccompiler::apply_filter(&filter).map_err(io::Error::other)
 }

@@ -5,9 +5,10 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -39,101 +40,76 @@ usage:
 exit codes: 0 done or allowed, 1 failed, 64 usage, 69 unavailable (no capability), 77 denied, 78 bad policy
 ";
 
-/// An end before or instead of the work: exit code and message.
-#[derive(Debug)]
-pub struct Stop {
-    /// Exit code, as in `sysexits.h`.
-    pub code: u8,
-    /// What failed, why, and what to do.
-    pub message: String,
-}
-
-impl Stop {
-    /// Makes one.
-    #[must_use]
-    pub fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
-    }
-}
+/// An end before or instead of the work: exit code as in `sysexits.h`, and what failed, why, and what to do.
+pub type Stop = (u8, String);
 
 /// Wrong usage (`EX_USAGE`).
-pub const USAGE: u8 = 64;
-/// No privilege to work with (`EX_UNAVAILABLE`).
-const UNAVAILABLE: u8 = 69;
+#[must_use]
+pub fn usage(message: impl Into<String>) -> Stop {
+    (64, message.into())
+}
+
+fn failed<E: Display>(what: &str) -> impl Fn(E) -> Stop {
+    move |e| (1, format!("{what}: {e}"))
+}
 
 /// Everything. The exit code is the process's.
 #[must_use]
 pub fn run() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let text: Option<Vec<&str>> = arguments.iter().map(|a| a.to_str()).collect();
-    // argc 0 is somebody's trick (CVE-2021-4034).
-    let Some((program, arguments)) = text.as_deref().and_then(<[&str]>::split_first) else {
-        return end(&Stop::new(USAGE, "the command line is empty or not UTF-8"));
+    let done = match text.as_deref() {
+        Some([program, arguments @ ..]) => match program.rsplit('/').next() {
+            Some(name) if bridge_helper::NAMES.contains(&name) => bridge(arguments),
+            _ => dispatch(arguments),
+        },
+        // argc 0 is somebody's trick (CVE-2021-4034).
+        _ => Err(usage("the command line is empty or not UTF-8")),
     };
-    let name = program.rsplit('/').next().unwrap_or_default();
-    if bridge_helper::NAMES.contains(&name) {
-        return match bridge(arguments) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(why) => end(&Stop::new(1, why)),
-        };
-    }
-    match dispatch(arguments) {
-        Ok(code) => ExitCode::from(code),
-        Err(stop) => end(&stop),
-    }
+    let (code, unheard) = match done {
+        Ok((code, text)) => (code, io::stdout().write_all(text.as_bytes())),
+        Err((code, why)) => {
+            let line = format!("netreeve-helper: {}\n", escape(&why));
+            (code, io::stderr().write_all(line.as_bytes()))
+        }
+    };
+    ExitCode::from(if unheard.is_err() && code == 0 { 1 } else { code })
 }
 
-fn end(stop: &Stop) -> ExitCode {
-    let line = format!("netreeve-helper: {}\n", escape(&stop.message));
-    let _unheard = io::stderr().write_all(line.as_bytes());
-    ExitCode::from(stop.code)
-}
+/// Exit code and what to print.
+type Done = Result<(u8, String), Stop>;
 
-fn dispatch(arguments: &[&str]) -> Result<u8, Stop> {
+fn dispatch(arguments: &[&str]) -> Done {
+    let silent = |()| (0, String::new());
     match arguments {
-        [] => inherited().map(|()| 0),
-        ["--listen", path, rest @ ..] => listen(Path::new(path), rest).map(|()| 0),
-        ["--check"] => check(Path::new(DEFAULT_PATH)),
-        ["--check", file] => check(Path::new(file)),
-        ["--explain", rest @ ..] => {
-            give_up_privileges(None)?;
-            let (code, text) = explain::explain(rest)?;
-            print(&text).map(|()| code)
-        }
-        ["--version"] => print(concat!("netreeve-helper ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| 0),
-        ["--help"] => print(HELP).map(|()| 0),
-        _ => Err(Stop::new(USAGE, "wrong arguments; --help tells the right ones")),
+        [] => inherited().map(silent),
+        ["--listen", path, rest @ ..] => listen(Path::new(path), rest).map(silent),
+        ["--check"] => check(DEFAULT_PATH),
+        ["--check", file] => check(file),
+        ["--explain", rest @ ..] => give_up_privileges(None).and_then(|_| explain::explain(rest)),
+        ["--version"] => Ok((0, concat!("netreeve-helper ", env!("CARGO_PKG_VERSION"), "\n").to_owned())),
+        ["--help"] => Ok((0, HELP.to_owned())),
+        _ => Err(usage("wrong arguments; --help tells the right ones")),
     }
 }
 
-fn print(text: &str) -> Result<(), Stop> {
-    io::stdout().write_all(text.as_bytes()).map_err(|e| Stop::new(1, format!("standard output: {e}")))
-}
-
-fn check(file: &Path) -> Result<u8, Stop> {
+fn check(file: &str) -> Done {
     give_up_privileges(None)?;
-    let shown = file.display();
-    let trusted = Source::new(file.to_owned(), Trust::Root).policy().map(|_| ()).is_ok();
-    match Source::new(file.to_owned(), Trust::Anybody).policy() {
-        Ok(policy) => {
-            let (rules, limits) = (policy.rules.len(), policy.limits.len());
-            print(&format!("{shown}: {rules} rules, {limits} limits\n"))?;
-            if !trusted {
-                print(&format!(
-                    "{shown}: the helper will not believe it as it is: chown root, chmod go-w, no symbolic link\n"
-                ))?;
-            }
-            Ok(0)
-        }
-        Err(why) => Err(Stop::new(78, format!("bad policy\n{}", why.join("\n")))),
+    let policy = Source::new(file.into(), Trust::Anybody).policy();
+    let policy = policy.map_err(|why| (78, format!("bad policy: {}", why.join("; "))))?;
+    let (rules, limits) = (policy.rules.len(), policy.limits.len());
+    let mut text = format!("{file}: {rules} rules, {limits} limits\n");
+    if Source::new(file.into(), Trust::Root).policy().is_err() {
+        text += "the helper will not believe it as it is: chown root, chmod go-w, no symbolic link\n";
     }
+    Ok((0, text))
 }
 
 /// Sheds what was inherited and cuts privileges down. Gives whether any capability is left to work with.
 fn give_up_privileges(keep: Option<RawFd>) -> Result<bool, Stop> {
     confine::shed(keep);
-    let kept = privilege::start().map_err(|e| Stop::new(1, e.to_string()))?;
-    confine::harden().map_err(|e| Stop::new(1, format!("cannot harden the process: {e}")))?;
+    let kept = privilege::start().map_err(failed("start"))?;
+    confine::harden().map_err(failed("hardening the process"))?;
     Ok(!kept.is_empty())
 }
 
@@ -141,37 +117,22 @@ fn privileged(keep: Option<RawFd>) -> Result<(), Stop> {
     if give_up_privileges(keep)? {
         return Ok(());
     }
-    Err(Stop::new(
-        UNAVAILABLE,
-        "no capability to work with: install the binary with file capabilities \
-         (setcap cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock=p), or setuid root, or use the service; \
-         no_new_privs or a user namespace of the caller takes them away again",
-    ))
-}
-
-fn failed(what: &str) -> impl Fn(io::Error) -> Stop {
-    move |e| Stop::new(1, format!("{what}: {e}"))
+    // EX_UNAVAILABLE
+    let why = "no capability to work with: install the binary with file capabilities (setcap \
+               cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock=p), or setuid root, or use the service; \
+               no_new_privs or a user namespace of the caller takes them away again";
+    Err((69, why.to_owned()))
 }
 
 /// Descriptor 3: a connected socket is the exec'd door, a listening one the service manager's.
 fn inherited() -> Result<(), Stop> {
-    let activated = std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
-    let sockets = std::env::var("LISTEN_FDS").unwrap_or_default();
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    let activated = variable("LISTEN_PID") == std::process::id().to_string() && variable("LISTEN_FDS") == "1";
+    let none = "no socket on descriptor 3: this program is started by netreeve, a VMM or systemd (--help)";
+    let fd = process::inherit(channel::INHERITED).ok_or_else(|| usage(none))?;
     let elevated = process::is_elevated();
-    let fd = process::inherit(channel::INHERITED).ok_or_else(|| {
-        Stop::new(
-            USAGE,
-            "no socket on descriptor 3: this program is started by netreeve, a VMM or systemd (--help)",
-        )
-    })?;
     privileged(Some(channel::INHERITED))?;
     if activated && !elevated {
-        if sockets != "1" {
-            return Err(Stop::new(
-                USAGE,
-                format!("LISTEN_FDS is '{sockets}', not 1: one socket unit, one socket"),
-            ));
-        }
         let door = Door::activated(fd).map_err(failed("the passed socket is not ListenSequentialPacket="))?;
         return serve(door, Path::new(DEFAULT_PATH), Some(IDLE), None);
     }
@@ -184,7 +145,7 @@ fn exec_session(fd: OwnedFd) -> Result<(), Stop> {
     let channel =
         Channel::from_fd(fd).map_err(failed("descriptor 3 is not a connected AF_UNIX SOCK_SEQPACKET"))?;
     let caller = caller::of_parent(&channel).map_err(failed("descriptor 3 is not the caller's own"))?;
-    let log = if caller.uid == 0 { Log::Stderr } else { Log::system() };
+    let log = Log::of_caller(caller.uid);
     let desk = Desk { policy: Source::new(DEFAULT_PATH.into(), Trust::Root), log };
     // A caller that does not read its answers shall not keep us.
     channel.set_send_timeout(Duration::from_secs(5)).map_err(failed("descriptor 3"))?;
@@ -193,26 +154,22 @@ fn exec_session(fd: OwnedFd) -> Result<(), Stop> {
     Ok(())
 }
 
-fn listen(path: &Path, rest: &[&str]) -> Result<(), Stop> {
-    let (mut idle, mut policy) = (None, PathBuf::from(DEFAULT_PATH));
-    let mut words = rest.iter();
-    while let Some(option) = words.next() {
-        let value = words.next().ok_or_else(|| Stop::new(USAGE, format!("{option} needs a value")))?;
-        match *option {
-            "--idle" => {
-                let seconds = number(value).ok_or_else(|| Stop::new(USAGE, "--idle takes seconds"))?;
-                idle = Some(Duration::from_secs(u64::from(seconds)));
-            }
-            "--policy" => policy = PathBuf::from(value),
-            _ => return Err(Stop::new(USAGE, format!("unknown option {option}"))),
+fn listen(path: &Path, mut rest: &[&str]) -> Result<(), Stop> {
+    let (mut idle, mut policy) = (None, DEFAULT_PATH);
+    while let [option, value, more @ ..] = rest {
+        match (*option, number(value)) {
+            ("--idle", Some(seconds)) => idle = Some(Duration::from_secs(seconds.into())),
+            ("--policy", _) => policy = *value,
+            _ => return Err(usage("--listen takes --idle SECONDS and --policy FILE")),
         }
+        rest = more;
     }
-    if process::is_elevated() {
-        return Err(Stop::new(USAGE, "--listen is not for a setuid or file-capability binary"));
+    if !rest.is_empty() || process::is_elevated() {
+        return Err(usage("an option lacks its value, or the binary is setuid or has file capabilities"));
     }
     // Relative paths mean the caller's directory, which is left in a moment.
     let absolute = |p: &Path| std::path::absolute(p).map_err(failed("the current directory"));
-    let (path, policy) = (absolute(path)?, absolute(&policy)?);
+    let (path, policy) = (absolute(path)?, absolute(policy.as_ref())?);
     privileged(None)?;
     let door = Door::listen(&path).map_err(failed(&format!("listening at {}", path.display())))?;
     serve(door, &policy, idle, path.parent())
@@ -231,15 +188,16 @@ fn lock_in(policy: &Path, unlink: Option<&Path>) -> Result<(), Stop> {
     let mut uses = vec![Use::Read(Path::new("/etc"))];
     uses.extend(policy.parent().map(Use::Read));
     uses.extend(unlink.map(Use::Unlink));
-    confine::landlock(&uses).map_err(failed("Landlock"))?;
-    confine::seccomp().map_err(failed("seccomp"))
+    confine::lock_in(&uses).map_err(failed("locking in"))
 }
 
-/// The face of `qemu-bridge-helper`.
-fn bridge(arguments: &[&str]) -> Result<(), String> {
-    let order = bridge_helper::parse(arguments)?;
-    let socket = process::inherit(order.fd).ok_or_else(|| format!("--fd={} is not open", order.fd))?;
-    privileged(Some(order.fd)).map_err(|stop| stop.message)?;
-    let log = if unistd::getuid().is_root() { Log::Stderr } else { Log::system() };
-    bridge_helper::run(&order, socket, &log)
+/// The face of `qemu-bridge-helper`: every failure is 1.
+fn bridge(arguments: &[&str]) -> Done {
+    let run = || {
+        let order = bridge_helper::parse(arguments)?;
+        let socket = process::inherit(order.fd).ok_or_else(|| format!("--fd={} is not open", order.fd))?;
+        privileged(Some(order.fd)).map_err(|(_, why)| why)?;
+        bridge_helper::run(&order, socket, &Log::of_caller(unistd::getuid().as_raw()))
+    };
+    run().map(|()| (0, String::new())).map_err(|why| (1, why))
 }

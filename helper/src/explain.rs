@@ -9,7 +9,7 @@ use netreeve_shared::mac::Mac;
 use netreeve_shared::request::{BridgeRequest, Request, Steer, TapRequest, XskRequest};
 
 use crate::audit;
-use crate::entry::{Stop, USAGE};
+use crate::entry::{Stop, usage};
 use crate::names::Names;
 use crate::policy::{Caller, Decision, Pattern, Rule, What, Who, judge};
 use crate::policy_file::{DEFAULT_PATH, Source, Trust, parse, who};
@@ -19,7 +19,6 @@ use crate::policy_file::{DEFAULT_PATH, Source, Trust, parse, who};
 /// # Errors
 /// Wrong words, or a policy that cannot be read.
 pub fn explain(words: &[&str]) -> Result<(u8, String), Stop> {
-    let usage = |text: String| Stop::new(USAGE, text);
     let (path, mut words) = match words {
         ["--policy", path, rest @ ..] => (*path, rest),
         _ => (DEFAULT_PATH, words),
@@ -38,15 +37,12 @@ pub fn explain(words: &[&str]) -> Result<(u8, String), Stop> {
         words = rest;
     }
     let asked = parse(&format!("allow any {}", words.join(" ")), &names);
-    let asked = asked.map_err(|bad| usage(bad.iter().map(|b| b.why.as_str()).collect()))?;
-    let request = asked
-        .rules
-        .first()
-        .and_then(request)
-        .ok_or_else(|| usage("a bridge or an interface has a name".into()))?;
+    let asked = asked.map_err(|bad| usage(bad.iter().map(|b| b.why.as_str()).collect::<String>()))?;
+    let request =
+        asked.rules.first().and_then(request).ok_or_else(|| usage("a bridge or an interface has a name"))?;
     request.check().map_err(|bad| usage(format!("no such request: {bad}")))?;
     let policy = Source::new(PathBuf::from(path), Trust::Anybody).policy();
-    let policy = policy.map_err(|why| Stop::new(78, why.join("\n")))?;
+    let policy = policy.map_err(|why| (78, why.join("\n")))?;
     let verdict = judge(&policy, &caller, &request);
     let rule = audit::rule(path, verdict.why);
     Ok(if verdict.decision == Decision::Allow {
@@ -61,7 +57,7 @@ pub fn explain(words: &[&str]) -> Result<(u8, String), Stop> {
 fn request(rule: &Rule) -> Option<Request> {
     let Rule { what, pattern, terms, .. } = rule;
     let name = if let Pattern::Exact(name) = pattern { Some(*name) } else { None };
-    let some = |queues| if queues == u16::MAX { 1 } else { queues };
+    let queues = terms.queues.unwrap_or(1);
     Some(match what {
         What::Tap | What::Bridge => {
             let (create, isolated) = (terms.create, terms.isolated);
@@ -70,7 +66,7 @@ fn request(rule: &Rule) -> Option<Request> {
             Request::Tap(TapRequest {
                 name: name.filter(|_| !in_bridge),
                 persist: terms.persist,
-                queues: some(terms.queues),
+                queues,
                 vnet_header: true,
                 mtu: terms.mtu.map(|(_, high)| high),
                 bridge: if in_bridge { Some(bridge(name?)) } else { None },
@@ -81,12 +77,12 @@ fn request(rule: &Rule) -> Option<Request> {
             let xsk = XskRequest {
                 interface: name?,
                 mode: None,
-                queues: some(terms.queues),
-                start_queue: terms.queue.0,
+                queues,
+                start_queue: terms.queue.map_or(0, |(first, _)| first),
                 force_copy: false,
                 ring: 2048,
                 chunk: 2048,
-                chunks: u32::try_from(terms.umem.unwrap_or(8 << 20) / 2048 / u64::from(some(terms.queues)))
+                chunks: u32::try_from(terms.umem.unwrap_or(8 << 20) / 2048 / u64::from(queues.max(1)))
                     .ok()?,
                 steer: if terms.steer_macs {
                     Steer::Macs { macs, broadcast: false, multicast: false }

@@ -66,18 +66,18 @@ pub enum Action {
     Deny,
 }
 
-/// How much an `allow` allows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How much an `allow` allows. What is not given bounds nothing, and a right that is not given is not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
     /// `max=N`: taps that the caller may hold at once, over all rules.
     pub max: Option<u32>,
     /// `queues=N`: queues of one grant.
-    pub queues: u16,
+    pub queues: Option<u16>,
     /// `mtu=LOW-HIGH` in bytes. None: on a tap any, in a bridge only the bridge's own (a port's smaller MTU would
     /// lower the whole bridge's).
     pub mtu: Option<(u32, u32)>,
     /// `queue=FIRST-LAST`: which receive queues of the interface.
-    pub queue: (u16, u16),
+    pub queue: Option<(u16, u16)>,
     /// `umem=BYTES`: UMEM that the caller's session may hold at once.
     pub umem: Option<u64>,
     /// `named=yes`: the caller may choose the tap's name.
@@ -90,23 +90,6 @@ pub struct Terms {
     pub isolated: bool,
     /// `steer=macs`: only frames to named addresses, never the whole interface.
     pub steer_macs: bool,
-}
-
-impl Default for Terms {
-    fn default() -> Self {
-        Self {
-            max: None,
-            queues: u16::MAX,
-            mtu: None,
-            queue: (0, u16::MAX),
-            umem: None,
-            named: false,
-            persist: false,
-            create: false,
-            isolated: false,
-            steer_macs: false,
-        }
-    }
 }
 
 /// One line of the policy.
@@ -194,20 +177,8 @@ pub enum Why {
     Bad(BadRequest),
 }
 
-/// The term that a request exceeds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the key of the policy file, described in Terms")]
-pub enum Term {
-    Queues,
-    Mtu,
-    Queue,
-    Umem,
-    Named,
-    Persist,
-    Create,
-    Isolated,
-    Steer,
-}
+/// The key of the term that a request exceeds, as the policy file spells it.
+pub type Term = &'static str;
 
 /// The judge's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -372,23 +343,23 @@ impl Terms {
         let own = what == What::Tap;
         let bridge = tap.bridge.as_ref().filter(|_| !own);
         vec![
-            (tap.queues > self.queues, Term::Queues),
-            (!mtu, Term::Mtu),
-            (own && tap.persist && !self.persist, Term::Persist),
-            (own && tap.name.is_some() && !self.named, Term::Named),
-            (bridge.is_some_and(|b| b.create && !self.create), Term::Create),
-            (bridge.is_some_and(|b| self.isolated && !b.isolated), Term::Isolated),
+            (self.queues.is_some_and(|most| tap.queues > most), "queues"),
+            (!mtu, "mtu"),
+            (own && tap.persist && !self.persist, "persist"),
+            (own && tap.name.is_some() && !self.named, "named"),
+            (bridge.is_some_and(|b| b.create && !self.create), "create"),
+            (bridge.is_some_and(|b| self.isolated && !b.isolated), "isolated"),
         ]
     }
 
     fn xsk_borders(&self, xsk: &XskRequest, umem: u64) -> Vec<(bool, Term)> {
-        let (first, last) = self.queue;
+        let (first, last) = self.queue.unwrap_or((0, u16::MAX));
         let end = u32::from(xsk.start_queue) + u32::from(xsk.queues);
         vec![
-            (xsk.queues > self.queues, Term::Queues),
-            (xsk.start_queue < first || end > u32::from(last) + 1, Term::Queue),
-            (self.umem.is_some_and(|most| umem > most), Term::Umem),
-            (self.steer_macs && matches!(xsk.steer, Steer::All), Term::Steer),
+            (self.queues.is_some_and(|most| xsk.queues > most), "queues"),
+            (xsk.start_queue < first || end > u32::from(last) + 1, "queue"),
+            (self.umem.is_some_and(|most| umem > most), "umem"),
+            (self.steer_macs && matches!(xsk.steer, Steer::All), "steer"),
         ]
     }
 }

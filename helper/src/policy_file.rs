@@ -152,7 +152,7 @@ fn term<'a>(word: &'a str, seen: &mut Vec<&'a str>) -> Result<(&'a str, &'a str)
 fn set_term(terms: &mut Terms, what: What, key: &str, value: &str) -> Result<(), String> {
     match (what, key) {
         (What::Tap | What::Bridge, "max") => terms.max = Some(count(value)?),
-        (_, "queues") => terms.queues = small(value)?,
+        (_, "queues") => terms.queues = Some(count(value)?),
         (What::Tap | What::Bridge, "mtu") => {
             let (low, high) = value.split_once('-').unwrap_or(("1280", value));
             terms.mtu = Some((count(low)?, count(high)?));
@@ -163,7 +163,7 @@ fn set_term(terms: &mut Terms, what: What, key: &str, value: &str) -> Result<(),
         (What::Bridge, "isolated") => terms.isolated = yes(value)?,
         (What::Xsk | What::XskPinned, "queue") => {
             let (first, last) = value.split_once('-').unwrap_or((value, value));
-            terms.queue = (small(first)?, small(last)?);
+            terms.queue = Some((count(first)?, count(last)?));
         }
         (What::Xsk, "umem") => terms.umem = Some(bytes(value)?),
         (What::Xsk | What::XskPinned, "steer") => {
@@ -178,12 +178,9 @@ fn set_term(terms: &mut Terms, what: What, key: &str, value: &str) -> Result<(),
     Ok(())
 }
 
-fn count(text: &str) -> Result<u32, String> {
-    number(text).ok_or_else(|| format!("'{text}' is no number"))
-}
-
-fn small(text: &str) -> Result<u16, String> {
-    count(text).and_then(|n| u16::try_from(n).map_err(|_| format!("'{text}' is more than 65535")))
+/// A number of whatever width the place takes.
+fn count<T: TryFrom<u32>>(text: &str) -> Result<T, String> {
+    number(text).and_then(|n| n.try_into().ok()).ok_or_else(|| format!("'{text}' is no number of this range"))
 }
 
 fn yes(text: &str) -> Result<bool, String> {

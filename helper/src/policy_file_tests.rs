@@ -17,14 +17,14 @@ fn a_whole_file() {
                 limit any requests=10/s sessions=3 umem=1G\nallow any tap * named=yes persist=yes";
     let policy = parse(text, &names()).unwrap();
     let terms =
-        Terms { max: Some(4), queues: 8, mtu: Some((1280, 9000)), isolated: true, ..Terms::default() };
+        Terms { max: Some(4), queues: Some(8), mtu: Some((1280, 9000)), isolated: true, ..Terms::default() };
     let pattern = Pattern::Exact(IfName::new("br0").unwrap());
     let first =
         Rule { line: 3, action: Action::Allow, who: Who::Gid(78), what: What::Bridge, pattern, terms };
     assert_eq!(policy.rules[0], first);
     assert_eq!((policy.rules[1].line, policy.rules[1].action), (4, Action::Deny));
     assert_eq!(policy.rules[1].pattern, Pattern::Prefix("vm".to_owned()));
-    let xsk = Terms { queue: (8, 15), umem: Some(256 << 20), steer_macs: true, ..Terms::default() };
+    let xsk = Terms { queue: Some((8, 15)), umem: Some(256 << 20), steer_macs: true, ..Terms::default() };
     assert_eq!(policy.rules[2].terms, xsk);
     assert!(policy.rules[3].terms.named && policy.rules[3].terms.persist);
     let limit =

@@ -202,7 +202,7 @@ fn check_and_explain_work_for_everybody() {
         (Some(0), true)
     );
     let denied = |rule: &str| (Some(77), format!("denied; rule: {rule}\n"));
-    assert_eq!(explain("uid=1001 bridge br0 queues=3"), denied("/etc/netreeve/policy.conf:2(Queues)"));
+    assert_eq!(explain("uid=1001 bridge br0 queues=3"), denied("/etc/netreeve/policy.conf:2(queues)"));
     assert_eq!(explain("uid:1001 gid:78 bridge br0"), denied("/etc/netreeve/policy.conf:3"));
     assert_eq!(explain("user=bob bridge br0"), denied("none"));
     assert_eq!(explain("user=carol bridge br0").0, Some(64));
