@@ -463,6 +463,8 @@ fn a_dataplane_that_says_what_it_may_not_is_ended() {
         ("redial", vec![ready(), message(&FromDataplane::Redial { slot: 0 })]),
         ("nowhere", vec![ready(), message(&FromDataplane::Link { slot: 7, up: true })]),
         ("unasked", vec![ready(), message(&stats)]),
+        // No misdeed, but a reason for another dataplane: its socket is still there.
+        ("dead", vec![ready(), message(&FromDataplane::Dead { slot: 1, errno: 5 })]),
     ];
     let mut running: Vec<(&str, Netreeve)> = Vec::new();
     for (name, messages) in late {

@@ -70,6 +70,10 @@ impl Program {
             Dataplane { channel, child, born: now, ready: None, last_words: None, window: (now, 0) };
         match new.hand_over(plan, slots) {
             Ok(()) => Ok(new),
+            // It is dead already: what it said and how it died is heard as with any other.
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                Ok(new)
+            }
             Err(e) => {
                 let why = format!("{e}; it {}", in_words(new.closed()));
                 let fix = "see what it said above; netreeve doctor";
@@ -121,9 +125,15 @@ impl Dataplane {
     /// It is gone (`UnexpectedEof`), or says what it may not.
     pub fn hear(&mut self, now: Instant) -> io::Result<Vec<FromDataplane>> {
         let mut heard = Vec::new();
+        let mut reset = false;
         while heard.len() < AT_ONCE {
             let message = match self.channel.recv(0, Some(Duration::ZERO)) {
                 Ok(Some(m)) => m,
+                // It died with something unread: said once, before what it had said itself (unix(7) does not tell).
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset && !reset => {
+                    reset = true;
+                    continue;
+                }
                 Ok(None) if heard.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock || !heard.is_empty() => break,
                 Ok(None) => break,

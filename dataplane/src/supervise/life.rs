@@ -70,9 +70,9 @@ impl Supervisor {
             }
         };
         for message in heard {
-            if self.heard(message, now)? {
+            if let Some(why) = self.heard(message, now)? {
                 let Some(d) = &mut self.dataplane else { return Ok(()) };
-                d.last_words = Some("said what it may not say now".into());
+                d.last_words = Some(why);
                 let status = d.kill();
                 return self.died(now, status);
             }
@@ -80,9 +80,10 @@ impl Supervisor {
         Ok(())
     }
 
-    /// One message. True: it has no right to it.
-    fn heard(&mut self, message: FromDataplane, now: Instant) -> Result<bool, Fault> {
-        let Some(d) = &mut self.dataplane else { return Ok(false) };
+    /// One message. What it gives is why this dataplane has to be replaced.
+    fn heard(&mut self, message: FromDataplane, now: Instant) -> Result<Option<String>, Fault> {
+        let no_right = || Ok(Some("said what it may not say now".to_owned()));
+        let Some(d) = &mut self.dataplane else { return Ok(None) };
         let slots = self.slots.len();
         match message {
             FromDataplane::Ready { level } if d.ready.is_none() => {
@@ -99,17 +100,23 @@ impl Supervisor {
                     if errno == 0 || why.contains(words) { String::new() } else { format!(": {words}") };
                 d.last_words = Some(format!("{port}{why}{more}"));
             }
-            FromDataplane::Redial { slot } if d.ready.is_some() => return Ok(self.redial(slot, now)),
+            FromDataplane::Redial { slot } if d.ready.is_some() => {
+                if self.redial(slot, now) {
+                    return no_right();
+                }
+            }
             FromDataplane::Link { slot, up } if usize::from(slot) < slots => self.link(slot, up),
-            FromDataplane::Dead { slot, errno } if usize::from(slot) < slots => self.port_died(slot, errno),
+            FromDataplane::Dead { slot, errno } if usize::from(slot) < slots => {
+                return Ok(self.port_died(slot, errno));
+            }
             FromDataplane::Stats { slot, stats, up } => match self.counters.take(slot, stats, up, slots) {
                 Taken::Last => self.print_counters(),
                 Taken::More => {}
-                Taken::Unasked => return Ok(true),
+                Taken::Unasked => return no_right(),
             },
-            _ => return Ok(true),
+            _ => return no_right(),
         }
-        Ok(false)
+        Ok(None)
     }
 
     fn became_ready(&mut self, level: Level, now: Instant) -> Result<(), Fault> {
@@ -176,15 +183,19 @@ impl Supervisor {
         self.voice.event(&json!({ "event": "link", "id": id, "up": up }));
     }
 
-    fn port_died(&mut self, slot: u16, errno: i32) {
-        let Some(s) = self.slots.get_mut(usize::from(slot)) else { return };
-        s.gone = true;
-        let why = std::io::Error::from_raw_os_error(errno);
-        let text = format!("port '{}' died: {why}", s.id);
+    /// A port whose interface or socket is still there comes back with a new dataplane; any other is gone.
+    fn port_died(&mut self, slot: u16, errno: i32) -> Option<String> {
+        let s = self.slots.get_mut(usize::from(slot))?;
+        let text = format!("port '{}' died: {}", s.id, std::io::Error::from_raw_os_error(errno));
         let event = json!({ "event": "dead", "id": s.id, "errno": errno });
-        self.voice.say_of_others(&text);
         self.voice.event(&event);
+        if s.can_come_back() {
+            return Some(format!("is replaced: {text}"));
+        }
+        s.gone = true;
+        self.voice.say_of_others(&text);
         self.end_if_nothing_is_left(&text);
+        None
     }
 
     /// Some port is gone for good: with no wire left there is nothing to do.

@@ -21,6 +21,7 @@ use crate::spec::addr::Addr;
 use crate::spec::{self, Kind};
 use crate::supervise::ask::Asker;
 use crate::supervise::dial::{self, Dialler, Step, Target};
+use crate::supervise::link_watch;
 use crate::supervise::listen::{self, SocketFile};
 use crate::sys;
 
@@ -137,6 +138,15 @@ impl Slot {
             ticket: None,
             xdp: None,
             gone: false,
+        }
+    }
+
+    /// Another dataplane could use it.
+    #[must_use]
+    pub fn can_come_back(&self) -> bool {
+        match &self.link {
+            Some(link) => link.index.is_none_or(link_watch::is_here),
+            None => !self.kept.is_empty() || self.dialler.as_ref().is_some_and(Dialler::persists),
         }
     }
 
