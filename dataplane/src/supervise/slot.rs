@@ -352,3 +352,90 @@ fn unresolved(what: &str, addr: &Addr, e: &std::io::Error) -> Fault {
 pub(crate) fn mislabelled(what: &str) -> Fault {
     Fault::new(Exit::General, what, "an inconsistent plan", "this is a defect of netreeve: please report it")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn stream() -> Slot {
+        Slot::bare(
+            "s".into(),
+            "stream",
+            PortPlan::Stream(port::stream::Plan { server: false, redial: false }),
+        )
+    }
+
+    fn socket() -> OwnedFd {
+        UnixStream::pair().unwrap().0.into()
+    }
+
+    fn dials(again: Option<Duration>) -> Slot {
+        Slot { dialler: Some(Dialler::new(Target::Unix("/nonexistent/x".into()), again)), ..stream() }
+    }
+
+    #[test]
+    fn what_may_be_handed_on_stays_and_connections_do_not() {
+        let now = Instant::now();
+        let mut listens = Slot { kept: vec![socket()], ..stream() };
+        listens.orphaned(now);
+        assert!(!listens.gone && listens.can_come_back());
+
+        let mut inherited = stream();
+        inherited.orphaned(now);
+        assert!(inherited.gone && !inherited.can_come_back());
+
+        let mut once = dials(None);
+        once.orphaned(now);
+        assert!(once.gone && !once.can_come_back());
+
+        let mut often = dials(Some(Duration::from_secs(5)));
+        often.orphaned(now);
+        assert!(!often.gone && often.can_come_back());
+        assert_eq!(often.dialler.unwrap().due(), Some(now), "at once: the peer is there, only we died");
+
+        let mut unsent = Slot { fresh: Some(socket()), ..dials(None) };
+        unsent.orphaned(now);
+        assert!(!unsent.gone, "nobody has used it yet");
+    }
+
+    #[test]
+    fn rings_are_taken_over_by_the_next_one() {
+        let plan = port::xsk::Plan {
+            queues: 1,
+            mtu: 1500,
+            ring: 64,
+            chunk: 2048,
+            chunks: 128,
+            headroom: 0,
+            multi_buffer: false,
+            resume: false,
+        };
+        let link = Link { name: "nowhere".into(), index: Some(i32::MAX.cast_unsigned()) };
+        let mut slot = Slot {
+            kept: vec![socket()],
+            link: Some(link),
+            ..Slot::bare("x".into(), "af-xdp", PortPlan::Xsk(plan))
+        };
+        assert!(!slot.can_come_back(), "its interface is gone");
+        slot.link = Some(Link { name: "elsewhere".into(), index: None });
+        assert!(slot.can_come_back(), "it cannot be known");
+        slot.orphaned(Instant::now());
+        assert!(matches!(slot.plan, PortPlan::Xsk(p) if p.resume));
+    }
+
+    #[test]
+    fn descriptors_must_be_what_the_options_say() {
+        let end = |server| End { addr: Addr::Fd(9), server, reconnect_ms: None, mode: 0o600 };
+        assert!(end(false).open(stream(), "p", vec![socket()]).unwrap().fresh.is_some());
+        assert!(end(true).open(stream(), "p", vec![socket()]).unwrap_err().why.contains("does not listen"));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let fds = vec![OwnedFd::from(listener)];
+        assert!(end(false).open(stream(), "p", fds).unwrap_err().why.contains("it listens"));
+        let datagram = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        let fds = vec![OwnedFd::from(datagram)];
+        assert_eq!(end(false).open(stream(), "p", fds).unwrap_err().why, "it is no stream socket");
+        let fault = handed_tap("t".into(), "p", vec![socket()]).unwrap_err();
+        assert!(fault.why.starts_with("Unable to query TUNGETIFF"), "{fault}");
+    }
+}

@@ -267,7 +267,10 @@ fn front_ends_are_told_apart() {
     let config =
         uml.ask(r::GET_CONFIG, &[0u32.to_ne_bytes(), 8u32.to_ne_bytes(), [0; 4], [0; 4], [0; 4]].concat());
     assert_eq!(config[12..], [2, 0, 0, 0, 0, 7, 1, 0]);
-    assert!(uml.served(r::SET_PROTOCOL_FEATURES, &words(&[0x208]), &[]), "answered although it is only now agreed");
+    assert!(
+        uml.served(r::SET_PROTOCOL_FEATURES, &words(&[0x208]), &[]),
+        "answered although it is only now agreed"
+    );
     uml.tell(r::SET_STATUS, &words(&[0xb]), &[]);
     assert_eq!(uml.ask_u64(r::GET_STATUS), 0xb);
 }
