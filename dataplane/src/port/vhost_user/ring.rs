@@ -77,7 +77,7 @@ pub(super) fn lock(rings: &Rings, index: usize) -> Option<MutexGuard<'_, Ring>> 
     rings.get(index).map(|r| r.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Adds one to an eventfd, or writes eight bytes to a pipe. Full means that the reader has something to read already.
+/// Adds one to an eventfd, or writes eight bytes to a socket. Full means that the reader has something to read already.
 pub(super) fn signal(fd: &OwnedFd) -> bool {
     nix::unistd::write(fd.as_fd(), &1u64.to_ne_bytes()).is_ok()
 }

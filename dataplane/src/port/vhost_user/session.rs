@@ -284,8 +284,8 @@ impl Session {
         if let Some(fd) = &fd {
             let fits = match kind(fd.as_fd()) {
                 Ok(Kind::Anonymous) => true,
-                // User-Mode Linux is interrupted through a pipe.
-                Ok(Kind::Pipe) => which != RingFd::Kick,
+                // User-Mode Linux is interrupted through a socket pair.
+                Ok(Kind::Pipe | Kind::Socket) => which != RingFd::Kick,
                 _ => false,
             };
             if !fits || set_nonblocking(fd.as_fd()).is_err() {
