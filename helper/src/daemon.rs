@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 
 use crate::accounts::Accounts;
 use crate::caller;
+use crate::policy::Caller;
 use crate::provide::TICK;
 use crate::serve::{Desk, FIRST_REQUEST, Session};
 
@@ -69,12 +70,9 @@ impl Door {
         if Channel::connect(path).is_ok() {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        match std::fs::symlink_metadata(path) {
-            Ok(old) if std::os::unix::fs::FileTypeExt::is_socket(&old.file_type()) => {
-                std::fs::remove_file(path)?
-            }
-            Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
-            Err(_) => {}
+        // Anything else that is there makes the bind fail.
+        if std::fs::symlink_metadata(path).is_ok_and(|old| old.file_type().is_socket()) {
+            std::fs::remove_file(path)?;
         }
         let fd = socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
         socket::bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
@@ -207,19 +205,19 @@ impl Service {
         let opened = Channel::from_fd(socket.into()).and_then(|channel| {
             channel.set_nonblocking(true)?;
             let caller = caller::of_peer(&channel)?;
-            Ok((channel, caller))
+            Ok(Session::new(channel, caller))
         });
-        let (channel, caller) = match opened {
-            Ok(opened) => opened,
-            Err(why) => return self.desk.log.line(&format!("refuse what=session why=\"{why}\"")),
+        let why = match opened {
+            Ok(session) => {
+                let Caller { uid, pid, .. } = session.caller;
+                let most = self.desk.policy().quota(&session.caller).sessions;
+                if self.accounts.enter(uid, most, Instant::now()) {
+                    return self.sessions.push(session);
+                }
+                format!("uid={uid} pid={pid} what=session why=\"limit of {most}\"")
+            }
+            Err(why) => format!("what=session why=\"{why}\""),
         };
-        let quota = self.desk.policy().quota(&caller);
-        if self.accounts.enter(caller.uid, quota.sessions, Instant::now()) {
-            self.sessions.push(Session::new(channel, caller));
-        } else {
-            let (uid, pid) = (caller.uid, caller.pid);
-            let most = quota.sessions;
-            self.desk.log.line(&format!("refuse uid={uid} pid={pid} what=session why=\"limit of {most}\""));
-        }
+        self.desk.log.line(&format!("refuse {why}"));
     }
 }

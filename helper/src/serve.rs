@@ -60,13 +60,16 @@ impl Session {
         Self { channel, caller, provider: Provider::new(), since: Instant::now(), asked: false }
     }
 
-    /// Reads what has come, waiting at most `wait`. None: the session has ended, or broke the rules of the channel
-    /// (descriptors, too long a message).
+    /// Reads what has come, waiting at most `wait`. None: the session has ended. A message that broke the rules of the
+    /// channel (descriptors, too long) comes empty, which no codec takes.
     ///
     /// # Errors
     /// `WouldBlock`: nothing came.
     pub fn read(&self, wait: Option<Duration>) -> io::Result<Option<Message>> {
         match self.channel.recv(0, wait) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                Ok(Some(Message { bytes: vec![], fds: vec![] }))
+            }
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => Ok(None),
             other => other,
         }

@@ -147,11 +147,14 @@ fn whoever_breaks_the_protocol_is_told_so_and_hung_up_on() {
         assert!(channel.recv(0, Some(Duration::from_secs(5))).unwrap().is_none());
         assert!(service.logged("what=message").contains("refuse uid=0"));
     }
-    // A descriptor is hung up on at once: a request has none.
+    // A request has no descriptors, and is no longer than a message.
     let channel = Channel::connect(SOCKET.as_ref()).unwrap();
     let open = || std::fs::read_dir(format!("/proc/{}/fd", service.pid())).unwrap().count();
     let before = open();
     channel.send(&good, &[std::io::stdin().as_fd()]).unwrap();
+    let answer = channel.recv(0, Some(Duration::from_secs(5))).unwrap().unwrap();
+    assert_eq!(codec::read_answer(&answer.bytes, 0), Ok((0, Answer::Refusal(Refusal::Protocol))));
+    assert!(service.logged("what=message").contains("refuse uid=0"));
     assert!(channel.recv(0, Some(Duration::from_secs(5))).unwrap().is_none());
     soon("nothing of it stays open", || open() <= before);
     connect().ask(&tap_in(None)).unwrap();
