@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::exit,
+    clippy::undocumented_unsafe_blocks,
     clippy::print_stderr,
     reason = "a test fails by panicking"
 )]
@@ -19,11 +20,14 @@ use std::time::Instant;
 
 /// SIGABRT.
 const ABORTED: i32 = 6;
+/// SIGSEGV.
+const FAULTED: i32 = 11;
 
 fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("threads") => threads(),
         Some("abort") => abort(),
+        Some("fault") => fault(),
         // A harness asks for the list of tests with this.
         Some("--list") => {}
         _ => {
@@ -31,7 +35,9 @@ fn main() {
             assert_eq!(ended.code(), Some(42), "threads in the sandbox: {ended}");
             let ended = itself("abort");
             assert_eq!(ended.signal(), Some(ABORTED), "abort in the sandbox: {ended}");
-            eprintln!("threads allocate and end, a bug aborts: ok");
+            let ended = itself("fault");
+            assert_eq!(ended.signal(), Some(FAULTED), "a fault in the sandbox: {ended}");
+            eprintln!("threads allocate and end, a bug aborts, a fault is one: ok");
         }
     }
 }
@@ -79,4 +85,11 @@ fn busy() -> usize {
 fn abort() {
     enter().seal(&[]).unwrap();
     std::process::abort()
+}
+
+/// A read where nothing is mapped; Rust's own handler looks at it first.
+fn fault() {
+    enter().seal(&[]).unwrap();
+    let nowhere = std::ptr::without_provenance::<u8>(4096);
+    std::process::exit(unsafe { nowhere.read_volatile() }.into())
 }
