@@ -13,6 +13,7 @@ mod crash;
 mod matrix;
 mod refusal;
 mod roads;
+mod soak;
 mod vmm;
 
 use netreeve_tests::guest::Console;
