@@ -35,9 +35,14 @@ pub(super) fn build(needs: &Needs<'_>) -> Result<Walls, SandboxError> {
     alone()?;
     sys::one_heap();
     let descriptors = close_strays(needs)?;
+    let dies_with_parent = prctl::get_pdeathsig().unwrap_or(None);
     leave_root()?;
     let room = empty_room();
     drop_rights()?;
+    // Another uid and another user namespace have each cleared it (`commit_creds`). A parent that has died since is
+    // found out by the end of its channel.
+    prctl::set_pdeathsig(dies_with_parent)
+        .map_err(|e| SandboxError::new("dying with the supervisor", e, REPORT))?;
     limits::set(descriptors)?;
     let fence = landlock::deny_all();
     let (level, lacks) = match (room, fence) {
