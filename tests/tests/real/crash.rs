@@ -65,6 +65,7 @@ fn a_stream_outlives_the_dataplane() {
     }
     let report = guest.finish(job, Duration::from_secs(40)).unwrap().ok("iperf3").unwrap();
     assert!(netreeve_tests::peers::parse_iperf(&report).unwrap() > 1e6, "{report}");
+    drop(server);
     guest.power_off(PATIENCE).unwrap();
     house.end();
 }
