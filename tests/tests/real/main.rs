@@ -89,8 +89,13 @@ fn pings(scene: &Scene, guest: &Console, size: u32) {
 
 /// TCP both ways over both families for a second each; at least `least` bit/s.
 fn streams(scene: &Scene, guest: &Console, least: f64) {
+    streams_to(&[FAR4, FAR6], scene, guest, least);
+}
+
+/// TCP both ways to each of these addresses for a second each; at least `least` bit/s.
+fn streams_to(addresses: &[&str], scene: &Scene, guest: &Console, least: f64) {
     let server = iperf_server(&scene.far, 5201).unwrap();
-    for here in [FAR4, FAR6] {
+    for here in addresses {
         for way in ["", "-R"] {
             let rate = iperf_from_guest(guest, here, server.port, 1, way).unwrap();
             eprintln!("iperf3 {here} {way}: {:.2} Gbit/s", rate / 1e9);

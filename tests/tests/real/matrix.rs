@@ -1,8 +1,8 @@
 //! Features on and off: what the device hides is not there in the guest, what the guest switches off is not used, and
 //! frames arrive in every case.
 
-use crate::{DEVICE, house, pings, streams};
-use netreeve_tests::scene::Road;
+use crate::{DEVICE, house, pings, streams_to};
+use netreeve_tests::scene::{FAR4, FAR6, Road};
 
 /// Options of the device, and what `ethtool -k` must then say in the guest.
 const HIDDEN: &[(&str, &str)] = &[
@@ -27,7 +27,7 @@ fn hidden(road: Road) {
         let features = guest.ok("ethtool -k eth0").unwrap();
         assert!(features.contains(expected), "with {options} the guest should have {expected}:\n{features}");
         pings(&house.scene, &guest, 1400);
-        streams(&house.scene, &guest, 1e7);
+        streams_to(&[FAR6], &house.scene, &guest, 1e7);
         guest.power_off().unwrap();
         house.end();
     }
@@ -50,7 +50,7 @@ fn switched(road: Road) {
         eprintln!("-- ethtool -K eth0 {off}");
         guest.ok(&format!("ethtool -K eth0 {off}")).unwrap();
         pings(&house.scene, &guest, 1400);
-        streams(&house.scene, &guest, 1e7);
+        streams_to(&[FAR4], &house.scene, &guest, 1e7);
     }
     guest.power_off().unwrap();
     house.end();
