@@ -45,7 +45,7 @@
 #![forbid(unsafe_code)]
 
 pub mod call;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod golden;
 mod landlock;
 pub mod limits;
