@@ -233,6 +233,7 @@ impl Taker {
     }
 
     /// Finishes a frame that its giver put into the landing: its head as judged, its header, its used elements.
+    #[inline]
     fn landed(&mut self, f: &Frame, slot: usize, slots: usize, terms: &Terms, stats: &mut Stats) {
         let first = self.at + slot;
         let room: u32 = self.chains.iter().skip(first).take(slots).map(|c| c.bytes).sum();
@@ -253,6 +254,29 @@ impl Taker {
         if !work(&f.vnet).within(terms.takes) {
             return Put::Drop(Reason::Offload);
         }
+        let total = f.len + terms.header;
+        if *next == self.chains.len() {
+            self.more(terms, stats);
+        }
+        // Usually one buffer in one piece is enough.
+        if let Some(c) =
+            self.chains.get(*next).copied().filter(|c| c.bytes >= total && c.segs.1 - c.segs.0 == 1)
+            && let Some(to) = self.segs.get(c.segs.0)
+        {
+            let mut to = to.skip(terms.header);
+            to = to.skip(put_bytes(&to, f.head()));
+            for seg in b.body(f) {
+                to = to.skip(to.copy_from(seg));
+            }
+            self.finish(f, *next, 1, terms, stats);
+            *next += 1;
+            return Put::Filled;
+        }
+        self.put_long(b, f, next, terms, stats)
+    }
+
+    /// Copies a frame into as many chains and segments as it takes.
+    fn put_long(&mut self, b: &Batch, f: &Frame, next: &mut usize, terms: &Terms, stats: &mut Stats) -> Put {
         let total = f.len + terms.header;
         let (mut n, mut room) = (0usize, 0u32);
         while room < total {
@@ -302,8 +326,13 @@ impl Taker {
         let vnet = Vnet { flags: f.vnet.flags & (F_NEEDS_CSUM | valid), ..f.vnet };
         let header = vnet.to_le(u16::try_from(n).unwrap_or(u16::MAX));
         let header = header.get(..terms.header as usize).unwrap_or_default();
-        self.cursor(first, n).put(header);
         let mut left = f.len + terms.header;
+        let seg = self.chains.get(first).and_then(|c| self.segs.get(c.segs.0)).copied().unwrap_or(Seg::EMPTY);
+        if seg.len() >= terms.header {
+            seg.copy_in(header);
+        } else {
+            self.cursor(first, n).put(header);
+        }
         for c in self.chains.iter().skip(first).take(n) {
             let here = left.min(c.bytes);
             left -= here;
@@ -330,6 +359,12 @@ impl Taker {
         }
         self.dev.arm()
     }
+}
+
+/// Copies bytes to the front of a segment; says how many.
+#[inline]
+fn put_bytes(to: &Seg, bytes: &[u8]) -> u32 {
+    u32::try_from(to.copy_in(bytes)).unwrap_or(0)
 }
 
 /// A place in a list of segments, moving forward as bytes are put.
