@@ -80,6 +80,7 @@ fn close_strays(needs: &Needs<'_>) -> Result<u64, SandboxError> {
     sys::quiet_standard().map_err(|e| {
         SandboxError::new("opening /dev/null", e, "give it a /dev/null (mknod /dev/null c 1 3)")
     })?;
+    sys::write_only_errors();
     let highest = needs.keep.iter().copied().max().unwrap_or(2).max(2);
     Ok(u64::try_from(highest).unwrap_or(2).saturating_add(1).saturating_add(needs.more_fds))
 }

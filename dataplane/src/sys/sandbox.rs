@@ -78,17 +78,46 @@ pub fn quiet_standard() -> io::Result<()> {
     Ok(())
 }
 
+/// Standard error can be written to and no longer read: a terminal is usually open both ways, and what is typed there
+/// is none of the sandbox's business. Does nothing where it cannot be opened again (a socket, or no `/proc`).
+pub fn write_only_errors() {
+    // SAFETY: F_GETFL takes no argument and changes nothing.
+    let flags = unsafe { libc::fcntl(2, libc::F_GETFL) };
+    if flags < 0 || flags & libc::O_ACCMODE != libc::O_RDWR {
+        return;
+    }
+    let kind = kind(2);
+    if kind != libc::S_IFCHR && kind != libc::S_IFREG {
+        return;
+    }
+    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: a constant path, ended by a zero.
+    let again = unsafe { libc::open(c"/proc/self/fd/2".as_ptr(), flags) };
+    if again < 0 {
+        return;
+    }
+    // SAFETY: both are open; the old one is given up on purpose.
+    unsafe { libc::dup2(again, 2) };
+    // SAFETY: opened above, used by nobody else.
+    unsafe { libc::close(again) };
+}
+
 /// Whether `fd` is a regular file (what a limit on file sizes bears on).
 #[must_use]
 pub fn is_regular(fd: RawFd) -> bool {
+    kind(fd) == libc::S_IFREG
+}
+
+/// The file type bits of what `fd` is; 0 if it is closed.
+fn kind(fd: RawFd) -> libc::mode_t {
     let mut st = std::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: room for one `struct stat`.
     if unsafe { libc::fstat(fd, st.as_mut_ptr()) } != 0 {
-        return false;
+        return 0;
     }
     // SAFETY: fstat succeeded, so it filled all of it.
     let st = unsafe { st.assume_init() };
-    st.st_mode & libc::S_IFMT == libc::S_IFREG
+    st.st_mode & libc::S_IFMT
 }
 
 /// No memory becomes executable any more (`PR_SET_MDWE`, Linux 6.3).

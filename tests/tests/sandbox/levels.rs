@@ -252,3 +252,19 @@ fn entry_takes_little() {
     eprintln!("entry: least {} us (walls {}), median {} us (walls {})", us[0], us[1], us[2], us[3]);
     assert!(us[2] < 50_000, "entering the sandbox takes {} us", us[2]);
 }
+
+#[test]
+fn standard_error_cannot_be_read() {
+    let (end, said) = ask(|to, fd| {
+        let terminal = fs::OpenOptions::new().read(true).write(true).open("/dev/ptmx").unwrap();
+        assert!(unsafe { libc::dup2(terminal.as_raw_fd(), 2) } == 2);
+        let walls = enter(Level::Full, &[fd]);
+        let mut byte = [0_u8];
+        let read = code(sys!(libc::SYS_read, 2, byte.as_mut_ptr(), 1));
+        let written = code(sys!(libc::SYS_write, 2, byte.as_ptr(), 1));
+        let _ = write!(to, "{read} {written} {:?}", walls.level());
+        std::mem::forget(terminal);
+        0
+    });
+    assert_eq!((end, said.as_str()), (End::Code(0), format!("{} 0 Full", libc::EBADF).as_str()));
+}
