@@ -7,14 +7,16 @@ use crate::guest::qemu::Qemu;
 use crate::inspect;
 use crate::netns::{Netns, veth};
 use crate::proc::Proc;
-use crate::{Because, Done};
+use crate::{Because, Done, trouble};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 use std::fs::{self, Permissions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The user that `netreeve` runs as in all of the proofs: nobody's, and without any right but the policy's.
 pub const USER: u32 = 64_001;
@@ -134,7 +136,7 @@ impl Scene {
         let mut command = Command::new(self.program("netreeve-helper"));
         command.arg("--listen").arg(self.helper_socket()).arg("--policy").arg(file);
         let helper = self.host.spawn("netreeve-helper", command)?;
-        crate::guest::uml::wait_for_socket(&self.helper_socket(), PATIENCE)
+        accepts(&self.helper_socket(), PATIENCE)
             .because(format!("netreeve-helper said:\n{}", helper.tail()))?;
         self.helper = Some(helper);
         Ok(())
@@ -199,6 +201,22 @@ impl Scene {
         reeve.proc.wait_for("ready", PATIENCE).because(format!("arguments {arguments:?}"))?;
         Ok(reeve)
     }
+}
+
+/// Waits until a socket of sequenced packets takes connections: it is there before it listens.
+fn accepts(path: &Path, within: Duration) -> Done {
+    let until = Instant::now() + within;
+    let connect = || -> nix::Result<()> {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
+    };
+    while let Err(e) = connect() {
+        if Instant::now() >= until {
+            return Err(trouble(format!("{} takes no connection within {within:?}: {e}", path.display())));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// A running `netreeve`, the supervisor.
