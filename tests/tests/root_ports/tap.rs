@@ -122,7 +122,7 @@ fn frames_longer_than_the_plan_says_are_dropped_whole() {
 }
 
 #[test]
-fn queues_offloads_and_carrier() {
+fn queues_and_offloads() {
     let ns = Netns::new("mq").unwrap();
     let (grant, fds) = tap_grant(&ns, "t0", 4, true);
     let plan = tap::Plan { queues: 4, vnet_header: grant.vnet_header, mtu: grant.mtu };
@@ -146,12 +146,8 @@ fn queues_offloads_and_carrier() {
     );
     queues[0].peer_takes(Offloads::NONE);
     assert!(!features("tcp-segmentation-offload"));
-    let carrier = || ns.sh("cat /sys/class/net/t0/carrier || true").unwrap();
-    let link = || ns.sh("ip link show t0").unwrap();
-    assert!(link().contains("LOWER_UP"), "{}", link());
+    // Whether the host sees a carrier is the host's business, not the guest's.
     queues[0].peer_link(false);
-    assert!(link().contains("NO-CARRIER"), "{} {}", link(), carrier());
-    queues[0].peer_link(true);
-    assert!(link().contains("LOWER_UP"));
+    assert!(ns.sh("ip link show t0").unwrap().contains("LOWER_UP"));
     assert!(queues[0].traits().max_frame < MAX_SUPER);
 }
