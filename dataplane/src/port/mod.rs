@@ -185,6 +185,7 @@ pub trait Port: Send {
     fn lend(&mut self, _b: &mut Batch) {}
 
     /// Gives up to `b.room()` frames: from own memory, or put into `b.landing`. Nothing to give is `Ok` and no frames.
+    /// Where the landing may not hold the next frame, the giver says so with [`crate::landing::Landing::stop`].
     ///
     /// # Errors
     /// The port is dead.
@@ -206,7 +207,8 @@ pub trait Port: Send {
         false
     }
 
-    /// About to sleep until this port takes frames: ask for a notification. True: there is room after all.
+    /// About to sleep until this port takes frames: ask for a notification. True: there is room after all. If the giver
+    /// could not use what was lent last ([`crate::landing::Landing::is_stopped`]), room means more than that.
     fn arm_takes(&mut self) -> bool {
         false
     }
