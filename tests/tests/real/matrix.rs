@@ -1,8 +1,9 @@
 //! Features on and off: what the device hides is not there in the guest, what the guest switches off is not used, and
 //! frames arrive in every case.
 
-use crate::{DEVICE, house, pings, streams_to};
-use netreeve_tests::scene::{FAR4, FAR6, Road};
+use crate::{DEVICE, House, house, pings, streams_to};
+use netreeve_tests::leftovers::Ground;
+use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Road, Scene};
 
 /// Options of the device, and what `ethtool -k` must then say in the guest.
 const HIDDEN: &[(&str, &str)] = &[
@@ -75,6 +76,29 @@ fn mac_and_mtu_are_the_devices() {
     assert!(seen.starts_with("52:54:00:12:34:56\n"), "{seen}");
     assert!(guest.ok("ip link set eth0 mtu 1401").is_err(), "the guest's MTU can exceed the device's");
     pings(&house.scene, &guest, 1300);
+    guest.power_off().unwrap();
+    house.end();
+}
+
+/// Two queue pairs, for a front end that leaves the control queue to us: the driver says by it how many it uses.
+#[test]
+fn two_queue_pairs_and_the_control_queue() {
+    let ground = Ground::survey().unwrap();
+    let mut scene = Scene::set(Road::Bridge).unwrap();
+    scene.help(&scene.policy()).unwrap();
+    let netdev = format!("{},queues=2", scene.netdev("n0"));
+    let reeve = scene.run(&[&netdev], &[&format!("{DEVICE},queues=2")], &[]).unwrap();
+    let house = House { reeve, scene, ground };
+    let guest = house.uml(1500);
+    let channels = guest.ok("ethtool -l eth0").unwrap();
+    assert!(channels.contains("Combined:\t2"), "{channels}");
+    for n in [1, 2, 1] {
+        // One processor may forbid more than one queue; the command goes through the control queue all the same.
+        let set = guest.run(&format!("ethtool -L eth0 combined {n}"), PATIENCE).unwrap();
+        eprintln!("combined {n}: exit code {}", set.code);
+        pings(&house.scene, &guest, 1400);
+        streams_to(&[FAR4], &house.scene, &guest, 1e7);
+    }
     guest.power_off().unwrap();
     house.end();
 }
