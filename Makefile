@@ -1,7 +1,7 @@
 # The two commands of a newcomer are `make demo` and `make test`; both work as root on a fresh Debian 12 or 13.
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup build demo test test-unit test-root test-real test-fuzz bench bench-quick check fuzz doc
+.PHONY: help setup build demo test test-unit test-root test-real test-fuzz bench bench-quick check fuzz doc deb
 
 # The profile of the binaries under test: nearly the speed of release, a quarter of its build time.
 PROFILE ?= fast
@@ -64,3 +64,7 @@ check: ## format, lints, licences and sources of dependencies, and the shape of 
 	CARGO_TARGET_DIR=$(TARGET)/xsk-peer $(CARGO) clippy --quiet --release --locked -- -D warnings
 	tests/deny.sh $(CARGO)
 	$(CARGO) test --quiet -p netreeve-tests --test shape
+	tests/packaging.sh
+
+deb: ## Debian packages, in target/debian (NETREEVE_PROFILE=fast: sooner and slower; options: packaging/debian/build -h)
+	packaging/debian/build

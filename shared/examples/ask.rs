@@ -1,6 +1,6 @@
 //! Asks the helper for one tap and holds it until standard input ends: all that a Rust VMM needs to do.
 //!
-//! `ask /run/netreeve/helper.sock [BRIDGE]`, or `ask --exec /usr/libexec/netreeve-helper [BRIDGE]`
+//! `ask /run/netreeve/helper.sock [BRIDGE]`, or `ask --exec /usr/libexec/netreeve/netreeve-helper [BRIDGE]`
 #![allow(clippy::print_stdout, reason = "an example shows what it got")]
 
 use std::error::Error;

@@ -38,7 +38,7 @@ use crate::request::{BadRequest, Request};
 /// Where the helper's service listens.
 pub const DEFAULT_SOCKET: &str = "/run/netreeve/helper.sock";
 /// Where packages put the helper's binary.
-pub const DEFAULT_PROGRAM: &str = "/usr/libexec/netreeve-helper";
+pub const DEFAULT_PROGRAM: &str = "/usr/libexec/netreeve/netreeve-helper";
 /// How long [`Helper::ask`] waits for an answer; the helper's own deadline is shorter.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// How long a helper started by [`Helper::exec`] has to end after its channel was closed.

@@ -198,6 +198,43 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Manual and completions are written by hand; this is what keeps them true.
+    #[test]
+    fn manual_and_completions_name_every_subcommand_and_option_and_no_other() {
+        let manual = include_str!("../../../packaging/man/netreeve.1");
+        let bash = include_str!("../../../packaging/completions/netreeve.bash");
+        let fish = include_str!("../../../packaging/completions/netreeve.fish");
+        let zsh = include_str!("../../../packaging/completions/_netreeve");
+        let command = Cli::command();
+        let mut options = vec!["help", "version"];
+        for verb in command.get_subcommands() {
+            let name = verb.get_name();
+            assert!(manual.contains(&format!("\n.It Cm {name}\n")), "netreeve.1 lacks {name}");
+            assert!(bash.contains(&format!(" {name}) COMPREPLY=")), "netreeve.bash lacks {name}");
+            assert!(fish.contains(&format!(" -a {name} ")), "netreeve.fish lacks {name}");
+            assert!(zsh.contains(&format!("'{name}:")), "_netreeve lacks {name}");
+            options.extend(verb.get_arguments().filter_map(clap::Arg::get_long));
+        }
+        for option in &options {
+            let word = |text: &str, before: &str| {
+                let whole = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '-');
+                text.match_indices(&format!("{before}{option}")).any(|(at, m)| whole(&text[at + m.len()..]))
+            };
+            assert!(word(manual, "Fl -"), "netreeve.1 lacks --{option}");
+            assert!(word(bash, "--"), "netreeve.bash lacks --{option}");
+            assert!(word(fish, "-l "), "netreeve.fish lacks --{option}");
+            assert!(word(zsh, "--"), "_netreeve lacks --{option}");
+        }
+        for text in [bash, zsh] {
+            for at in text.match_indices("--").map(|(at, _)| at + 2) {
+                let name: String =
+                    text[at..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+                let known = name.is_empty() || options.contains(&name.as_str());
+                assert!(known, "--{name} is completed, and does not exist");
+            }
+        }
+    }
+
     #[test]
     fn options_arrive() {
         let text = "netreeve run --netdev tap,id=n0 --device vhost-user,netdev=n0,path=/p --sandbox landlock \

@@ -136,7 +136,7 @@ pub(super) fn program(given: Option<PathBuf>) -> Result<PathBuf, Fault> {
         Fault::new(Exit::Unavailable, "finding netreeve-dataplane", e, "name it: --dataplane PATH")
     })?;
     let beside = own.with_file_name(DATAPLANE);
-    let libexec = Path::new("/usr/libexec").join(DATAPLANE);
+    let libexec = Path::new("/usr/libexec/netreeve").join(DATAPLANE);
     Ok(if !beside.exists() && libexec.exists() { libexec } else { beside })
 }
 

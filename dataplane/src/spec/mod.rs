@@ -13,6 +13,8 @@ pub mod vhost_user;
 pub mod xsk;
 
 #[cfg(test)]
+mod manual_tests;
+#[cfg(test)]
 mod tests;
 
 use netreeve_shared::mac::Mac;
