@@ -20,7 +20,7 @@ pub struct Seen {
     pub filters: u32,
     /// `NoNewPrivs:` is set.
     pub no_new_privs: bool,
-    /// Which kinds of namespace are not this process's own: `net`, `mnt`, `user`, ...
+    /// Which kinds of namespace it does not share with whom it was compared to: `net`, `mnt`, `user`, ...
     pub apart: Vec<String>,
     /// Threads.
     pub threads: u32,
@@ -44,8 +44,8 @@ pub struct Caps {
 /// The kinds of namespace that `/proc/PID/ns` names.
 const NAMESPACES: [&str; 7] = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"];
 
-/// Looks at a process.
-pub fn look(pid: i32) -> Done<Seen> {
+/// Looks at a process, and compares its namespaces with those of another.
+pub fn look(pid: i32, beside: i32) -> Done<Seen> {
     let status =
         fs::read_to_string(format!("/proc/{pid}/status")).because(format!("look at process {pid}"))?;
     let field = |name: &str| -> Done<&str> {
@@ -58,8 +58,8 @@ pub fn look(pid: i32) -> Done<Seen> {
     let mut apart = Vec::new();
     for kind in NAMESPACES {
         let of =
-            |who: &str| fs::read_link(format!("/proc/{who}/ns/{kind}")).because(format!("{kind} of {who}"));
-        if of(&pid.to_string())? != of("thread-self")? {
+            |who: i32| fs::read_link(format!("/proc/{who}/ns/{kind}")).because(format!("{kind} of {who}"));
+        if of(pid)? != of(beside)? {
             apart.push(kind.to_owned());
         }
     }
@@ -176,7 +176,8 @@ mod tests {
 
     #[test]
     fn we_see_ourselves() {
-        let me = look(std::process::id().cast_signed()).unwrap();
+        let me = std::process::id().cast_signed();
+        let me = look(me, me).unwrap();
         assert_eq!(me.apart, Vec::<String>::new());
         assert!(me.threads >= 1);
         assert_eq!(capability_names(0), "none");

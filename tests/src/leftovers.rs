@@ -1,10 +1,11 @@
-//! What a run left behind: interfaces, namespaces, BPF objects and processes. A [`Ground`] is taken before and compared
+//! What a run left behind: interfaces, namespaces, BPF objects, processes and files. A [`Ground`] is taken before and compared
 //! after; what is new and ours is named. Only the kernel is asked, never netreeve.
 
 use crate::proc::{self, MARK};
 use crate::{Because, Done};
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// A process found in `/proc`.
@@ -97,8 +98,17 @@ impl Ground {
         left.extend(now.names.difference(&self.names).map(|n| format!("network namespace {n}")));
         left.extend(now.bpf.difference(&self.bpf).map(|b| format!("BPF object {b}")));
         left.extend(marked().into_iter().map(|p| format!("process {} ({})", p.pid, p.name)));
+        left.extend(files().into_iter().map(|f| format!("directory {}", f.display())));
         Ok(left)
     }
+}
+
+/// The directories that this process's scenes and guests make.
+pub fn files() -> Vec<PathBuf> {
+    let mine = format!("netreeve-{}-", proc::mark());
+    let places = [std::env::temp_dir(), PathBuf::from("/dev/shm")];
+    let all = places.iter().filter_map(|p| fs::read_dir(p).ok()).flatten().flatten();
+    all.filter(|e| e.file_name().to_string_lossy().starts_with(&mine)).map(|e| e.path()).collect()
 }
 
 /// Programs and maps by id, those with our name only.

@@ -70,13 +70,10 @@ impl Drop for Dir {
     }
 }
 
-/// Removes the directories of all scenes of this process: for a program that is being interrupted.
+/// Removes the directories of all scenes and guests of this process: for a program that is being interrupted.
 pub fn remove_all() {
-    let mine = format!("netreeve-{}-", crate::proc::mark());
-    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&mine) {
-            let _ = fs::remove_dir_all(entry.path());
-        }
+    for dir in crate::leftovers::files() {
+        let _ = fs::remove_dir_all(dir);
     }
 }
 

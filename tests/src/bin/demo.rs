@@ -181,10 +181,12 @@ fn measure(what: &'static str, scene: &Scene, reeve: &Reeve, guest: &Console) ->
     let out = iperf_from_guest(guest, FAR4, server.port, SECONDS, "")?;
     let back = iperf_from_guest(guest, FAR6, server.port, SECONDS, "-R")?;
     println!("   iperf3: {} out over IPv4, {} back over IPv6", gigabits(out), gigabits(back));
+    let helper = scene.helper()?.pid();
+    let see = |what, pid| Ok(Process { what, seen: look(pid, helper)? });
     let processes = vec![
-        Process { what: "helper", seen: look(scene.helper()?.pid())? },
-        Process { what: "netreeve (supervisor)", seen: look(reeve.proc.pid())? },
-        Process { what: "dataplane", seen: look(reeve.dataplane()?)? },
+        see("helper", helper)?,
+        see("netreeve (supervisor)", reeve.proc.pid())?,
+        see("netreeve-dataplane", reeve.dataplane()?)?,
     ];
     let figures = Figures { what, out, back, latency_ms: ping.mean_ms, recovery: None };
     Ok(Act { figures, processes })
@@ -223,19 +225,18 @@ fn table_of_figures(acts: &[Act]) {
 }
 
 fn table_of_processes(acts: &[Act]) {
-    println!("\nAs /proc shows them (of the first guest):");
-    println!(
-        "{:<24}{:>7}  {:<28}{:<20}{:<11}own namespaces",
-        "", "uid", "capabilities in force", "at most", "seccomp"
-    );
+    println!("\nThe processes of the first guest, as /proc shows them:");
     for Process { what, seen } in acts.iter().take(1).flat_map(|a| &a.processes) {
-        let seccomp = match seen.seccomp {
-            0 => "off".to_owned(),
-            _ => format!("{} filters", seen.filters),
+        let seccomp = match (seen.seccomp, seen.filters) {
+            (0, _) => "off".to_owned(),
+            (_, 1) => "1 filter".to_owned(),
+            (_, n) => format!("{n} filters"),
         };
-        let apart = if seen.apart.is_empty() { "none".to_owned() } else { seen.apart.join(",") };
-        let (effective, most) =
-            (capability_names(seen.caps.effective), capability_names(seen.caps.permitted));
-        println!("{what:<24}{:>7}  {effective:<28}{most:<20}{seccomp:<11}{apart}", seen.uid);
+        let apart = if seen.apart.is_empty() { "none".to_owned() } else { seen.apart.join(", ") };
+        println!("  {what}: pid {}, uid {}, {} thread(s)", seen.pid, seen.uid, seen.threads);
+        println!("    capabilities in force:   {}", capability_names(seen.caps.effective));
+        println!("    capabilities to raise:   {}", capability_names(seen.caps.permitted));
+        println!("    seccomp:                 {seccomp}, no new privileges: {}", seen.no_new_privs);
+        println!("    namespaces of its own:   {apart}");
     }
 }

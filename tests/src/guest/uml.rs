@@ -68,7 +68,7 @@ impl<'a> Uml<'a> {
         let image = initramfs::image("uml", Path::new("/usr/lib/uml/modules"))?;
         let id = COUNT.fetch_add(1, Ordering::Relaxed);
         // The guest's memory is an unlinked file in TMPDIR and must be on tmpfs, or its pages are written to a disk.
-        let dir = PathBuf::from(format!("/dev/shm/netreeve-uml-{}-{id}", std::process::id()));
+        let dir = PathBuf::from(format!("/dev/shm/netreeve-{}-uml{id}", proc::mark()));
         fs::create_dir_all(&dir).because(dir.display())?;
         let mut running = Running { console: None, dir };
         let mut command = Command::new(program);

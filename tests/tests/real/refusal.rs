@@ -53,7 +53,8 @@ fn nobody_holds_more_than_he_needs() {
     for road in [Road::AfXdp, Road::Bridge] {
         let house = house(road, DEVICE, 1500);
         let guest = Uml::new().nic(&house.scene.path("vm.sock")).boot().unwrap();
-        let helper = look(house.scene.helper().unwrap().pid()).unwrap();
+        let beside = house.scene.helper().unwrap().pid();
+        let helper = look(beside, beside).unwrap();
         assert_eq!(
             (helper.caps.effective, helper.caps.inheritable, helper.caps.ambient),
             (0, 0, 0),
@@ -62,9 +63,9 @@ fn nobody_holds_more_than_he_needs() {
         // NET_ADMIN, NET_RAW, IPC_LOCK, BPF and nothing else.
         assert_eq!(helper.caps.permitted & !(1 << 12 | 1 << 13 | 1 << 14 | 1 << 39), 0, "{helper:?}");
         assert!(helper.no_new_privs && helper.seccomp == 2, "{helper:?}");
-        let supervisor = look(house.reeve.proc.pid()).unwrap();
+        let supervisor = look(house.reeve.proc.pid(), beside).unwrap();
         assert_eq!((supervisor.uid, supervisor.caps.permitted), (USER, 0), "{supervisor:?}");
-        let dataplane = look(house.reeve.dataplane().unwrap()).unwrap();
+        let dataplane = look(house.reeve.dataplane().unwrap(), beside).unwrap();
         let caps = dataplane.caps;
         assert_eq!(
             (caps.effective, caps.permitted, caps.inheritable, caps.ambient, caps.bounding),
