@@ -5,7 +5,7 @@
 
 use netreeve_shared::mac::Mac;
 
-use crate::frame::{Batch, MIN_FRAME};
+use crate::frame::{Batch, Frame, MIN_FRAME};
 use crate::offload;
 use crate::port::{Offloads, Traits};
 use crate::stats::{Reason, Stats};
@@ -17,12 +17,26 @@ pub struct Filter {
     pub lock_mac: Option<Mac>,
 }
 
+/// What was found in a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// Some frame needs work in software before the taker can take it.
+    pub work: bool,
+    /// Some frame is dropped: to be counted by [`count`] when it counts as taken.
+    pub drops: bool,
+}
+
+/// Counts the drops among frames that count as taken.
+#[cold]
+pub fn count(taken: &[Frame], stats: &mut Stats) {
+    taken.iter().filter_map(|f| f.why).for_each(|why| stats.drop(why));
+}
+
 impl Filter {
-    /// Marks the frames of a batch that may not go on to a port with traits `to`, and counts them.
-    /// Says whether some frame needs work in software first.
+    /// Marks the frames of a batch that may not go on to a port with traits `to`.
     #[inline]
-    pub fn judge(&self, b: &mut Batch, to: &Traits, stats: &mut Stats) -> bool {
-        let mut work = false;
+    pub fn judge(&self, b: &mut Batch, to: &Traits) -> Judgement {
+        let mut j = Judgement::default();
         for f in b.frames_mut() {
             let why = if f.len < MIN_FRAME {
                 Some(Reason::Runt)
@@ -30,16 +44,17 @@ impl Filter {
                 (f.len > to.max_frame).then_some(Reason::Oversize)
             } else {
                 let asks = offload::asked(&f.vnet);
-                work |= !asks.within(to.takes);
+                j.work |= !asks.within(to.takes);
                 unfit(f, to, asks)
             };
             let why = why.or_else(|| self.source(f.head()));
-            if let Some(why) = why {
+            if why.is_some() {
                 f.dropped = true;
-                stats.drop(why);
+                f.why = why;
+                j.drops = true;
             }
         }
-        work
+        j
     }
 
     #[inline]
@@ -50,7 +65,7 @@ impl Filter {
 }
 
 /// Why a frame with work left on it cannot go on, if it cannot.
-fn unfit(f: &crate::frame::Frame, to: &Traits, asks: Offloads) -> Option<Reason> {
+fn unfit(f: &Frame, to: &Traits, asks: Offloads) -> Option<Reason> {
     if asks.within(to.takes) {
         return (f.vnet.gso() == 0 && f.len > to.max_frame).then_some(Reason::Oversize);
     }

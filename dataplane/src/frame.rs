@@ -12,6 +12,7 @@ use netreeve_shared::vnet::Vnet;
 
 pub use crate::landing::{Landing, Slot};
 use crate::mem::Seg;
+use crate::stats::Reason;
 
 /// Most frames in a batch. 64 was best in the field's measurements; larger batches leave the first-level cache.
 pub const BATCH: usize = 64;
@@ -62,8 +63,10 @@ pub struct Frame {
     pub cookie: u64,
     /// Whose memory the body is.
     pub home: Home,
-    /// Not to be sent; its reason is counted already. It stays in the batch, because it counts as taken.
+    /// Not to be sent. It stays in the batch, because it counts as taken.
     pub dropped: bool,
+    /// Why, if that is still to be counted: once it counts as taken, for a giver that rewinds gives it again until then.
+    pub why: Option<Reason>,
     head_len: u8,
     body: (u16, u16),
     head: [u8; HEAD],
@@ -76,6 +79,7 @@ impl Frame {
         cookie: 0,
         home: Home::Giver,
         dropped: false,
+        why: None,
         head_len: 0,
         body: (0, 0),
         head: [0; HEAD],
@@ -195,6 +199,7 @@ impl Batch {
         f.cookie = 0;
         f.home = Home::Giver;
         f.dropped = false;
+        f.why = None;
         f.head_len = 0;
         f.body = (at, at);
         Some(f)

@@ -12,7 +12,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use netreeve_shared::mac::Mac;
 
-use crate::filter::Filter;
+use crate::filter::{self, Filter, Judgement};
 use crate::frame::{BATCH, Batch};
 use crate::mem::Pool;
 use crate::offload::{self, At};
@@ -71,8 +71,8 @@ struct Path {
     drops_when_down: bool,
     /// Frames of the last turn wait in the batch: their giver cannot take them back.
     held: bool,
-    /// Frames in the batch ask for more than the taker takes.
-    work: bool,
+    /// What the filter found in the batch.
+    found: Judgement,
     /// How far the first waiting frame was segmented and sent.
     at: At,
 }
@@ -89,7 +89,7 @@ impl Path {
             direct: false,
             drops_when_down,
             held: false,
-            work: false,
+            found: Judgement::default(),
             at: At::default(),
         })
     }
@@ -121,13 +121,13 @@ impl Path {
             }
         }
         from.recv(&mut self.batch)?;
-        self.work = self.filter.judge(&mut self.batch, &self.takes, from.stats_mut());
+        self.found = self.filter.judge(&mut self.batch, &self.takes);
         Ok(true)
     }
 
     /// Sends what waits; says how many frames went on wholly.
     fn send(&mut self, to: &mut dyn Port) -> io::Result<usize> {
-        if !self.work {
+        if !self.found.work {
             return to.send(&self.batch);
         }
         let all = self.batch.len();
@@ -303,6 +303,9 @@ impl Lane {
         let taken = *sent.as_ref().unwrap_or(&waiting);
         if waiting > 0 {
             from.release(&path.batch, taken);
+        }
+        if path.found.drops {
+            filter::count(path.batch.frames().get(..taken).unwrap_or_default(), from.stats_mut());
         }
         path.batch.advance(taken);
         path.held = taken < waiting && !path.gives.rewinds;

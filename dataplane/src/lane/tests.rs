@@ -215,6 +215,22 @@ fn drops_are_counted_by_reason_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_drop_is_counted_once_however_often_its_frame_is_given() {
+    let (giver, g) = fake(Traits { rewinds: true, ..Traits::default() }, 0);
+    let (taker, t) = fake(Traits { max_frame: 100, ..Traits::default() }, 0);
+    let mut lane = Lane::new(taker, giver, None).unwrap();
+    g.lock().unwrap().gives.extend([frame(1, 60), frame(2, 101), frame(3, 60)]);
+    for _ in 0..5 {
+        assert!(matches!(lane.turn(Side::Device), Outcome::Full));
+    }
+    assert_eq!(lane.stats(Side::Device).drops, [0; Reason::COUNT]);
+    t.lock().unwrap().room = 9;
+    assert!(matches!(lane.turn(Side::Device), Outcome::Last));
+    assert_eq!(t.lock().unwrap().took, [frame(1, 60).0, frame(3, 60).0]);
+    assert_eq!(lane.stats(Side::Device).drops[Reason::Oversize as usize], 1);
+}
+
+#[test]
 fn a_netdev_that_is_down_swallows_and_a_guest_that_is_down_is_waited_for() {
     let (netdev, n) = fake(Traits { rewinds: true, ..Traits::default() }, 99);
     let (device, d) = fake(Traits { rewinds: true, ..Traits::default() }, 99);

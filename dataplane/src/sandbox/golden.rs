@@ -1,6 +1,7 @@
 //! What each kind of dataplane may call, written down: a change of the attack surface shows up in review as a change of
 //! a file in `golden/` (x86_64's: elsewhere two calls have other names). After a change that is wanted:
 //! `UPDATE_GOLDEN=1 cargo test -p netreeve-dataplane golden`.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fmt::Write;
 use std::path::Path;
