@@ -30,11 +30,13 @@ pub enum Reason {
     Refused,
     /// A multi-part frame was broken or exceeds what the port joins.
     Fragment,
+    /// Not one frame but a connection: its peer broke the protocol, or took memory away that it had shared.
+    Protocol,
 }
 
 impl Reason {
     /// Number of reasons.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
     /// Every reason with the name it has in output.
     pub const ALL: [(Self, &'static str); Self::COUNT] = [
         (Self::Runt, "runt"),
@@ -47,6 +49,7 @@ impl Reason {
         (Self::Full, "full"),
         (Self::Refused, "refused"),
         (Self::Fragment, "fragment"),
+        (Self::Protocol, "protocol"),
     ];
 }
 

@@ -188,11 +188,15 @@ impl Head {
         self.connected_before = true;
     }
 
-    fn serve(&mut self) -> Change {
+    fn serve(&mut self, stats: &mut Stats) -> Change {
         let Some(s) = &mut self.session else { return Change::default() };
         match s.serve() {
             Ok(true) => Change { rewire: s.take_dirty(), ..Change::default() },
-            Ok(false) | Err(_) => self.end(),
+            Ok(false) => self.end(),
+            Err(_) => {
+                stats.drop(Reason::Protocol);
+                self.end()
+            }
         }
     }
 
@@ -234,7 +238,7 @@ impl VhostUser {
                 broken
             });
             if broken {
-                self.stats.drop(Reason::BadChain);
+                self.stats.drop(Reason::Protocol);
                 self.shared.hang_up();
             }
         }
@@ -478,7 +482,7 @@ impl Port for VhostUser {
             Interest::Control => match self.control_kicked(fd) {
                 Some(c) => c,
                 None => match &mut self.head {
-                    Some(h) if h.session.is_some() => h.serve(),
+                    Some(h) if h.session.is_some() => h.serve(&mut self.stats),
                     Some(h) => h.accept(&self.shared, &mut self.stats),
                     None => Change::default(),
                 },

@@ -360,6 +360,7 @@ fn refusals_are_answered_if_asked_for_and_end_the_connection_otherwise() {
     assert!(x.served(r::SET_OWNER, &[], &[]), "passed over");
     x.tell(r::SET_VRING_NUM, &state(0, 17), &[]);
     assert!(x.gone());
+    assert_eq!(x.drops(0, Reason::Protocol), 1);
     assert!(!x.ports[0].traits().up);
 }
 
@@ -388,7 +389,7 @@ fn memory_cut_short_ends_the_connection_and_not_the_process() {
     assert!(x.gone());
     assert!(x.changes.iter().any(|c| c.redial));
     assert!(!x.ports[0].traits().up);
-    assert!(x.drops(0, Reason::BadChain) > 0);
+    assert!(x.drops(0, Reason::Protocol) > 0);
 }
 
 #[test]
