@@ -28,6 +28,7 @@ fn main() {
         Some("threads") => threads(),
         Some("abort") => abort(),
         Some("fault") => fault(),
+        Some("sent") => sent(),
         // A harness asks for the list of tests with this.
         Some("--list") => {}
         _ => {
@@ -37,6 +38,8 @@ fn main() {
             assert_eq!(ended.signal(), Some(ABORTED), "abort in the sandbox: {ended}");
             let ended = itself("fault");
             assert_eq!(ended.signal(), Some(FAULTED), "a fault in the sandbox: {ended}");
+            let ended = itself("sent");
+            assert_eq!(ended.signal(), Some(FAULTED), "a fault sent to the sandbox: {ended}");
             eprintln!("threads allocate and end, a bug aborts, a fault is one: ok");
         }
     }
@@ -87,9 +90,17 @@ fn abort() {
     std::process::abort()
 }
 
-/// A read where nothing is mapped; Rust's own handler looks at it first.
+/// A read where nothing is mapped, which Rust's own handler would look at first.
 fn fault() {
     enter().seal(&[]).unwrap();
     let nowhere = std::ptr::without_provenance::<u8>(4096);
     std::process::exit(unsafe { nowhere.read_volatile() }.into())
+}
+
+/// A SIGSEGV from outside, as whoever tests a restart would send it.
+fn sent() {
+    let walls = enter();
+    let me = std::process::id().cast_signed();
+    unsafe { libc::kill(me, FAULTED) };
+    drop(walls);
 }

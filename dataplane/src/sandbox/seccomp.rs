@@ -53,10 +53,7 @@ pub const CORE: &[Call] = &[
     // Time where the vDSO has none; seeds of hash tables.
     Call::any(libc::SYS_clock_gettime),
     Call::any(libc::SYS_getrandom),
-    // Rust's handler of SIGSEGV and SIGBUS takes itself out and lets the fault happen again, so that a crash shows its
-    // own signal; back from a handler; and the end, when the handlers' stack goes back.
-    Call::only(libc::SYS_rt_sigaction, &[Cond::is(0, 7)]),
-    Call::only(libc::SYS_rt_sigaction, &[Cond::is(0, 11)]),
+    // Back from a signal's handler, and the end, when the handlers' stack goes back.
     Call::any(libc::SYS_rt_sigreturn),
     Call::any(libc::SYS_sigaltstack),
     Call::any(libc::SYS_exit_group),

@@ -34,6 +34,7 @@ const REPORT: &str = "please report it with the kernel's version";
 pub(super) fn build(needs: &Needs<'_>) -> Result<Walls, SandboxError> {
     alone()?;
     sys::one_heap();
+    sys::plain_faults();
     let descriptors = close_strays(needs)?;
     let dies_with_parent = prctl::get_pdeathsig().unwrap_or(None);
     leave_root()?;

@@ -154,3 +154,13 @@ pub fn one_heap() {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
+
+/// A fault ends the process at once and as what it is. Rust's own handler of SIGSEGV and SIGBUS would first make a
+/// system call that is not in the filter, and swallow the signal if somebody sent it. (Ports that map foreign memory put
+/// their handler of SIGBUS there later.)
+pub fn plain_faults() {
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: the default action is no function of ours, so nothing can be called that should not be.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
