@@ -41,6 +41,7 @@ test-unit: ## no privilege, no devices
 test-root: build ## namespaces and real kernel objects
 	$(CARGO) test --no-fail-fast -p netreeve-tests $(addprefix --test ,$(filter-out $(real),$(tests))) -- $(ALONE)
 	$(CARGO) test --no-fail-fast -p netreeve-helper -p netreeve-dataplane --test '*' -- $(ALONE)
+	tests/units/run
 
 test-real: build ## guests, VMMs and other foreign programs
 	$(CARGO) test --no-fail-fast --profile $(PROFILE) -p netreeve-tests $(addprefix --test ,$(real)) -- $(ALONE)

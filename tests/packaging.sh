@@ -58,7 +58,7 @@ if have systemd-analyze "the units"; then
   while read -r unit most; do
     systemd-analyze security --offline=true --threshold="$most" "systemd/$unit" >"$work/log" 2>&1 ||
       fail "systemd-analyze security: $(tail -n 1 "$work/log"), more than $most tenths"
-  done <<<$'netreeve-helper.service 20\nnetreeve@.service 26'
+  done <<<$'netreeve-helper.service 18\nnetreeve@.service 26'
 fi
 
 if have apparmor_parser "the AppArmor profiles" && [ -d /etc/apparmor.d/abi ]; then
@@ -84,7 +84,7 @@ have zsh "zsh completion" && quiet "zsh completion" zsh -n completions/_netreeve
 have fish "fish completion" && quiet "fish completion" fish -n completions/netreeve.fish
 have xmllint "the libvirt domain" && quiet "libvirt domain" xmllint --noout examples/*.xml
 have rpmspec "the RPM spec" && { rpmspec -P rpm/netreeve.spec >/dev/null 2>"$work/log" || fail "RPM spec: $(cat "$work/log")"; }
-have shellcheck "the shell scripts" && quiet "shellcheck" shellcheck -S warning install.sh debian/build debian/*.postrm
+have shellcheck "the shell scripts" && quiet "shellcheck" shellcheck -S warning install.sh debian/build debian/*.postrm ../tests/units/{run,inside}
 # One version everywhere.
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' ../Cargo.toml | head -n 1)
 grep -q "^netreeve ($version-" debian/changelog || fail "debian/changelog is not at $version"
