@@ -1,7 +1,7 @@
 # The two commands of a newcomer are `make demo` and `make test`; both work as root on a fresh Debian 12 or 13.
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup build demo test test-unit test-root test-real test-fuzz bench bench-quick check fuzz doc deb
+.PHONY: help setup build demo test test-unit test-root test-real test-fuzz soak bench bench-quick check fuzz doc deb
 
 # The profile of the binaries under test: nearly the speed of release, a quarter of its build time.
 PROFILE ?= fast
@@ -48,6 +48,9 @@ test-real: build ## guests, VMMs and other foreign programs
 
 test-fuzz: setup
 	if [ -x tests/fuzz/run ]; then tests/fuzz/run $(FUZZ_SHORT); else echo "no fuzz targets in this tree"; fi
+
+soak: build ## dataplane and VMM killed 200 times each under load
+	NETREEVE_TIMES=200 $(CARGO) test --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture crash::
 
 bench: build ## figures beside the raw limits and beside DPDK, as ratios: a quarter of an hour
 	$(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin bench

@@ -14,7 +14,7 @@ use netreeve_tests::inspect::{Seen, capability_names, look};
 use netreeve_tests::leftovers::Ground;
 use netreeve_tests::peers::{iperf_from_guest, iperf_server, ping_from, pulse, wait_until_reachable};
 use netreeve_tests::scene::{
-    BRIDGE, FAR4, FAR6, GUEST4, GUEST6, PATIENCE, Reeve, Road, Scene, UPLINK, USER, address,
+    BRIDGE, FAR4, FAR6, GUEST4, GUEST6, PATIENCE, Reeve, Road, Scene, UPLINK, USER, address, know_far_side,
 };
 use netreeve_tests::{Because, Done, proc, trouble};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -131,6 +131,11 @@ fn under_qemu() -> Done<Act> {
     address(&guest, "eth0", 2, 1500)?;
     wait_until_reachable(&guest, FAR4)?;
     let mut act = measure("tap in a bridge, QEMU guest", &scene, &reeve, &guest)?;
+    println!(
+        "   (QEMU takes the guest's carrier away while the dataplane is gone, and Linux may wait a second before it asks"
+    );
+    println!("   again for a forgotten neighbour: told for good, so that only our own time is seen)");
+    know_far_side(&scene, &guest)?;
     act.figures.recovery = Some(crash(&scene, &reeve)?);
     guest.power_off(PATIENCE)?;
     lower(scene, reeve)?;

@@ -6,13 +6,18 @@ use netreeve_tests::guest::Console;
 use netreeve_tests::guest::uml::Uml;
 use netreeve_tests::leftovers::marked;
 use netreeve_tests::peers::{iperf_server, ping_from, pulse};
-use netreeve_tests::scene::{FAR4, GUEST4, PATIENCE, Road, USER};
+use netreeve_tests::scene::{FAR4, GUEST4, PATIENCE, Road, USER, know_far_side};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
 /// The longest that a guest may be without network when its dataplane is killed.
 const BACK: Duration = Duration::from_millis(200);
+
+/// How often things are killed under load: by `NETREEVE_TIMES`, which `make soak` sets.
+fn times() -> usize {
+    std::env::var("NETREEVE_TIMES").ok().and_then(|t| t.parse().ok()).unwrap_or(5)
+}
 
 /// Kills the dataplane under a flow of pings and returns how long none came back.
 fn kill_dataplane(house: &House) -> Duration {
@@ -26,29 +31,50 @@ fn kill_dataplane(house: &House) -> Duration {
     gap
 }
 
-fn killed_under_qemu(road: Road) {
+fn killed_under_qemu(road: Road, load: bool) {
     let house = house(road, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20", 1500);
     let guest = house.scene.qemu().user(USER).vhost_user(&house.scene.path("vm.sock"), true).boot().unwrap();
     settle(&guest, 1500);
+    know_far_side(&house.scene, &guest).unwrap();
     let links = house.scene.host.links().unwrap();
-    let mut gaps: Vec<Duration> = (0..5).map(|_| kill_dataplane(&house)).collect();
-    eprintln!("away for {gaps:?}");
+    let server = iperf_server(&house.scene.far, 5201).unwrap();
+    let job = load.then(|| {
+        let command = format!("iperf3 --bidir -b 300M -c {FAR4} -p {} -t 1000 >/dev/null", server.port);
+        guest.start(&command).unwrap()
+    });
+    let mut gaps: Vec<Duration> = (0..times()).map(|_| kill_dataplane(&house)).collect();
     gaps.sort();
-    let median = gaps.get(2).copied().unwrap();
+    eprintln!("away for {gaps:?}");
+    let median = gaps.get(gaps.len() / 2).copied().unwrap();
     assert!(median < BACK, "half of the times the guest was away for longer than {BACK:?}: {gaps:?}");
     assert_eq!(house.scene.host.links().unwrap(), links, "the interfaces changed");
+    if let Some(job) = job {
+        guest.run("killall iperf3", PATIENCE).unwrap();
+        guest.finish(job, PATIENCE).unwrap();
+    }
+    drop(server);
     guest.power_off(PATIENCE).unwrap();
     house.end();
 }
 
 #[test]
 fn a_killed_dataplane_is_replaced_under_qemu_on_a_tap() {
-    killed_under_qemu(Road::Bridge);
+    killed_under_qemu(Road::Bridge, false);
 }
 
 #[test]
 fn a_killed_dataplane_is_replaced_under_qemu_on_af_xdp() {
-    killed_under_qemu(Road::AfXdp);
+    killed_under_qemu(Road::AfXdp, false);
+}
+
+#[test]
+fn a_killed_dataplane_is_replaced_under_load_on_a_tap() {
+    killed_under_qemu(Road::Bridge, true);
+}
+
+#[test]
+fn a_killed_dataplane_is_replaced_under_load_on_af_xdp() {
+    killed_under_qemu(Road::AfXdp, true);
 }
 
 /// TCP outlives the kill: what was in flight is sent again.
@@ -75,7 +101,7 @@ fn a_stream_outlives_the_dataplane() {
 fn a_killed_guest_can_come_again() {
     let house = house(Road::AfXdp, DEVICE, 1500);
     let dataplane = house.reeve.dataplane().unwrap();
-    for _ in 0..5 {
+    for _ in 0..times() {
         let guest = house.uml(1500);
         let server = iperf_server(&house.scene.far, 5201).unwrap();
         let _job = guest.start(&format!("iperf3 -c {FAR4} -p {} -t 30", server.port)).unwrap();
