@@ -36,7 +36,7 @@ fn options() -> Done<Options> {
     while let Some(word) = words.next() {
         let mut value = || words.next().because(format!("{word} needs a value"));
         match word.as_str() {
-            "--quick" => (o.rounds, o.window, o.seconds) = (3, Duration::from_millis(500), 1),
+            "--quick" => (o.rounds, o.window, o.seconds) = (3, Duration::from_millis(500), 2),
             "--rounds" => o.rounds = value()?.parse().because("--rounds")?,
             "--window" => o.window = Duration::from_millis(value()?.parse().because("--window")?),
             "--parts" => o.parts = value()?,
