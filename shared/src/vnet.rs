@@ -71,12 +71,16 @@ impl Vnet {
     /// Writes the little-endian form with `num_buffers`.
     #[must_use]
     pub fn to_le(&self, num_buffers: u16) -> [u8; LEN] {
-        let [h0, h1] = self.hdr_len.to_le_bytes();
-        let [g0, g1] = self.gso_size.to_le_bytes();
-        let [s0, s1] = self.csum_start.to_le_bytes();
-        let [o0, o1] = self.csum_offset.to_le_bytes();
-        let [n0, n1] = num_buffers.to_le_bytes();
-        [self.flags, self.gso_type, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1]
+        // Written as two words: who copies it on at once would otherwise wait for its bytes to come together.
+        let low = u64::from(self.flags)
+            | u64::from(self.gso_type) << 8
+            | u64::from(self.hdr_len) << 16
+            | u64::from(self.gso_size) << 32
+            | u64::from(self.csum_start) << 48;
+        let high = u32::from(self.csum_offset) | u32::from(num_buffers) << 16;
+        let [f, t, h0, h1, g0, g1, s0, s1] = low.to_le_bytes();
+        let [o0, o1, n0, n1] = high.to_le_bytes();
+        [f, t, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1]
     }
 
     /// The segmentation type without the ECN bit.

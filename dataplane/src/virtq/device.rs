@@ -197,6 +197,17 @@ impl Device {
         }
     }
 
+    /// The first bytes of the chain that is `ahead` places behind the next one, if it is known to be there: for hints to
+    /// the processor only, because the driver may change its descriptor until it is popped.
+    #[inline]
+    pub fn glimpse(&mut self, ahead: u16) -> Option<Seg> {
+        if self.avail.wrapping_sub(self.next) <= ahead || self.stopped {
+            return None;
+        }
+        let d = self.ring.desc(self.ring.avail_entry(self.next.wrapping_add(ahead)))?;
+        self.ring.memory().run(d.addr, d.len, &mut self.hint)
+    }
+
     /// Puts the last `n` popped chains back.
     #[inline]
     pub fn unpop(&mut self, n: u16) {

@@ -23,6 +23,9 @@ const MIN_LENT_BYTES: usize = MAX_SUPER as usize + 4096;
 /// Most bytes lent.
 const MAX_LENT_BYTES: usize = 4 * MIN_LENT_BYTES;
 
+/// So many chains ahead a buffer's first bytes are asked for: they lie in another core's cache.
+const AHEAD: u16 = 8;
+
 /// A parsed, empty chain.
 #[derive(Clone, Copy, Debug)]
 struct Empty {
@@ -115,6 +118,10 @@ impl Taker {
     #[inline]
     fn more(&mut self, terms: &Terms, stats: &mut Stats) -> bool {
         let from = self.segs.len();
+        if let Some(next) = self.dev.glimpse(AHEAD) {
+            next.prefetch_to_write();
+            next.skip(64).prefetch_to_write();
+        }
         let (head, bytes) = match self.dev.pop(&mut self.segs) {
             Pop::Empty => return false,
             Pop::Chain(c) if c.readable == 0 && c.bytes >= terms.header => (c.head, c.bytes),
