@@ -21,7 +21,7 @@ const MAX_LENT_SEGS: usize = 1000;
 /// Fewest bytes lent, if the guest has them: room for the largest frame.
 const MIN_LENT_BYTES: usize = MAX_SUPER as usize + 4096;
 /// Most bytes lent.
-const MAX_LENT_BYTES: usize = 4 * MIN_LENT_BYTES;
+const MAX_LENT_BYTES: usize = 8 * MIN_LENT_BYTES;
 
 /// So many chains ahead a buffer's first bytes are asked for: they lie in another core's cache.
 const AHEAD: u16 = 8;
@@ -187,7 +187,6 @@ impl Taker {
             if self.lent > 0 { (b.landing.slots().len() - b.landing.unused()).min(self.lent) } else { 0 };
         let mut landed = b.frames().iter().filter(|f| matches!(f.home, Home::Landed { .. })).count();
         let (mut next, mut whole, mut taken) = (self.at + used, 0, 0);
-        let mut bytes = 0usize;
         for f in b.frames() {
             if let Home::Landed { slot, slots } = f.home {
                 landed -= 1;
@@ -209,7 +208,6 @@ impl Taker {
                     Put::NoRoom => break,
                 }
             }
-            bytes += f.len as usize;
             taken += 1;
         }
         // Slots of landed frames that were dropped: in the middle of the ring, so they cannot be put back.
@@ -217,8 +215,11 @@ impl Taker {
         self.at = next;
         self.lent = 0;
         self.compact();
-        if taken > 0 {
-            self.want = (bytes * 2).clamp(MIN_LENT_BYTES, MAX_LENT_BYTES);
+        // A giver that stops for want of room gets more next time; what it does not use is lent less and less.
+        if b.landing.is_stopped() {
+            self.want = (self.want * 2).min(MAX_LENT_BYTES);
+        } else if taken > 0 {
+            self.want = (self.want - self.want / 8).max(MIN_LENT_BYTES);
         }
         (taken, self.dev.publish())
     }

@@ -9,6 +9,7 @@
 
 mod control;
 pub mod feature;
+mod head;
 pub mod message;
 mod ring;
 mod session;
@@ -24,15 +25,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::{Batch, MAX_SUPER, MIN_FRAME};
 use crate::mem::{GuestMemory, sigbus};
-use crate::port::{Change, Interest, Offloads, OpenError, Port, Queues, Traits, Watch};
+use crate::port::{Change, Interest, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits};
 use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
 use crate::sys;
+use head::Head;
 use ring::{Engine, Ring, lock};
-use session::{Session, Shared};
+use session::Shared;
 
 /// Most queue pairs.
 pub const MAX_QUEUES: u16 = 128;
+
+/// A ring of fewer entries does not surely hold a 64 KiB frame in buffers of a page at most while the driver, which
+/// waits until half of them are used, lends no new ones: super-frames could wait for ever.
+const SMALL_RING: u16 = 128;
+/// What such a ring takes: checksums are no matter of size.
+const PLAIN: Offloads = Offloads(offload_bits::CSUM);
 
 /// A vhost-user device as the dataplane opens it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,18 +81,6 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_rt_sigreturn),
     Call::only(libc::SYS_rt_sigaction, &[Cond::is(0, libc::SIGBUS as u32)]),
 ];
-
-/// What only the first queue's port has.
-#[derive(Debug)]
-struct Head {
-    plan: Plan,
-    listener: Option<OwnedFd>,
-    session: Option<Session>,
-    link_up: bool,
-    /// As last reported.
-    was_up: bool,
-    connected_before: bool,
-}
 
 /// One queue pair of a vhost-user device.
 #[derive(Debug)]
@@ -155,56 +151,6 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
             })
         })
         .collect())
-}
-
-impl Head {
-    fn begin(&mut self, fd: OwnedFd, shared: &Arc<Shared>) -> io::Result<()> {
-        self.session = None;
-        self.session = Some(Session::new(&self.plan, shared.clone(), fd, self.link_up)?);
-        Ok(())
-    }
-
-    /// The connection is over.
-    fn end(&mut self) -> Change {
-        self.session = None;
-        Change { rewire: true, redial: !self.plan.server, link: None }
-    }
-
-    /// Takes the next front end that waits.
-    fn accept(&mut self, shared: &Arc<Shared>, stats: &mut Stats) -> Change {
-        let Some(l) = self.listener.as_ref().filter(|_| self.session.is_none()) else {
-            return Change::default();
-        };
-        let Ok(fd) = sys::io::accept(l.as_fd()) else { return Change::default() };
-        if self.begin(fd, shared).is_err() {
-            return Change::default();
-        }
-        self.count(stats);
-        Change { rewire: true, ..Change::default() }
-    }
-
-    fn count(&mut self, stats: &mut Stats) {
-        stats.reconnects += u64::from(self.connected_before);
-        self.connected_before = true;
-    }
-
-    fn serve(&mut self, stats: &mut Stats) -> Change {
-        let Some(s) = &mut self.session else { return Change::default() };
-        match s.serve() {
-            Ok(true) => Change { rewire: s.take_dirty(), ..Change::default() },
-            Ok(false) => self.end(),
-            Err(_) => {
-                stats.drop(Reason::Protocol);
-                self.end()
-            }
-        }
-    }
-
-    fn serve_control(&mut self) -> Change {
-        let Some(s) = &mut self.session else { return Change::default() };
-        s.serve_control();
-        Change { rewire: s.take_dirty(), ..Change::default() }
-    }
 }
 
 impl VhostUser {
@@ -330,13 +276,15 @@ impl Port for VhostUser {
         let of = |i: usize| {
             lock(&self.shared.rings, i).map_or((None, false), |r| (Some(r.terms), r.engine.is_some()))
         };
+        let small = lock(&self.shared.rings, self.receive_ring()).is_some_and(|r| r.num < SMALL_RING);
         let (terms, receives) = of(self.receive_ring());
         let (own_terms, transmits) = of(self.transmit_ring());
         let pairs = usize::from(self.shared.pairs.load(Ordering::Relaxed));
         let mtu = self.shared.mtu.load(Ordering::Relaxed);
         Traits {
             max_frame: if mtu == 0 { MAX_SUPER } else { u32::from(mtu) + MIN_FRAME + 4 },
-            takes: terms.map_or(Offloads::NONE, |t| t.takes),
+            takes: terms
+                .map_or(Offloads::NONE, |t| if small && t.mergeable { t.takes.and(PLAIN) } else { t.takes }),
             gives: own_terms.map_or(Offloads::NONE, |t| t.gives),
             // What is lent belongs to one port's turn: not where two share a ring.
             lends: receives && self.index < pairs,
