@@ -193,10 +193,7 @@ impl Scene {
         netdevs.iter().for_each(|n| arguments.extend(["--netdev", n]));
         devices.iter().for_each(|d| arguments.extend(["--device", d]));
         arguments.extend(more);
-        let proc = self.host.spawn("netreeve run", self.netreeve(&arguments))?;
-        let reeve = Reeve { proc };
-        reeve.proc.wait_for("ready", PATIENCE).because(format!("arguments {arguments:?}"))?;
-        Ok(reeve)
+        self.start(self.netreeve(&arguments)).because(format!("arguments {arguments:?}"))
     }
 }
 
@@ -214,6 +211,35 @@ fn accepts(path: &Path, within: Duration) -> Done {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
+}
+
+impl Scene {
+    /// A command that runs as the unprivileged user where these files stand in `/etc`, by way of a mount namespace of
+    /// its own: the machine's own `/etc` stays as it is. It takes the program and its arguments.
+    pub fn with_etc(&self, files: &[(&str, &str)]) -> Done<Command> {
+        let etc = self.dir.0.join("etc");
+        for (name, text) in files {
+            let file = etc.join(name);
+            fs::create_dir_all(file.parent().unwrap_or(&etc)).because(file.display())?;
+            fs::write(&file, text).because(file.display())?;
+        }
+        let script = format!(
+            "mount -t overlay etc -o lowerdir={}:/etc /etc
+             exec setpriv --reuid {USER} --regid {USER} --clear-groups \"$@\"",
+            etc.display()
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-ec", &script, "sh"]);
+        command.current_dir(self.path(""));
+        Ok(command)
+    }
+
+    /// Starts a command that is a `netreeve run --json`, and waits until it is ready.
+    pub fn start(&self, command: Command) -> Done<Reeve> {
+        let reeve = Reeve { proc: self.host.spawn("netreeve run", command)? };
+        reeve.proc.wait_for("\"ready\"", PATIENCE)?;
+        Ok(reeve)
+    }
 }
 
 /// A running `netreeve`, the supervisor.
@@ -247,9 +273,4 @@ pub fn know_far_side(scene: &Scene, guest: &crate::guest::Console) -> Done {
     let link = scene.far.sh(&format!("ip -br link show dev {FAR}"))?;
     let mac = link.split_whitespace().nth(2).because("no hardware address")?;
     guest.ok(&format!("arp -s {FAR4} {mac}")).map(|_| ())
-}
-
-/// Whether a path is there, for tests of clean ends.
-pub fn there(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
 }

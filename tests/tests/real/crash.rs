@@ -155,3 +155,21 @@ fn a_killed_supervisor_leaves_nothing() {
         }
     }
 }
+
+/// User-Mode Linux connects once: when its back-end dies it takes the NIC away. The next guest finds the same socket,
+/// served by a new dataplane.
+#[test]
+fn a_new_uml_guest_finds_the_new_dataplane() {
+    let house = house(Road::Bridge, DEVICE, 1500);
+    let guest = house.uml(1500);
+    let old = house.reeve.dataplane().unwrap();
+    kill(Pid::from_raw(old), Signal::SIGKILL).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(guest.ok("ip link show dev eth0").is_err(), "the NIC outlived its back-end");
+    drop(guest);
+    let guest = house.uml(1500);
+    all(ping_from(&house.scene.far, &format!("-n -c 5 -i 0.02 -W 2 {GUEST4}")).unwrap(), 5);
+    assert_ne!(house.reeve.dataplane().unwrap(), old);
+    guest.power_off().unwrap();
+    house.end();
+}

@@ -1,6 +1,6 @@
 //! QEMU and DPDK as the VMM's side: every way in which an unmodified QEMU can attach.
 
-use crate::{House, house, pings, settle, streams};
+use crate::{DEVICE, House, house, pings, settle, streams};
 use netreeve_tests::bins::peer;
 use netreeve_tests::guest::qemu::Qemu;
 use netreeve_tests::leftovers::Ground;
@@ -79,30 +79,49 @@ fn qemu_asks_our_bridge_helper() {
     fs::copy(scene.program("netreeve-helper"), &bridge_helper).unwrap();
     fs::set_permissions(&bridge_helper, Permissions::from_mode(0o4755)).unwrap();
     let boot = |line: &str| {
-        let etc = scene.program("etc");
-        fs::create_dir_all(etc.join("qemu")).unwrap();
-        fs::write(etc.join("qemu/bridge.conf"), format!("{line}\n")).unwrap();
         let netdev = format!("bridge,id=n0,br={BRIDGE},helper={}", bridge_helper.display());
         let qemu = scene.qemu().netdev(&netdev).inside(&scene.host);
-        // /etc/qemu as it shall be, in a mount namespace of QEMU's own: the machine's stays as it is.
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-ec"]);
-        command.arg(format!(
-            "mount -t overlay etc -o lowerdir={}:/etc /etc
-             exec setpriv --reuid {USER} --regid {USER} --clear-groups \"$@\"",
-            etc.display()
-        ));
-        command.arg("sh").arg(peer("qemu-system-x86_64").unwrap()).args(qemu.arguments().unwrap());
+        let mut command = scene.with_etc(&[("qemu/bridge.conf", line)]).unwrap();
+        command.arg(peer("qemu-system-x86_64").unwrap()).args(qemu.arguments().unwrap());
         qemu.boot_by(command)
     };
-    let refused = boot(&format!("deny {BRIDGE}")).map(|_| ()).unwrap_err().to_string();
+    let refused = boot(&format!("deny {BRIDGE}\n")).map(|_| ()).unwrap_err().to_string();
     assert!(refused.contains("denied"), "{refused}");
-    let guest = boot(&format!("allow {BRIDGE}")).unwrap();
+    let guest = boot(&format!("allow {BRIDGE}\n")).unwrap();
     settle(&guest, 1500);
     pings(&scene, &guest, 1400);
     guest.power_off(PATIENCE).unwrap();
     drop(scene);
     assert_eq!(ground.left(Duration::from_secs(3)).unwrap(), Vec::<String>::new());
+}
+
+/// The helper's other door: `netreeve` starts it, with file capabilities or setuid, and there is no service at all.
+#[test]
+fn netreeve_starts_the_helper_itself() {
+    let capabilities = "cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock=p";
+    for (road, mode, how) in [
+        (Road::Bridge, 0o755, "capabilities"),
+        (Road::AfXdp, 0o755, "capabilities"),
+        (Road::Bridge, 0o4755, "setuid"),
+    ] {
+        let ground = Ground::survey().unwrap();
+        let scene = Scene::set(road).unwrap();
+        let helper = scene.program("netreeve-helper");
+        fs::set_permissions(&helper, Permissions::from_mode(mode)).unwrap();
+        if how == "capabilities" {
+            netreeve_tests::proc::sh(&format!("setcap {capabilities} {}", helper.display())).unwrap();
+        }
+        let policy = scene.policy();
+        let mut command = scene.with_etc(&[("netreeve/policy.conf", &policy)]).unwrap();
+        command.arg(scene.program("netreeve")).args(["run", "--json", "--helper"]).arg(&helper);
+        command.args(["--netdev", &scene.netdev("n0"), "--device", DEVICE]);
+        let reeve = scene.start(command).unwrap();
+        let house = House { reeve, scene, ground };
+        let guest = house.uml(1500);
+        pings(&house.scene, &guest, 1400);
+        guest.power_off().unwrap();
+        house.end();
+    }
 }
 
 /// DPDK's virtio-user as the driver: no guest, a flood of frames.
