@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Lines of the log that one user's noise may fill in a second.
+const NOISE: u32 = 10;
 /// Entries from which on those without use are forgotten.
 const MANY: usize = 1024;
 
@@ -22,6 +24,8 @@ struct Account {
     sessions: u32,
     since: Instant,
     requests: u32,
+    noise: u32,
+    unlogged: u32,
 }
 
 impl Accounts {
@@ -48,16 +52,28 @@ impl Accounts {
     #[must_use]
     pub fn request(&mut self, uid: u32, most: u32, now: Instant) -> bool {
         let account = self.account(uid, now);
-        if now.duration_since(account.since) >= SECOND {
-            (account.since, account.requests) = (now, 0);
-        }
         let room = account.requests < most;
         account.requests += u32::from(room);
         room
     }
 
+    /// Counts a refusal that costs the user nothing to provoke. Some: it may be logged, and so many were not since the
+    /// last that was. A flood of lines would make the system's log drop others, the grants among them.
+    pub fn noise(&mut self, uid: u32, now: Instant) -> Option<u32> {
+        let account = self.account(uid, now);
+        let room = account.noise < NOISE;
+        account.noise += u32::from(room);
+        account.unlogged = account.unlogged.saturating_add(u32::from(!room));
+        room.then(|| std::mem::take(&mut account.unlogged))
+    }
+
     fn account(&mut self, uid: u32, now: Instant) -> &mut Account {
-        self.by_uid.entry(uid).or_insert(Account { sessions: 0, since: now, requests: 0 })
+        let new = Account { sessions: 0, since: now, requests: 0, noise: 0, unlogged: 0 };
+        let account = self.by_uid.entry(uid).or_insert(new);
+        if now.duration_since(account.since) >= SECOND {
+            (account.since, account.requests, account.noise) = (now, 0, 0);
+        }
+        account
     }
 }
 
@@ -86,6 +102,18 @@ mod tests {
         assert!(accounts.enter(1, 9, now));
         assert!(!accounts.request(1, 1, now + SECOND / 2), "a new session is no new second");
         assert!(accounts.request(1, 1, now + SECOND));
+    }
+
+    #[test]
+    fn noise_fills_some_lines_of_each_user_and_second_and_the_rest_is_told() {
+        let (mut accounts, now) = (Accounts::default(), Instant::now());
+        for _ in 0..NOISE {
+            assert_eq!(accounts.noise(1, now), Some(0));
+        }
+        assert_eq!([accounts.noise(1, now), accounts.noise(1, now)], [None, None]);
+        assert_eq!(accounts.noise(2, now), Some(0), "another user's lines are its own");
+        assert_eq!(accounts.noise(1, now + SECOND), Some(2));
+        assert_eq!(accounts.noise(1, now + SECOND), Some(0));
     }
 
     #[test]

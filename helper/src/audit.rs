@@ -7,13 +7,14 @@
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::time::Duration;
 
 use netreeve_shared::grant::Grant;
 use netreeve_shared::refusal::Refusal;
 use netreeve_shared::request::Request;
 
-use crate::policy::{Caller, Why};
+use crate::policy::{Caller, Verdict, Why};
 
 /// Where the system's log listens.
 const LOG_SOCKET: &str = "/dev/log";
@@ -25,10 +26,8 @@ const PRIORITY: u8 = 10 * 8 + 5;
 pub enum Log {
     /// Standard error: the journal of a service, or root's terminal.
     Stderr,
-    /// The system's log.
-    System(UnixDatagram),
-    /// There is no log that the caller does not read.
-    None,
+    /// The system's log, if there is one: any other would be the caller's to read.
+    System(Option<UnixDatagram>),
 }
 
 impl Log {
@@ -41,7 +40,7 @@ impl Log {
             socket.connect(LOG_SOCKET)?;
             io::Result::Ok(socket)
         };
-        if uid == 0 { Self::Stderr } else { connect().map_or(Self::None, Self::System) }
+        if uid == 0 { Self::Stderr } else { Self::System(connect().ok()) }
     }
 
     /// Writes one line. A log that takes nothing stops nobody.
@@ -49,28 +48,19 @@ impl Log {
         let text = escape(text);
         let _lost = match self {
             Self::Stderr => io::stderr().write_all(format!("netreeve-helper: {text}\n").as_bytes()),
-            Self::System(socket) => {
-                socket.send(format!("<{PRIORITY}>netreeve-helper: {text}").as_bytes()).map(|_| ())
-            }
-            Self::None => Ok(()),
+            Self::System(socket) => socket.as_ref().map_or(Ok(()), |log| {
+                log.send(format!("<{PRIORITY}>netreeve-helper: {text}").as_bytes()).map(drop)
+            }),
         };
     }
 }
 
-/// Replaces everything that could break a line or a terminal.
+/// Replaces everything that could break a line or a terminal, or look like something else: all but printable ASCII.
 #[must_use]
 pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control()
-            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        {
-            out.extend(c.escape_unicode());
-        } else {
-            out.push(c);
-        }
-    }
-    out
+    let safe =
+        |c: char| if (' '..='~').contains(&c) { c.to_string() } else { c.escape_unicode().to_string() };
+    text.chars().map(safe).collect()
 }
 
 /// The line for one decision. Request and grant are shown whole: names are of [`IfName`]'s narrow alphabet, the rest is
@@ -86,24 +76,23 @@ pub fn decision(
     took: Duration,
 ) -> String {
     let Caller { uid, pid, .. } = caller;
+    let (word, outcome) = match said {
+        Ok(grant) => ("grant", format!("made={grant:?}")),
+        Err(why) => ("refuse", format!("why=\"{why}\"")),
+    };
     let us = took.as_micros();
-    match said {
-        Ok(grant) => {
-            format!("grant uid={uid} pid={pid} rule={rule} us={us} asked={request:?} made={grant:?}")
-        }
-        Err(why) => format!("refuse uid={uid} pid={pid} rule={rule} why=\"{why}\" us={us} asked={request:?}"),
-    }
+    format!("{word} uid={uid} pid={pid} rule={rule} {outcome} us={us} asked={request:?}")
 }
 
 /// The rule of a verdict, as `file:line` where there is one.
 #[must_use]
-pub fn rule(file: &str, why: Why) -> String {
-    match why {
-        Why::Allowed(line) | Why::Denied(line) => format!("{file}:{line}"),
-        Why::Exceeds(line, term) => format!("{file}:{line}({term})"),
-        Why::Continues => "ticket".to_owned(),
-        Why::NoRule => "none".to_owned(),
-        Why::Bad(_) => "range".to_owned(),
+pub fn rule(file: &Path, verdict: Verdict) -> String {
+    let file = file.display();
+    match verdict {
+        Ok((line, _)) | Err(Why::Denied(line)) => format!("{file}:{line}"),
+        Err(Why::Exceeds(line, term)) => format!("{file}:{line}({term})"),
+        Err(Why::NoRule) => "none".to_owned(),
+        Err(Why::Bad(_)) => "range".to_owned(),
     }
 }
 
@@ -117,7 +106,7 @@ mod tests {
         let safe = escape(hostile);
         assert!(safe.starts_with("a\\u{a}netreeve") && safe.ends_with('b'), "{safe}");
         assert!(safe.chars().all(|c| (' '..='~').contains(&c)), "{safe}");
-        assert_eq!(escape("br0 é:12"), "br0 é:12");
+        assert_eq!(escape("br0 é:12"), "br0 \\u{e9}:12");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A line is blank, a comment (`#`), or a verb (`allow`, `deny`, `include`), a blank, and the rest of the line.
 //! `all` stands for every bridge. A matching `deny` beats every `allow`. An `include` that cannot be opened is no rule:
 //! that is the documented way to give rights to one group (files of mode 0640), so the files are read with the
-//! caller's own rights.
+//! caller's own rights. (Not there and not readable, that is. One that cannot be read for another reason, or that
+//! others may write, spoils everything: it may deny.)
 //!
 //! Trust: the files are root's; an include is followed on root's word. Promise: nesting and number are bounded, and a
 //! line that is no rule refuses everything, with file and line.
@@ -88,9 +89,12 @@ impl Acl {
                     if depth >= MAX_DEPTH || self.files > MAX_FILES {
                         return Err(format!("{place}: too many includes (8 deep, 64 in all); a loop?"));
                     }
-                    // Not ours to read: not our rule.
-                    if let Ok(text) = open(rest) {
-                        self.add(rest, &text, depth + 1, open)?;
+                    match open(rest) {
+                        Ok(text) => self.add(rest, &text, depth + 1, open)?,
+                        // Not ours to read: not our rule.
+                        Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::ENOENT)) => {}
+                        // It may deny, and a caller may have starved us of descriptors or memory.
+                        Err(e) => return Err(format!("{place}: {rest}: {e}")),
                     }
                 }
                 _ => return Err(format!("{place}: '{verb}' is neither allow nor deny nor include")),

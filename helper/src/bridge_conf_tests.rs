@@ -10,7 +10,7 @@ fn read_all(files: &[(&str, &str)]) -> Result<Acl, String> {
     let files: HashMap<&str, &str> = files.iter().copied().collect();
     let (top, _) = ("top", ());
     read(top, &mut |path| {
-        files.get(path).map(|t| (*t).to_owned()).ok_or_else(|| io::ErrorKind::PermissionDenied.into())
+        files.get(path).map(|t| (*t).to_owned()).ok_or_else(|| io::Error::from_raw_os_error(libc::EACCES))
     })
 }
 
@@ -76,6 +76,24 @@ fn includes() {
     assert_eq!(word("br2"), Word::Denied("/a:2".to_owned()));
     let error = read_all(&[("top", "allow br0\ninclude /a"), ("/a", "\n\nnonsense")]).unwrap_err();
     assert!(error.starts_with("/a:3: "), "{error}");
+}
+
+#[test]
+fn an_include_is_passed_over_only_if_it_is_not_there_or_not_ours_to_read() {
+    let with = |errno: i32| {
+        let mut open = |path: &str| match path {
+            "top" => Ok("allow all\ninclude /deny".to_owned()),
+            _ => Err(io::Error::from_raw_os_error(errno)),
+        };
+        read("top", &mut open).map(|acl| acl.word(IfName::new("br0").unwrap()))
+    };
+    for errno in [libc::EACCES, libc::ENOENT] {
+        assert_eq!(with(errno), Ok(allowed(1)));
+    }
+    // A caller can bring these about; what could not be read may deny.
+    for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EIO, libc::ELOOP] {
+        assert!(with(errno).unwrap_err().starts_with("top:2: /deny: "));
+    }
 }
 
 #[test]

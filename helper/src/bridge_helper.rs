@@ -18,7 +18,6 @@ use netreeve_shared::fdkind;
 use netreeve_shared::ifname::IfName;
 use netreeve_shared::refusal::Refusal;
 use netreeve_shared::request::{BridgeRequest, Request, TapRequest};
-use nix::errno::Errno;
 use nix::unistd::alarm;
 use sendfd::SendWithFd;
 
@@ -27,8 +26,8 @@ use crate::bridge_conf::{self, Acl, Word};
 use crate::caller;
 use crate::confine;
 use crate::names;
-use crate::policy::{Caller, Decision, Policy, Why, judge};
-use crate::policy_file::{self, Source, Trust};
+use crate::policy::{Caller, Policy, Why, judge};
+use crate::policy_file::{self, Trust};
 use crate::provide;
 
 /// Names by which the binary is this face.
@@ -71,29 +70,25 @@ pub fn parse<S: AsRef<str>>(arguments: &[S]) -> Result<Order, String> {
     }
 }
 
-/// What both files say together: a denial in either is final, an allowance in either is enough.
-#[must_use]
-pub fn verdict(
-    acl: &Acl,
-    policy: &Policy,
-    policy_path: &str,
-    caller: &Caller,
-    order: &Order,
-) -> (bool, String) {
-    let by_acl = acl.word(order.bridge);
-    if let Word::Denied(place) = by_acl {
-        return (false, place);
-    }
+/// The request that the command line stands for.
+fn request(order: &Order) -> TapRequest {
     let bridge = Some(BridgeRequest { name: order.bridge, create: false, isolated: false });
-    let vnet_header = order.vnet_header;
-    let tap = TapRequest { name: None, persist: false, queues: 1, vnet_header, mtu: None, bridge };
-    let by_policy = judge(policy, caller, &Request::Tap(tap));
-    let line = rule(policy_path, by_policy.why);
-    match (by_policy.decision, by_policy.why, by_acl) {
-        (Decision::Allow, ..) => (true, line),
-        (Decision::Refuse, Why::Denied(_), _) => (false, line),
-        (Decision::Refuse, _, Word::Allowed(place)) => (true, place),
-        (Decision::Refuse, ..) => (false, line),
+    TapRequest { name: None, persist: false, queues: 1, vnet_header: order.vnet_header, mtu: None, bridge }
+}
+
+/// What both files say together: a denial in either is final, an allowance in either is enough. Gives the taps that the
+/// caller may have at once, if any, and the line that decided. QEMU's file knows no number of taps, but the `limit`
+/// lines of the policy hold whoever allows.
+#[must_use]
+pub fn verdict(acl: &Acl, policy: &Policy, caller: &Caller, order: &Order) -> (Option<u32>, String) {
+    let by_acl = acl.word(order.bridge);
+    let by_policy = judge(policy, caller, &Request::Tap(request(order)));
+    let line = rule(Path::new(policy_file::DEFAULT_PATH), by_policy);
+    match (by_acl, by_policy) {
+        (Word::Denied(place), _) => (None, place),
+        (_, Ok((_, limits))) => (Some(limits.max_taps), line),
+        (Word::Silent, _) | (_, Err(Why::Denied(_))) => (None, line),
+        (Word::Allowed(place), _) => (Some(policy.limit(caller, u32::MAX, |l| l.taps)), place),
     }
 }
 
@@ -103,16 +98,13 @@ fn read_files() -> Result<(Acl, Policy), String> {
     let absent = |path| std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
     let (conf, policy) = (bridge_conf::DEFAULT_PATH, policy_file::DEFAULT_PATH);
     let mut open = |path: &str| policy_file::read(Path::new(path), Trust::Root, true);
-    match (absent(conf), absent(policy)) {
-        (true, true) => Err(format!("there is neither {conf} nor {policy}: nothing is allowed")),
-        (true, false) => Ok(Acl::default()),
-        (false, _) => bridge_conf::read(conf, &mut open),
+    let (no_conf, no_policy) = (absent(conf), absent(policy));
+    if no_conf && no_policy {
+        return Err(format!("there is neither {conf} nor {policy}: nothing is allowed"));
     }
-    .and_then(|acl| {
-        let source = Source::new(policy.into(), Trust::Root);
-        let policy = if absent(policy) { Ok(Policy::default()) } else { source.policy() };
-        Ok((acl, policy.map_err(|why| why.join("; "))?))
-    })
+    let acl = if no_conf { Acl::default() } else { bridge_conf::read(conf, &mut open)? };
+    let load = || policy_file::load(Path::new(policy), Trust::Root);
+    Ok((acl, if no_policy { Policy::default() } else { load()? }))
 }
 
 /// Runs the face, privileges already given up but for the needed capabilities.
@@ -126,34 +118,27 @@ pub fn run(order: &Order, socket: OwnedFd, log: &Log) -> Result<(), String> {
         return Err(format!("--fd={} is not a connected UNIX socket", order.fd));
     }
     let caller = caller::myself().map_err(|e| format!("cannot tell who is asking: {e}"))?;
+    let (uid, pid, bridge) = (caller.uid, caller.pid, order.bridge);
     // What the files say is for root's log: some are readable only to those whom they concern.
     let (acl, policy) = read_files().map_err(|why| {
-        log.line(&format!("refuse uid={} what=bridge-helper why=\"{why}\"", caller.uid));
+        log.line(&format!("refuse uid={uid} pid={pid} what=bridge-helper why=\"{why}\""));
         "the access control files cannot be read (details in the system's log)".to_owned()
     })?;
     confine::lock_in(&[]).map_err(|e| format!("cannot confine itself: {e}"))?;
-    let (allowed, place) = verdict(&acl, &policy, policy_file::DEFAULT_PATH, &caller, order);
-    let made =
-        if allowed { provide::bridge_tap(order.bridge, order.vnet_header) } else { Err(Refusal::Denied) };
-    let (word, why) = match &made {
-        Ok(_) => ("grant", String::new()),
-        Err(refusal) => ("refuse", format!(" why=\"{refusal}\"")),
-    };
-    let (uid, pid, bridge) = (caller.uid, caller.pid, order.bridge);
-    log.line(&format!("{word} uid={uid} pid={pid} what=bridge-helper bridge={bridge} rule={place}{why}"));
+    let (max_taps, place) = verdict(&acl, &policy, &caller, order);
+    let made = max_taps.ok_or(Refusal::Denied);
+    let made = made.and_then(|max_taps| provide::bridge_tap(&request(order), uid, max_taps));
+    let word = made.as_ref().map_or_else(|no| format!("refuse why=\"{no}\""), |_| "grant".to_owned());
+    log.line(&format!("{word} uid={uid} pid={pid} what=bridge-helper bridge={bridge} rule={place}"));
     let tap = made.map_err(|refusal| match refusal {
         Refusal::Denied => {
             format!("access to bridge {bridge} denied: allow it in {}", bridge_conf::DEFAULT_PATH)
         }
         other => format!("no tap in bridge {bridge}: {other}"),
     })?;
-    send(socket, &tap).map_err(|e| format!("failed to write file descriptor to unix socket: {e}"))
-}
-
-/// One byte and the descriptor. std's stream type holds any connected socket.
-fn send(socket: OwnedFd, tap: &OwnedFd) -> io::Result<()> {
-    let sent = UnixStream::from(socket).send_with_fd(&[0], &[tap.as_raw_fd()])?;
-    if sent == 1 { Ok(()) } else { Err(Errno::EIO.into()) }
+    // One byte and the descriptor. std's stream type holds any connected socket.
+    let sent = UnixStream::from(socket).send_with_fd(&[0], &[tap.as_raw_fd()]);
+    sent.map(drop).map_err(|e| format!("failed to write file descriptor to unix socket: {e}"))
 }
 
 #[cfg(test)]

@@ -32,24 +32,31 @@ fn the_command_line_of_qemu() {
 
 #[test]
 fn a_denial_in_either_file_is_final() {
+    const POLICY: &str = policy_file::DEFAULT_PATH;
+    let usual = Some(crate::policy::DEFAULT_QUOTA.taps);
     let table = [
-        ("", "", false, "none"),
-        ("allow br0", "", true, "top:1"),
-        ("", "allow any bridge br0", true, "pol:1"),
-        ("allow br1", "allow any bridge br1", false, "none"),
-        ("deny br0", "allow any bridge br0", false, "top:1"),
-        ("allow br0", "deny uid:5 bridge *", false, "pol:1"),
-        ("allow br0", "deny uid:5 tap *", false, "pol:1"),
-        ("allow br0", "deny uid:6 bridge *", true, "top:1"),
+        ("", "", None, "none"),
+        ("allow br0", "", Some(u32::MAX), "top:1"),
+        ("", "allow any bridge br0", usual, ":1"),
+        ("allow br1", "allow any bridge br1", None, "none"),
+        ("deny br0", "allow any bridge br0", None, "top:1"),
+        ("allow br0", "deny uid:5 bridge *", None, ":1"),
+        ("allow br0", "deny uid:5 tap *", None, ":1"),
+        ("allow br0", "deny uid:6 bridge *", Some(u32::MAX), "top:1"),
         // Terms that this face cannot meet are no allowance.
-        ("", "allow any bridge br0 isolated=yes", false, "pol:1(isolated)"),
-        ("allow br0", "allow any bridge br0 isolated=yes", true, "top:1"),
+        ("", "allow any bridge br0 isolated=yes", None, ":1(isolated)"),
+        ("allow br0", "allow any bridge br0 isolated=yes", Some(u32::MAX), "top:1"),
+        // How many is the policy's word, by whichever face one comes.
+        ("", "allow any bridge br0 max=2", Some(2), ":1"),
+        ("allow br0", "limit uid:5 taps=3", Some(3), "top:1"),
+        ("allow br0", "allow any bridge br0\nlimit any taps=3", Some(3), ":1"),
     ];
-    for (acl, policy, yes, place) in table {
+    for (acl, policy, taps, place) in table {
         let acl = bridge_conf::read("top", &mut |_| Ok(acl.to_owned())).unwrap();
         let policy = policy_file::parse(policy, &Names::default()).unwrap();
         let caller = Caller { uid: 5, gids: vec![], pid: 1 };
-        let said = verdict(&acl, &policy, "pol", &caller, &order());
-        assert_eq!(said, (yes, place.to_owned()), "{policy:?}");
+        let said = verdict(&acl, &policy, &caller, &order());
+        let place = if place.starts_with(':') { format!("{POLICY}{place}") } else { place.to_owned() };
+        assert_eq!(said, (taps, place), "{policy:?}");
     }
 }

@@ -10,14 +10,14 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
 };
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::chdir;
+use nix::unistd::alarm;
 
 use crate::sys::process;
 use crate::syscalls;
@@ -25,15 +25,16 @@ use crate::syscalls;
 /// Descriptors that the helper may have open: each AF_XDP grant in a session holds some.
 const MAX_OPEN: u64 = 65536;
 
-/// Sheds what the starter chose: environment, descriptors (but `keep`), signals, timers, directory, umask. Before
+/// Sheds what the starter chose: environment, descriptors (but `keep`), signals, timers, umask. Before
 /// anything else.
 pub fn shed(keep: Option<RawFd>) {
     process::clear_environment();
     process::close_others(keep);
-    process::default_signals_and_timers();
-    // An error leaves the caller's mask or directory: then a deadline may not come, and nothing else is lost.
+    process::default_signals();
+    // A timer survives exec. (Those of processor time would end a process that has used it up: as any signal may.)
+    alarm::cancel();
+    // An error leaves the caller's mask: then a deadline may not come, and nothing else is lost.
     let _kept = SigSet::empty().thread_set_mask();
-    let _kept = chdir("/");
     umask(Mode::from_bits_truncate(0o077));
 }
 
@@ -50,19 +51,10 @@ pub fn harden() -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most)
 }
 
-/// What the helper does with a part of the file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use<'a> {
-    /// Read the files beneath.
-    Read(&'a Path),
-    /// Remove a socket in it.
-    Unlink(&'a Path),
-}
-
-/// Restricts the file system to `uses`, to what the work itself opens, and to nothing else; no TCP; no signals to, and
+/// Restricts the file system to reading what is beneath `read`, to what the work itself opens, and to nothing else; no TCP; no signals to, and
 /// no abstract sockets of, processes outside. Parts that the kernel does not know are left out, and a kernel without
 /// Landlock leaves the rest of the confinement.
-fn landlock(uses: &[Use<'_>]) -> io::Result<()> {
+fn landlock(read: &[&Path]) -> io::Result<()> {
     let other = |e: landlock::RulesetError| io::Error::other(e);
     let all = AccessFs::from_all(ABI::V7);
     let mut rules = Ruleset::default()
@@ -72,14 +64,10 @@ fn landlock(uses: &[Use<'_>]) -> io::Result<()> {
         .and_then(|r| r.scope(Scope::from_all(ABI::V7)))
         .and_then(Ruleset::create)
         .map_err(other)?;
-    let read = AccessFs::ReadFile | AccessFs::ReadDir;
     // The rights of an open tap travel with its descriptor: whoever gets it needs the ioctls, too.
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    let mut needs: Vec<(&Path, BitFlags<AccessFs>)> = vec![(Path::new("/dev/net/tun"), device)];
-    needs.extend(uses.iter().map(|u| match u {
-        Use::Read(path) => (*path, read),
-        Use::Unlink(path) => (*path, BitFlags::from(AccessFs::RemoveFile)),
-    }));
+    let read = read.iter().map(|path| (*path, AccessFs::ReadFile | AccessFs::ReadDir));
+    let needs = read.chain([(Path::new("/dev/net/tun"), device)]);
     for (path, access) in needs {
         // What is not there cannot be opened later either, but for a directory made afterwards: no right for it.
         let Ok(fd) = PathFd::new(path) else { continue };
@@ -93,8 +81,8 @@ fn landlock(uses: &[Use<'_>]) -> io::Result<()> {
 ///
 /// # Errors
 /// A rule or the filter was refused: the helper must not go on.
-pub fn lock_in(uses: &[Use<'_>]) -> io::Result<()> {
-    landlock(uses)?;
+pub fn lock_in(read: &[&Path]) -> io::Result<()> {
+    landlock(read)?;
     let filter = syscalls::filter().map_err(io::Error::other)?;
     seccompiler::apply_filter(&filter).map_err(io::Error::other)
 }

@@ -10,15 +10,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use netreeve_shared::channel::Channel;
-use netreeve_shared::fdkind;
+use netreeve_shared::fdkind::{self, Socket};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 
 use crate::accounts::Accounts;
@@ -34,11 +32,7 @@ pub const IDLE: Duration = Duration::from_secs(60);
 
 /// The listening socket. std's listener for streams holds one for sequenced packets as well: `accept` is the same.
 #[derive(Debug)]
-pub struct Door {
-    listener: UnixListener,
-    /// Where we made it ourselves: to be removed at the end.
-    made: Option<PathBuf>,
-}
+pub struct Door(UnixListener);
 
 impl Door {
     /// Takes over the service manager's socket.
@@ -46,15 +40,16 @@ impl Door {
     /// # Errors
     /// `EINVAL` if it is no listening `AF_UNIX SOCK_SEQPACKET` socket.
     pub fn activated(fd: OwnedFd) -> io::Result<Self> {
-        let kind = fdkind::socket(fd.as_fd())?;
-        if kind.family != libc::AF_UNIX || kind.kind != libc::SOCK_SEQPACKET || !kind.listening {
+        let right = Socket { family: libc::AF_UNIX, kind: libc::SOCK_SEQPACKET, listening: true };
+        if fdkind::socket(fd.as_fd())? != right {
             return Err(Errno::EINVAL.into());
         }
-        Self::with(fd, None)
+        Self::with(fd)
     }
 
     /// Makes and opens a socket at `path`, open to everybody who can reach it: the policy judges, by the kernel's word
-    /// on who it is. A socket left there by a helper that was killed is replaced.
+    /// on who it is. A socket that another helper left there is replaced; ours is left there, too, since a helper may be
+    /// killed at any moment.
     ///
     /// # Errors
     /// `PermissionDenied` if the directory is not ours or root's, or others may write to it: they could put their own
@@ -78,22 +73,13 @@ impl Door {
         socket::bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
         socket::listen(&fd, Backlog::new(64)?)?;
-        Self::with(fd, Some(path.to_owned()))
+        Self::with(fd)
     }
 
-    fn with(fd: OwnedFd, made: Option<PathBuf>) -> io::Result<Self> {
+    fn with(fd: OwnedFd) -> io::Result<Self> {
         let listener = UnixListener::from(fd);
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, made })
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        if let Some(path) = &self.made {
-            // Gone already, or no longer ours to remove: the next helper replaces it.
-            let _gone = std::fs::remove_file(path);
-        }
+        Ok(Self(listener))
     }
 }
 
@@ -101,7 +87,6 @@ impl Drop for Door {
 pub struct Service {
     door: Door,
     desk: Desk,
-    signals: SignalFd,
     sessions: Vec<Session>,
     accounts: Accounts,
     idle: Option<Duration>,
@@ -109,19 +94,12 @@ pub struct Service {
 
 impl Service {
     /// Makes the service; it listens already. `idle`: ends after this long without a session (none: never).
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn new(door: Door, desk: Desk, idle: Option<Duration>) -> io::Result<Self> {
-        let mut ends = SigSet::empty();
-        ends.add(Signal::SIGTERM);
-        ends.add(Signal::SIGINT);
-        ends.thread_block()?;
-        let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        Ok(Self { door, desk, signals, sessions: Vec::new(), accounts: Accounts::default(), idle })
+    #[must_use]
+    pub fn new(door: Door, desk: Desk, idle: Option<Duration>) -> Self {
+        Self { door, desk, sessions: Vec::new(), accounts: Accounts::default(), idle }
     }
 
-    /// Serves until told to end, or until idle.
+    /// Serves until idle. (A signal ends the process as it is: see the crate's promise.)
     ///
     /// # Errors
     /// The kernel's, of `poll` itself.
@@ -132,10 +110,7 @@ impl Service {
                 last_use = Instant::now();
             }
             let idle_at = self.idle.filter(|_| self.sessions.is_empty()).map(|idle| last_use + idle);
-            let Some((ending, calling, ready)) = self.wait(idle_at)? else { continue };
-            if ending {
-                return Ok(());
-            }
+            let (calling, ready) = self.wait(idle_at)?;
             self.serve(&ready);
             self.sessions.iter_mut().for_each(|s| s.provider.tick());
             if calling {
@@ -146,8 +121,8 @@ impl Service {
         }
     }
 
-    /// Waits for something to do: (told to end, somebody connects, which sessions have something).
-    fn wait(&self, idle_at: Option<Instant>) -> io::Result<Option<(bool, bool, Vec<bool>)>> {
+    /// Waits for something to do: (somebody connects, which sessions have something).
+    fn wait(&self, idle_at: Option<Instant>) -> io::Result<(bool, Vec<bool>)> {
         let silent = self.sessions.iter().filter(|s| !s.asked).map(|s| s.since + FIRST_REQUEST);
         let tick = self.sessions.iter().any(|s| s.provider.wants_tick()).then(|| Instant::now() + TICK);
         let timeout = silent.chain(idle_at).chain(tick).min().map_or(PollTimeout::NONE, |at| {
@@ -156,41 +131,39 @@ impl Service {
         });
         // A full house lets callers queue at the door.
         let room = self.sessions.len() < MAX_SESSIONS;
-        let door_events = if room { PollFlags::POLLIN } else { PollFlags::empty() };
-        let mut fds = vec![
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.door.listener.as_fd(), door_events),
-        ];
+        let door = if room { PollFlags::POLLIN } else { PollFlags::empty() };
+        let mut fds = vec![PollFd::new(self.door.0.as_fd(), door)];
         fds.extend(self.sessions.iter().map(|s| PollFd::new(s.channel.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {
-            Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(None),
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
         let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
-        let (ending, calling) = (ready.next().unwrap_or(false), ready.next().unwrap_or(false));
-        Ok(Some((ending, calling, ready.collect())))
+        Ok((ready.next().unwrap_or(false), ready.collect()))
     }
 
     /// One message of each session that has one; then those that have ended, or never asked, are closed.
     fn serve(&mut self, ready: &[bool]) {
         let mut held: HashMap<u32, u64> = HashMap::new();
-        for session in &self.sessions {
+        let Self { desk, accounts, sessions, .. } = self;
+        for session in sessions.iter() {
             *held.entry(session.caller.uid).or_default() += session.provider.umem_bytes();
         }
-        let mut ready = ready.iter().copied();
-        let Self { desk, accounts, sessions, .. } = self;
+        let mut ready = ready.iter();
         sessions.retain_mut(|session| {
-            let (uid, before) = (session.caller.uid, session.provider.umem_bytes());
-            let user = held.entry(uid).or_default();
-            let keep = match ready.next().unwrap_or(false).then(|| session.read(Some(Duration::ZERO))) {
-                Some(Ok(Some(message))) => desk.serve(session, &message, accounts, *user - before),
-                Some(Ok(None)) => false,
-                Some(Err(_)) | None => session.asked || session.since.elapsed() < FIRST_REQUEST,
-            };
-            *user = *user - before + if keep { session.provider.umem_bytes() } else { 0 };
-            if !keep {
-                accounts.leave(uid);
+            let all = held.entry(session.caller.uid).or_default();
+            session.umem_elsewhere = all.saturating_sub(session.provider.umem_bytes());
+            let keep =
+                match ready.next().is_some_and(|ready| *ready).then(|| session.read(Some(Duration::ZERO))) {
+                    Some(Ok(Some(message))) => desk.serve(session, &message, accounts),
+                    Some(Ok(None)) => false,
+                    Some(Err(_)) | None => session.asked || session.since.elapsed() < FIRST_REQUEST,
+                };
+            *all = session.umem_elsewhere;
+            if keep {
+                *all += session.provider.umem_bytes();
+            } else {
+                accounts.leave(session.caller.uid);
             }
             keep
         });
@@ -198,26 +171,25 @@ impl Service {
 
     /// Lets one caller in, if the kernel says who it is and its user has sessions left. Anybody else is hung up on.
     fn admit(&mut self) {
-        let Ok((socket, _)) = self.door.listener.accept() else {
+        let Ok((socket, _)) = self.door.0.accept() else {
             // The caller has gone again, or there is no descriptor left: then not at full speed.
             return std::thread::sleep(Duration::from_millis(1));
         };
-        let opened = Channel::from_fd(socket.into()).and_then(|channel| {
+        let known = Channel::from_fd(socket.into()).and_then(|channel| {
             channel.set_nonblocking(true)?;
             let caller = caller::of_peer(&channel)?;
-            Ok(Session::new(channel, caller))
+            Ok((channel, caller))
         });
-        let why = match opened {
-            Ok(session) => {
-                let Caller { uid, pid, .. } = session.caller;
-                let most = self.desk.policy().quota(&session.caller).sessions;
-                if self.accounts.enter(uid, most, Instant::now()) {
-                    return self.sessions.push(session);
+        let (caller, why) = match known {
+            Ok((channel, caller)) => {
+                let most = self.desk.policy(&caller).1.sessions;
+                if self.accounts.enter(caller.uid, most, Instant::now()) {
+                    return self.sessions.push(Session::new(channel, caller));
                 }
-                format!("uid={uid} pid={pid} what=session why=\"limit of {most}\"")
+                (caller, format!("limit of {most}"))
             }
-            Err(why) => format!("what=session why=\"{why}\""),
+            Err(why) => (Caller { uid: u32::MAX, gids: Vec::new(), pid: 0 }, why.to_string()),
         };
-        self.desk.log.line(&format!("refuse {why}"));
+        self.desk.noise(&mut self.accounts, &caller, "session", &why);
     }
 }

@@ -18,11 +18,11 @@ use nix::unistd;
 use crate::audit::{Log, escape};
 use crate::bridge_helper;
 use crate::caller;
-use crate::confine::{self, Use};
+use crate::confine;
 use crate::daemon::{Door, IDLE, Service};
 use crate::explain;
 use crate::names::number;
-use crate::policy_file::{DEFAULT_PATH, Source, Trust};
+use crate::policy_file::{self, DEFAULT_PATH, Trust};
 use crate::privilege;
 use crate::serve::{Desk, one_session};
 use crate::sys::process;
@@ -95,11 +95,11 @@ fn dispatch(arguments: &[&str]) -> Done {
 
 fn check(file: &str) -> Done {
     give_up_privileges(None)?;
-    let policy = Source::new(file.into(), Trust::Anybody).policy();
-    let policy = policy.map_err(|why| (78, format!("bad policy: {}", why.join("; "))))?;
+    let path = Path::new(file);
+    let policy = policy_file::load(path, Trust::Anybody).map_err(|why| (78, format!("bad policy: {why}")))?;
     let (rules, limits) = (policy.rules.len(), policy.limits.len());
     let mut text = format!("{file}: {rules} rules, {limits} limits\n");
-    if Source::new(file.into(), Trust::Root).policy().is_err() {
+    if policy_file::load(path, Trust::Root).is_err() {
         text += "the helper will not believe it as it is: chown root, chmod go-w, no symbolic link\n";
     }
     Ok((0, text))
@@ -115,7 +115,8 @@ fn give_up_privileges(keep: Option<RawFd>) -> Result<bool, Stop> {
 
 fn privileged(keep: Option<RawFd>) -> Result<(), Stop> {
     if give_up_privileges(keep)? {
-        return Ok(());
+        // The caller's directory is not ours to keep busy.
+        return unistd::chdir("/").map_err(failed("leaving the directory"));
     }
     // EX_UNAVAILABLE
     let why = "no capability to work with: install the binary with file capabilities (setcap \
@@ -134,7 +135,7 @@ fn inherited() -> Result<(), Stop> {
     privileged(Some(channel::INHERITED))?;
     if activated && !elevated {
         let door = Door::activated(fd).map_err(failed("the passed socket is not ListenSequentialPacket="))?;
-        return serve(door, Path::new(DEFAULT_PATH), Some(IDLE), None);
+        return serve(door, Path::new(DEFAULT_PATH), Some(IDLE));
     }
     exec_session(fd)
 }
@@ -146,10 +147,10 @@ fn exec_session(fd: OwnedFd) -> Result<(), Stop> {
         Channel::from_fd(fd).map_err(failed("descriptor 3 is not a connected AF_UNIX SOCK_SEQPACKET"))?;
     let caller = caller::of_parent(&channel).map_err(failed("descriptor 3 is not the caller's own"))?;
     let log = Log::of_caller(caller.uid);
-    let desk = Desk { policy: Source::new(DEFAULT_PATH.into(), Trust::Root), log };
+    let desk = Desk { policy: DEFAULT_PATH.into(), log };
     // A caller that does not read its answers shall not keep us.
     channel.set_send_timeout(Duration::from_secs(5)).map_err(failed("descriptor 3"))?;
-    lock_in(Path::new(DEFAULT_PATH), None)?;
+    lock_in(Path::new(DEFAULT_PATH))?;
     one_session(&desk, channel, caller);
     Ok(())
 }
@@ -172,23 +173,20 @@ fn listen(path: &Path, mut rest: &[&str]) -> Result<(), Stop> {
     let (path, policy) = (absolute(path)?, absolute(policy.as_ref())?);
     privileged(None)?;
     let door = Door::listen(&path).map_err(failed(&format!("listening at {}", path.display())))?;
-    serve(door, &policy, idle, path.parent())
+    serve(door, &policy, idle)
 }
 
-fn serve(door: Door, policy: &Path, idle: Option<Duration>, made_in: Option<&Path>) -> Result<(), Stop> {
-    let desk = Desk { policy: Source::new(policy.to_owned(), Trust::Root), log: Log::Stderr };
-    let service = Service::new(door, desk, idle).map_err(failed("starting the service"))?;
-    lock_in(policy, made_in)?;
-    service.run().map_err(failed("the service"))
+fn serve(door: Door, policy: &Path, idle: Option<Duration>) -> Result<(), Stop> {
+    let desk = Desk { policy: policy.to_owned(), log: Log::Stderr };
+    lock_in(policy)?;
+    Service::new(door, desk, idle).run().map_err(failed("the service"))
 }
 
 /// Landlock and seccomp. `/etc` is read for the policy and for the names of users and groups, whose files are replaced
 /// and not rewritten, so that a right to the files themselves would soon be void.
-fn lock_in(policy: &Path, unlink: Option<&Path>) -> Result<(), Stop> {
-    let mut uses = vec![Use::Read(Path::new("/etc"))];
-    uses.extend(policy.parent().map(Use::Read));
-    uses.extend(unlink.map(Use::Unlink));
-    confine::lock_in(&uses).map_err(failed("locking in"))
+fn lock_in(policy: &Path) -> Result<(), Stop> {
+    let etc = Path::new("/etc");
+    confine::lock_in(&[etc, policy.parent().unwrap_or(etc)]).map_err(failed("locking in"))
 }
 
 /// The face of `qemu-bridge-helper`: every failure is 1.

@@ -2,17 +2,16 @@
 //! the file. The question is written like a rule: `user:alice group:kvm bridge br0 queues=2`.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use netreeve_shared::ifname::IfName;
 use netreeve_shared::mac::Mac;
 use netreeve_shared::request::{BridgeRequest, Request, Steer, TapRequest, XskRequest};
 
 use crate::audit;
 use crate::entry::{Stop, usage};
 use crate::names::Names;
-use crate::policy::{Caller, Decision, Pattern, Rule, What, Who, judge};
-use crate::policy_file::{DEFAULT_PATH, Source, Trust, parse, who};
+use crate::policy::{Caller, Limits, Pattern, Rule, What, Who, judge};
+use crate::policy_file::{DEFAULT_PATH, Trust, load, parse, who};
 
 /// Answers the words after `--explain`: exit code and text.
 ///
@@ -20,8 +19,8 @@ use crate::policy_file::{DEFAULT_PATH, Source, Trust, parse, who};
 /// Wrong words, or a policy that cannot be read.
 pub fn explain(words: &[&str]) -> Result<(u8, String), Stop> {
     let (path, mut words) = match words {
-        ["--policy", path, rest @ ..] => (*path, rest),
-        _ => (DEFAULT_PATH, words),
+        ["--policy", path, rest @ ..] => (Path::new(*path), rest),
+        _ => (Path::new(DEFAULT_PATH), words),
     };
     let names = Names::system();
     let mut caller = Caller { uid: u32::MAX, gids: Vec::new(), pid: 0 };
@@ -41,16 +40,13 @@ pub fn explain(words: &[&str]) -> Result<(u8, String), Stop> {
     let request =
         asked.rules.first().and_then(request).ok_or_else(|| usage("a bridge or an interface has a name"))?;
     request.check().map_err(|bad| usage(format!("no such request: {bad}")))?;
-    let policy = Source::new(PathBuf::from(path), Trust::Anybody).policy();
-    let policy = policy.map_err(|why| (78, why.join("\n")))?;
+    let policy = load(path, Trust::Anybody).map_err(|why| (78, why))?;
     let verdict = judge(&policy, &caller, &request);
-    let rule = audit::rule(path, verdict.why);
-    Ok(if verdict.decision == Decision::Allow {
-        let (taps, umem) = (verdict.max_taps, verdict.max_umem);
-        (0, format!("allowed by {rule}; at once: {taps} taps, {umem} bytes of UMEM\n"))
-    } else {
-        (77, format!("denied; rule: {rule}\n"))
-    })
+    let rule = audit::rule(path, verdict);
+    Ok(verdict.map_or((77, format!("denied; rule: {rule}\n")), |(_, limits)| {
+        let Limits { max_taps, max_umem } = limits;
+        (0, format!("allowed by {rule}; at once: {max_taps} taps, {max_umem} bytes of UMEM\n"))
+    }))
 }
 
 /// The request that would use up all that `rule` allows. (Queues: one, unless it says more.)
@@ -60,36 +56,24 @@ fn request(rule: &Rule) -> Option<Request> {
     let queues = terms.queues.unwrap_or(1);
     Some(match what {
         What::Tap | What::Bridge => {
-            let (create, isolated) = (terms.create, terms.isolated);
-            let bridge = |name: IfName| BridgeRequest { name, create, isolated };
-            let in_bridge = *what == What::Bridge;
-            Request::Tap(TapRequest {
-                name: name.filter(|_| !in_bridge),
-                persist: terms.persist,
-                queues,
-                vnet_header: true,
-                mtu: terms.mtu.map(|(_, high)| high),
-                bridge: if in_bridge { Some(bridge(name?)) } else { None },
-            })
+            let (persist, create, isolated) = (terms.persist, terms.create, terms.isolated);
+            let (name, bridge) = match what {
+                What::Bridge => (None, Some(BridgeRequest { name: name?, create, isolated })),
+                _ => (name, None),
+            };
+            let mtu = terms.mtu.map(|(_, high)| high);
+            Request::Tap(TapRequest { name, persist, queues, vnet_header: true, mtu, bridge })
         }
         What::Xsk | What::XskPinned => {
             let macs = vec![Mac([0x52, 0x54, 0, 0, 0, 1])];
-            let xsk = XskRequest {
-                interface: name?,
-                mode: None,
-                queues,
-                start_queue: terms.queue.map_or(0, |(first, _)| first),
-                force_copy: false,
-                ring: 2048,
-                chunk: 2048,
-                chunks: u32::try_from(terms.umem.unwrap_or(8 << 20) / 2048 / u64::from(queues.max(1)))
-                    .ok()?,
-                steer: if terms.steer_macs {
-                    Steer::Macs { macs, broadcast: false, multicast: false }
-                } else {
-                    Steer::All
-                },
-            };
+            let macs = Steer::Macs { macs, broadcast: false, multicast: false };
+            let steer = if terms.steer_macs { macs } else { Steer::All };
+            let (mode, interface, force_copy, ring, chunk) = (None, name?, false, 2048, 2048);
+            let start_queue = terms.queue.map_or(0, |(first, _)| first);
+            let umem = terms.umem.unwrap_or(8 << 20) / u64::from(chunk) / u64::from(queues.max(1));
+            let chunks = u32::try_from(umem).ok()?;
+            let xsk =
+                XskRequest { interface, mode, queues, start_queue, force_copy, ring, chunk, chunks, steer };
             if *what == What::Xsk { Request::Xsk(xsk) } else { Request::XskPinned(xsk) }
         }
     })

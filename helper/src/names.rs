@@ -2,53 +2,44 @@
 //! loads whatever libraries the system's configuration names.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-
-/// Names and their numbers.
+/// The text of both files.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
-    users: HashMap<String, u32>,
-    groups: HashMap<String, u32>,
+    passwd: String,
+    group: String,
 }
 
 impl Names {
-    /// Reads both files' text; lines that are not `name:password:number:...` are passed over.
+    /// Takes both files' text; lines that are not `name:password:number:...` are passed over.
     #[must_use]
     pub fn parse(passwd: &str, group: &str) -> Self {
-        Self { users: table(passwd), groups: table(group) }
+        Self { passwd: passwd.to_owned(), group: group.to_owned() }
     }
 
-    /// Reads the system's files; one that cannot be read knows no names.
+    /// Reads the system's files; one that cannot be read knows no names. (Comment fields may be in any encoding.)
     #[must_use]
     pub fn system() -> Self {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        Self::parse(&read("/etc/passwd"), &read("/etc/group"))
+        let read = |path| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+        Self { passwd: read("/etc/passwd"), group: read("/etc/group") }
     }
 
     /// A user's id.
     #[must_use]
     pub fn user(&self, name: &str) -> Option<u32> {
-        self.users.get(name).copied()
+        find(&self.passwd, name)
     }
 
     /// A group's id.
     #[must_use]
     pub fn group(&self, name: &str) -> Option<u32> {
-        self.groups.get(name).copied()
+        find(&self.group, name)
     }
 }
 
-fn table(text: &str) -> HashMap<String, u32> {
-    let mut table = HashMap::new();
-    for line in text.lines() {
-        let mut fields = line.split(':');
-        let (name, number) = (fields.next(), fields.nth(1).and_then(number));
-        if let (Some(name), Some(number)) = (name.filter(|n| !n.is_empty()), number) {
-            // The first line of a name counts, as it does for the C library.
-            table.entry(name.to_owned()).or_insert(number);
-        }
-    }
-    table
+/// The number of the first line of that name: it is the one that counts for the C library, too.
+fn find(text: &str, name: &str) -> Option<u32> {
+    let mut lines = text.lines().map(|line| line.split(':')).filter(|_| !name.is_empty());
+    lines.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1).and_then(number))?)
 }
 
 /// A decimal number without sign or blanks. (`u32::MAX` is no id: it means "unchanged" to `setresuid`.)

@@ -150,23 +150,9 @@ pub struct Policy {
     pub limits: Vec<Limit>,
 }
 
-/// Yes or no, in values that no single flipped or zeroed word turns into each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Decision {
-    /// No.
-    Refuse = 0x5ac3_693c,
-    /// Yes.
-    Allow = 0xa53c_96c3,
-}
-
-/// Why the judge decided so.
+/// Why the judge refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// An `allow` of this line covers it (for a named tap in a bridge, the bridge's).
-    Allowed(u32),
-    /// It goes on with what this session was already granted.
-    Continues,
     /// The `deny` of this line.
     Denied(u32),
     /// The `allow` of this line is about it, but not to this extent.
@@ -180,53 +166,47 @@ pub enum Why {
 /// The key of the term that a request exceeds, as the policy file spells it.
 pub type Term = &'static str;
 
-/// The judge's word.
+/// What a caller may have at once, the request that is judged included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a verdict that nobody reads is a request that nobody judged"]
-pub struct Verdict {
-    /// Yes or no.
-    pub decision: Decision,
-    /// Why.
-    pub why: Why,
-    /// Taps that the caller may hold at once, this one included.
+pub struct Limits {
+    /// Taps of the caller's uid, over all sessions, as the kernel counts them.
     pub max_taps: u32,
-    /// Bytes of UMEM that the caller may hold at once, these included.
+    /// Bytes of UMEM.
     pub max_umem: u64,
 }
 
-impl Verdict {
-    fn refuse(why: Why) -> Self {
-        Self { decision: Decision::Refuse, why, max_taps: 0, max_umem: 0 }
-    }
-}
+/// The judge's word: the line of the `allow` that covers the request (for a named tap in a bridge, the bridge's) and
+/// how much it allows at once, or why not.
+pub type Verdict = Result<(u32, Limits), Why>;
 
-/// Judges one request.
+/// Judges one request. A ticket is nothing that a rule is about: its activation is judged as the request that it stands
+/// for.
+///
+/// # Errors
+/// The refusal's reason, for the log.
 pub fn judge(policy: &Policy, caller: &Caller, request: &Request) -> Verdict {
-    if let Err(bad) = request.check() {
-        return Verdict::refuse(Why::Bad(bad));
-    }
-    let wants: &[(What, Option<IfName>)] = match request {
-        // The ticket is good only in the session whose xsk request was allowed.
-        Request::Activate(_) => {
-            let quota = policy.quota(caller);
-            let why = Why::Continues;
-            return Verdict { decision: Decision::Allow, why, max_taps: quota.taps, max_umem: quota.umem };
+    request.check().map_err(Why::Bad)?;
+    let (wants, denied_with): (&[(What, Option<IfName>)], _) = match request {
+        Request::Activate(_) => return Err(Why::NoRule),
+        Request::Xsk(x) => (&[(What::Xsk, Some(x.interface))], None),
+        // Who may have no bound socket may have none that it binds itself.
+        Request::XskPinned(x) => {
+            let interface = Some(x.interface);
+            (&[(What::XskPinned, interface)], Some((What::Xsk, interface)))
         }
-        Request::Xsk(x) => &[(What::Xsk, Some(x.interface))],
-        Request::XskPinned(x) => &[(What::XskPinned, Some(x.interface))],
-        Request::Tap(TapRequest { bridge: None, name, .. }) => &[(What::Tap, *name)],
+        Request::Tap(TapRequest { bridge: None, name, .. }) => (&[(What::Tap, *name)], None),
         // A name of one's own choice is a right of `tap`, whatever bridge the tap joins.
         Request::Tap(TapRequest { bridge: Some(b), name: Some(name), .. }) => {
-            &[(What::Bridge, Some(b.name)), (What::Tap, Some(*name))]
+            (&[(What::Bridge, Some(b.name)), (What::Tap, Some(*name))], None)
         }
-        Request::Tap(TapRequest { bridge: Some(b), name: None, .. }) => &[(What::Bridge, Some(b.name))],
+        // Rules that forbid taps forbid them in bridges, too.
+        Request::Tap(TapRequest { bridge: Some(b), name: None, .. }) => {
+            (&[(What::Bridge, Some(b.name))], Some((What::Tap, None)))
+        }
     };
-    // Rules that forbid taps forbid them in bridges, too.
-    let unnamed_in_bridge = matches!(request, Request::Tap(t) if t.bridge.is_some() && t.name.is_none());
-    let also = unnamed_in_bridge.then_some((What::Tap, None));
     for rule in policy.rules.iter().filter(|r| r.action == Action::Deny) {
-        if wants.iter().chain(&also).any(|(what, name)| rule.is_about(caller, *what, *name)) {
-            return Verdict::refuse(Why::Denied(rule.line));
+        if wants.iter().chain(&denied_with).any(|(what, name)| rule.is_about(caller, *what, *name)) {
+            return Err(Why::Denied(rule.line));
         }
     }
     weigh(policy, caller, request, wants)
@@ -235,7 +215,7 @@ pub fn judge(policy: &Policy, caller: &Caller, request: &Request) -> Verdict {
 /// Finds for each thing wanted one `allow` that covers the request alone.
 fn weigh(policy: &Policy, caller: &Caller, request: &Request, wants: &[(What, Option<IfName>)]) -> Verdict {
     let Quota { taps, umem, .. } = policy.quota(caller);
-    let (mut first, mut max_taps, mut max_umem) = (None, taps, umem);
+    let (mut line, mut limits) = (None, Limits { max_taps: taps, max_umem: umem });
     for (what, name) in wants {
         let mut refusal = Why::NoRule;
         let allows = policy.rules.iter().filter(|r| r.action == Action::Allow);
@@ -247,26 +227,15 @@ fn weigh(policy: &Policy, caller: &Caller, request: &Request, wants: &[(What, Op
                 false
             }
         });
-        let Some(rule) = covering else { return Verdict::refuse(refusal) };
-        first = first.or(Some(rule.line));
-        max_taps = rule.terms.max.unwrap_or(max_taps).min(max_taps);
-        max_umem = rule.terms.umem.unwrap_or(max_umem).min(max_umem);
+        let rule = covering.ok_or(refusal)?;
+        line = line.or(Some(rule.line));
+        limits.max_taps = rule.terms.max.unwrap_or(u32::MAX).min(limits.max_taps);
+        limits.max_umem = rule.terms.umem.unwrap_or(u64::MAX).min(limits.max_umem);
     }
-    match first {
-        Some(line) => Verdict { decision: Decision::Allow, why: Why::Allowed(line), max_taps, max_umem },
-        None => Verdict::refuse(Why::NoRule),
-    }
+    line.map(|line| (line, limits)).ok_or(Why::NoRule)
 }
 
 impl Policy {
-    /// What stands in for a policy that cannot be read: not even a session.
-    #[must_use]
-    pub fn closed() -> Self {
-        let (who, none) = (Who::Any, Some(0));
-        let limit = Limit { who, sessions: none, requests: none, taps: none, umem: Some(0) };
-        Self { rules: Vec::new(), limits: vec![limit] }
-    }
-
     /// What this caller may use up.
     #[must_use]
     pub fn quota(&self, caller: &Caller) -> Quota {
@@ -279,7 +248,8 @@ impl Policy {
         }
     }
 
-    fn limit<T: Ord>(&self, caller: &Caller, default: T, of: impl Fn(&Limit) -> Option<T>) -> T {
+    /// One limit of this caller's, or `default` where no line sets it.
+    pub(crate) fn limit<T: Ord>(&self, caller: &Caller, default: T, of: impl Fn(&Limit) -> Option<T>) -> T {
         let about = self.limits.iter().filter(|l| l.who.is(caller));
         let named = about.filter_map(|l| Some((l.who.rank(), Reverse(of(l)?))));
         named.max().map_or(default, |(_, Reverse(value))| value)

@@ -17,11 +17,10 @@
 //! is no policy (everything is refused), and every bad line is named.
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use netreeve_shared::ifname::IfName;
 
@@ -97,6 +96,9 @@ fn rule(line: u32, action: Action, words: &mut Words<'_>, names: &Names) -> Resu
     if terms.persist && !terms.named {
         return Err("persist=yes needs named=yes: only a named tap can persist".to_owned());
     }
+    if terms.create && !matches!(pattern, Pattern::Exact(_)) {
+        return Err("create=yes needs one bridge's name: bridges stay, and nobody counts them".to_owned());
+    }
     Ok(Rule { line, action, who, what, pattern, terms })
 }
 
@@ -154,25 +156,17 @@ fn set_term(terms: &mut Terms, what: What, key: &str, value: &str) -> Result<(),
         (What::Tap | What::Bridge, "max") => terms.max = Some(count(value)?),
         (_, "queues") => terms.queues = Some(count(value)?),
         (What::Tap | What::Bridge, "mtu") => {
-            let (low, high) = value.split_once('-').unwrap_or(("1280", value));
-            terms.mtu = Some((count(low)?, count(high)?));
+            terms.mtu = Some(range(value.split_once('-').unwrap_or(("1280", value)))?);
         }
-        (What::Tap, "named") => terms.named = yes(value)?,
-        (What::Tap, "persist") => terms.persist = yes(value)?,
-        (What::Bridge, "create") => terms.create = yes(value)?,
-        (What::Bridge, "isolated") => terms.isolated = yes(value)?,
+        (What::Tap, "named") => terms.named = one_of(value, "yes", "no")?,
+        (What::Tap, "persist") => terms.persist = one_of(value, "yes", "no")?,
+        (What::Bridge, "create") => terms.create = one_of(value, "yes", "no")?,
+        (What::Bridge, "isolated") => terms.isolated = one_of(value, "yes", "no")?,
         (What::Xsk | What::XskPinned, "queue") => {
-            let (first, last) = value.split_once('-').unwrap_or((value, value));
-            terms.queue = Some((count(first)?, count(last)?));
+            terms.queue = Some(range(value.split_once('-').unwrap_or((value, value)))?);
         }
         (What::Xsk, "umem") => terms.umem = Some(bytes(value)?),
-        (What::Xsk | What::XskPinned, "steer") => {
-            terms.steer_macs = match value {
-                "macs" => true,
-                "any" => false,
-                _ => return Err(format!("steer is macs or any, not '{value}'")),
-            }
-        }
+        (What::Xsk | What::XskPinned, "steer") => terms.steer_macs = one_of(value, "macs", "any")?,
         _ => return Err(format!("this rule has no key '{key}'")),
     }
     Ok(())
@@ -183,11 +177,18 @@ fn count<T: TryFrom<u32>>(text: &str) -> Result<T, String> {
     number(text).and_then(|n| n.try_into().ok()).ok_or_else(|| format!("'{text}' is no number of this range"))
 }
 
-fn yes(text: &str) -> Result<bool, String> {
-    match text {
-        "yes" => Ok(true),
-        "no" => Ok(false),
-        _ => Err(format!("'{text}' is neither yes nor no")),
+/// A range that holds something: one that ran backwards would allow nothing, which nobody means.
+fn range<T: TryFrom<u32> + PartialOrd>((low, high): (&str, &str)) -> Result<(T, T), String> {
+    let (first, last) = (count(low)?, count(high)?);
+    if first <= last { Ok((first, last)) } else { Err(format!("{low}-{high} runs backwards")) }
+}
+
+/// True for the first of two words, false for the second.
+fn one_of(text: &str, yes: &str, no: &str) -> Result<bool, String> {
+    if text == yes || text == no {
+        Ok(text == yes)
+    } else {
+        Err(format!("'{text}' is neither {yes} nor {no}"))
     }
 }
 
@@ -230,42 +231,15 @@ pub fn read(path: &Path, trust: Trust, follow: bool) -> io::Result<String> {
     refuse(io::ErrorKind::InvalidData, "larger than 64 KiB")
 }
 
-/// A policy file, read anew for each judgement: it is small, and what it says counts from the moment that it says so.
-#[derive(Debug)]
-pub struct Source {
-    path: PathBuf,
-    trust: Trust,
-}
-
-impl Source {
-    /// Will read `path`.
-    #[must_use]
-    pub fn new(path: PathBuf, trust: Trust) -> Self {
-        Self { path, trust }
-    }
-
-    /// The file's path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The policy as the file is now.
-    ///
-    /// # Errors
-    /// `file: why`, or one `file:line: why` for each bad line.
-    pub fn policy(&self) -> Result<Policy, Vec<String>> {
-        let shown = self.path.display();
-        let text = read(&self.path, self.trust, false).map_err(|e| vec![format!("{shown}: {e}")])?;
-        let parsed = parse(&text, &Names::system());
-        parsed.map_err(|bad| bad.iter().map(|b| format!("{shown}:{b}")).collect())
-    }
-}
-
-impl fmt::Display for BadLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.line, self.why)
-    }
+/// Reads a policy's file.
+///
+/// # Errors
+/// `file: why`, or `file:line: why` for each bad line, in one line of text.
+pub fn load(path: &Path, trust: Trust) -> Result<Policy, String> {
+    let shown = path.display();
+    let text = read(path, trust, false).map_err(|e| format!("{shown}: {e}"))?;
+    let bad = |b: &BadLine| format!("{shown}:{}: {}", b.line, b.why);
+    parse(&text, &Names::system()).map_err(|all| all.iter().map(bad).collect::<Vec<_>>().join("; "))
 }
 
 #[cfg(test)]

@@ -7,23 +7,21 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use netreeve_shared::channel::{Channel, Message};
 use netreeve_shared::codec::{self, Answer};
-use netreeve_shared::grant::Grant;
 use netreeve_shared::refusal::Refusal;
 use netreeve_shared::request::Request;
 use nix::unistd::alarm;
 
 use crate::accounts::Accounts;
 use crate::audit::{self, Log};
-use crate::policy::{self, Caller, Decision, Policy, Why};
-use crate::policy_file::Source;
-use crate::provide::{Limits, Provider, TICK};
+use crate::policy::{self, Caller, Policy, Quota, Why};
+use crate::policy_file::{self, Trust};
+use crate::provide::{Granted, Provider, TICK};
 
-/// A request that takes longer is refused, and what was made for it is undone.
-const DEADLINE: Duration = Duration::from_secs(5);
 /// A request that is still not done after this many seconds ends the process (`SIGALRM`): it hangs in the kernel. All
 /// that it held goes with it.
 const WATCHDOG: u32 = 12;
@@ -33,8 +31,8 @@ pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// What all sessions share.
 #[derive(Debug)]
 pub struct Desk {
-    /// The policy.
-    pub policy: Source,
+    /// The policy's file, read anew for each judgement: what it says counts from the moment that it says so.
+    pub policy: PathBuf,
     /// The log.
     pub log: Log,
 }
@@ -51,13 +49,16 @@ pub struct Session {
     pub since: Instant,
     /// It has asked for something.
     pub asked: bool,
+    /// Bytes of UMEM that its user's other sessions hold.
+    pub umem_elsewhere: u64,
 }
 
 impl Session {
     /// Opens a session.
     #[must_use]
     pub fn new(channel: Channel, caller: Caller) -> Self {
-        Self { channel, caller, provider: Provider::new(), since: Instant::now(), asked: false }
+        let (provider, since) = (Provider::new(), Instant::now());
+        Self { channel, caller, provider, since, asked: false, umem_elsewhere: 0 }
     }
 
     /// Reads what has come, waiting at most `wait`. None: the session has ended. A message that broke the rules of the
@@ -77,76 +78,76 @@ impl Session {
 }
 
 impl Desk {
-    /// The policy as it stands now. One that cannot be read allows nothing: no session, no request.
-    pub fn policy(&self) -> Policy {
-        self.policy.policy().unwrap_or_else(|why| {
-            why.iter().for_each(|line| self.log.line(line));
-            Policy::closed()
-        })
+    /// The policy as it stands now, and what it lets `caller` use up. None: it cannot be read, and allows nothing.
+    pub fn policy(&self, caller: &Caller) -> (Option<Policy>, Quota) {
+        let read = policy_file::load(&self.policy, Trust::Root);
+        let policy = read.map_err(|why| self.log.line(&why)).ok();
+        let quota = policy.as_ref().map_or(policy::DEFAULT_QUOTA, |p| p.quota(caller));
+        (policy, quota)
+    }
+
+    /// Logs a refusal that no judgement came before. Nobody can fill the log with those: see [`Accounts::noise`].
+    pub fn noise(&self, accounts: &mut Accounts, caller: &Caller, what: &str, why: &str) {
+        let Caller { uid, pid, .. } = caller;
+        if let Some(unlogged) = accounts.noise(*uid, Instant::now()) {
+            self.log
+                .line(&format!("refuse uid={uid} pid={pid} what={what} why=\"{why}\" unlogged={unlogged}"));
+        }
     }
 
     /// Serves one message: judge, provide, reply. False: the session is to be closed.
-    pub fn serve(
-        &self,
-        session: &mut Session,
-        message: &Message,
-        accounts: &mut Accounts,
-        umem_elsewhere: u64,
-    ) -> bool {
+    pub fn serve(&self, session: &mut Session, message: &Message, accounts: &mut Accounts) -> bool {
         session.asked = true;
         let start = Instant::now();
+        let refuse = |session: &Session, sequence, refusal| {
+            reply(&session.channel, sequence, &Answer::Refusal(refusal), &[])
+        };
         let (sequence, request) = match codec::read_request(&message.bytes) {
             Ok(read) => read,
             Err(why) => {
-                let Caller { uid, pid, .. } = session.caller;
-                self.log.line(&format!("refuse uid={uid} pid={pid} what=message why=\"{why}\""));
+                self.noise(accounts, &session.caller, "message", &why.to_string());
                 let sequence = codec::header(&message.bytes, 0).map_or(0, |h| h.sequence);
-                reply(&session.channel, sequence, &Answer::Refusal(Refusal::Protocol), &[]);
+                refuse(session, sequence, Refusal::Protocol);
                 return false;
             }
         };
-        let policy = self.policy();
-        let rate = policy.quota(&session.caller).requests;
-        let (rule, said) = if accounts.request(session.caller.uid, rate, start) {
-            alarm::set(WATCHDOG);
-            let said = self.decide(&policy, session, &request, umem_elsewhere);
-            alarm::cancel();
-            if start.elapsed() > DEADLINE { (said.0, Err(Refusal::Timeout)) } else { said }
-        } else {
-            ("rate".to_owned(), Err(Refusal::Limit))
-        };
+        let (policy, quota) = self.policy(&session.caller);
+        if !accounts.request(session.caller.uid, quota.requests, start) {
+            self.noise(accounts, &session.caller, "request", "too many a second");
+            return refuse(session, sequence, Refusal::Limit);
+        }
+        alarm::set(WATCHDOG);
+        let (rule, said) = self.decide(policy.as_ref(), session, &request);
+        alarm::cancel();
         let shown = said.as_ref().map(|(grant, _)| grant).map_err(|refusal| *refusal);
         self.log.line(&audit::decision(&session.caller, &request, &rule, shown, start.elapsed()));
         match said {
             Ok((grant, fds)) => reply(&session.channel, sequence, &Answer::Grant(grant), &fds),
-            // What was made too late may be held by the session: it ends.
-            Err(no) => reply(&session.channel, sequence, &Answer::Refusal(no), &[]) && no != Refusal::Timeout,
+            Err(refusal) => refuse(session, sequence, refusal),
         }
     }
 
     /// Judges, and provides if the judge says so. Gives the rule, for the log, and what to say.
-    fn decide(
-        &self,
-        policy: &Policy,
-        session: &mut Session,
-        request: &Request,
-        umem_elsewhere: u64,
-    ) -> (String, Said) {
-        let verdict = policy::judge(policy, &session.caller, request);
-        let rule = audit::rule(&self.policy.path().display().to_string(), verdict.why);
-        if let Why::Bad(bad) = verdict.why {
-            return (rule, Err(Refusal::Bad(bad)));
-        }
-        if verdict.decision != Decision::Allow {
-            return (rule, Err(Refusal::Denied));
-        }
-        let max_umem = verdict.max_umem.saturating_sub(umem_elsewhere);
-        let limits = Limits { max_taps: verdict.max_taps, max_umem };
-        (rule, session.provider.provide(request, session.caller.uid, &limits))
+    fn decide(&self, policy: Option<&Policy>, session: &mut Session, request: &Request) -> (String, Granted) {
+        let Some(policy) = policy else { return ("unreadable".to_owned(), Err(Refusal::Denied)) };
+        // A ticket is worth what its request is worth by now.
+        let judged = match request {
+            Request::Activate(ticket) => session.provider.asked(*ticket).map(Request::Xsk),
+            other => Some(other.clone()),
+        };
+        let Some(judged) = judged else { return ("ticket".to_owned(), Err(Refusal::Ticket)) };
+        let verdict = policy::judge(policy, &session.caller, &judged);
+        let said = match verdict {
+            Ok((_, mut limits)) => {
+                limits.max_umem = limits.max_umem.saturating_sub(session.umem_elsewhere);
+                session.provider.provide(request, session.caller.uid, &limits)
+            }
+            Err(Why::Bad(bad)) => Err(Refusal::Bad(bad)),
+            Err(_) => Err(Refusal::Denied),
+        };
+        (audit::rule(&self.policy, verdict), said)
     }
 }
-
-type Said = Result<(Grant, Vec<OwnedFd>), Refusal>;
 
 /// Sends an answer. False: the peer is gone or does not read; its session is to be closed.
 fn reply(channel: &Channel, sequence: u32, answer: &Answer, fds: &[OwnedFd]) -> bool {
@@ -162,7 +163,7 @@ pub fn one_session(desk: &Desk, channel: Channel, caller: Caller) {
         let ticking = session.provider.wants_tick();
         let wait = if ticking { Some(TICK) } else { (!session.asked).then_some(FIRST_REQUEST) };
         match session.read(wait) {
-            Ok(Some(message)) if desk.serve(&mut session, &message, &mut accounts, 0) => {}
+            Ok(Some(message)) if desk.serve(&mut session, &message, &mut accounts) => {}
             Err(_) if ticking => {}
             _ => return,
         }

@@ -1,4 +1,4 @@
-//! The system calls for which no safe wrapper exists: tun ioctls, AF_XDP socket options, link creation, random bytes.
+//! The system calls for which no safe wrapper exists: tun ioctls, AF_XDP socket options, link creation.
 //!
 //! The helper's only unsafe code. Trust: callers are this crate. Promise: every function takes owned or borrowed
 //! descriptors and plain values, keeps no pointer after it returns, and reports the kernel's errno.
@@ -10,9 +10,11 @@ use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libbpf_rs::libbpf_sys;
-use libc::{c_int, c_void, socklen_t};
+use libc::{c_int, socklen_t};
 use netreeve_shared::ifname::IfName;
 use nix::errno::Errno;
+use nix::sys::socket::setsockopt;
+use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 
 type Result<T> = nix::Result<T>;
 
@@ -40,24 +42,12 @@ pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &IfName, flags: u16) -> Resu
     ioctl(tun, libc::TUNSETIFF, &mut request)
 }
 
-/// `TUNGETIFF`: name and `IFF_*` flags of the device behind a queue.
-pub(crate) fn tun_device(tun: BorrowedFd<'_>) -> Result<(IfName, u16)> {
-    let mut request = ifreq();
-    ioctl(tun, libc::TUNGETIFF, &mut request)?;
-    let bytes = request.ifr_name.iter().map(|c| c.to_ne_bytes()).map(|[b]| b).take_while(|b| *b != 0);
-    let name =
-        String::from_utf8(bytes.collect()).ok().and_then(|n| IfName::new(&n).ok()).ok_or(Errno::EBADMSG)?;
-    // SAFETY: TUNGETIFF writes the flags member, and every bit pattern is an i16.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    Ok((name, u16::from_ne_bytes(flags.to_ne_bytes())))
-}
-
 /// `TUNSETVNETHDRSZ`, then what `TUNGETVNETHDRSZ` says: bytes of virtio-net header.
-pub(crate) fn tun_vnet_size(tun: BorrowedFd<'_>, bytes: c_int) -> Result<c_int> {
-    let mut size = bytes;
+pub(crate) fn tun_vnet_size(tun: BorrowedFd<'_>, bytes: u8) -> Result<u8> {
+    let mut size = c_int::from(bytes);
     ioctl(tun, libc::TUNSETVNETHDRSZ, &mut size)?;
     ioctl(tun, libc::TUNGETVNETHDRSZ, &mut size)?;
-    Ok(size)
+    u8::try_from(size).map_err(|_| Errno::EBADMSG)
 }
 
 /// `TUNSETOWNER`: only this user, or `CAP_NET_ADMIN`, may attach to the device from now on.
@@ -90,25 +80,19 @@ fn owned(fd: c_int) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// `setsockopt` with any plain C value.
-fn set_option<T>(fd: BorrowedFd<'_>, level: c_int, option: c_int, value: &T) -> Result<()> {
-    let size = socklen_t::try_from(size_of::<T>()).map_err(|_| Errno::EINVAL)?;
-    let from = std::ptr::from_ref(value).cast::<c_void>();
-    // SAFETY: `from` points to `size` readable bytes, and the kernel copies them before it returns.
-    let answer = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, from, size) };
-    Errno::result(answer).map(drop)
-}
+// Options as nix makes them: `SO_BINDTOIFINDEX` (the socket can be bound to this interface and no other), and those of
+// AF_XDP (`linux/if_xdp.h`).
+sockopt_impl!(PinTo, SetOnly, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, u32);
+sockopt_impl!(RegisterUmem, SetOnly, libc::SOL_XDP, libc::XDP_UMEM_REG, libc::xdp_umem_reg);
+sockopt_impl!(FillRing, SetOnly, libc::SOL_XDP, libc::XDP_UMEM_FILL_RING, u32);
+sockopt_impl!(CompletionRing, SetOnly, libc::SOL_XDP, libc::XDP_UMEM_COMPLETION_RING, u32);
+sockopt_impl!(RxRing, SetOnly, libc::SOL_XDP, libc::XDP_RX_RING, u32);
+sockopt_impl!(TxRing, SetOnly, libc::SOL_XDP, libc::XDP_TX_RING, u32);
+sockopt_impl!(TxBudget, SetOnly, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, u32);
+sockopt_impl!(Options, GetOnly, libc::SOL_XDP, libc::XDP_OPTIONS, libc::xdp_options);
 
-/// Sets an AF_XDP option that is a `u32` (`linux/if_xdp.h`): the ring sizes, the transmit budget.
-pub(crate) fn xsk_set(xsk: BorrowedFd<'_>, option: c_int, value: u32) -> Result<()> {
-    set_option(xsk, libc::SOL_XDP, option, &value)
-}
-
-/// `SO_BINDTOIFINDEX`: the socket can be bound to this interface and no other.
-pub(crate) fn pin_to_interface(socket: BorrowedFd<'_>, ifindex: u32) -> Result<()> {
-    let index = c_int::try_from(ifindex).map_err(|_| Errno::EINVAL)?;
-    set_option(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, &index)
-}
+/// `XDP_MAX_TX_SKB_BUDGET` (kernel 6.17): frames that one `sendto` sends in copy mode; 32 otherwise.
+const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
 
 /// `XDP_UMEM_REG`: makes the whole `memory` (a memfd of `bytes` bytes) the socket's UMEM.
 pub(crate) fn xsk_register(
@@ -124,11 +108,10 @@ pub(crate) fn xsk_register(
     if at == libc::MAP_FAILED {
         return Err(Errno::last());
     }
+    let addr = u64::try_from(at.addr()).map_err(|_| Errno::EINVAL)?;
     // SAFETY: xdp_umem_reg is a C structure of integers; all zero is valid.
-    let mut umem: libc::xdp_umem_reg = unsafe { zeroed() };
-    umem.addr = u64::try_from(at.addr()).map_err(|_| Errno::EINVAL)?;
-    (umem.len, umem.chunk_size) = (bytes, chunk);
-    let answer = set_option(xsk, libc::SOL_XDP, libc::XDP_UMEM_REG, &umem);
+    let umem = libc::xdp_umem_reg { addr, len: bytes, chunk_size: chunk, ..unsafe { zeroed() } };
+    let answer = setsockopt(&xsk, RegisterUmem, &umem);
     // SAFETY: exactly the mapping made above; the kernel holds the pages themselves, not our addresses.
     unsafe { libc::munmap(at, length) };
     answer
@@ -150,18 +133,6 @@ pub(crate) fn xsk_bind(xsk: BorrowedFd<'_>, ifindex: u32, queue: u32, flags: u16
     Errno::result(answer).map(drop)
 }
 
-/// `XDP_OPTIONS`: true if the kernel bound the socket zero-copy.
-pub(crate) fn xsk_is_zero_copy(xsk: BorrowedFd<'_>) -> Result<bool> {
-    let mut options = libc::xdp_options { flags: 0 };
-    let mut size = socklen_t::try_from(size_of::<libc::xdp_options>()).map_err(|_| Errno::EINVAL)?;
-    let to = std::ptr::from_mut(&mut options).cast::<c_void>();
-    // SAFETY: `to` points to `size` writable bytes.
-    let answer =
-        unsafe { libc::getsockopt(xsk.as_raw_fd(), libc::SOL_XDP, libc::XDP_OPTIONS, to, &mut size) };
-    Errno::result(answer)?;
-    Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
-}
-
 /// Attaches an XDP program to an interface by a `bpf_link`; `flags` is one `XDP_FLAGS_*_MODE`, so that libbpf and the
 /// kernel choose nothing themselves.
 pub(crate) fn xdp_link(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> Result<OwnedFd> {
@@ -174,13 +145,4 @@ pub(crate) fn xdp_link(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> Res
     };
     // libbpf returns the negated error.
     if fd < 0 { Err(Errno::from_raw(fd.saturating_neg())) } else { owned(fd) }
-}
-
-/// 64 random bits from the kernel.
-pub(crate) fn random() -> Result<u64> {
-    let mut bytes = [0_u8; 8];
-    // SAFETY: the buffer is ours and as long as we say; up to 256 bytes come whole or not at all.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    Errno::result(got)?;
-    Ok(u64::from_ne_bytes(bytes))
 }

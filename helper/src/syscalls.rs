@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, Error, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
-    SeccompFilter, SeccompRule,
+    BackendError, BpfProgram, Error, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
+    SeccompCondition, SeccompFilter, SeccompRule,
 };
 
 /// Numbers by name, several a line.
@@ -17,7 +17,7 @@ macro_rules! calls { ($($name:ident)*) => { &[$(libc::$name),*] }; }
 
 /// Old forms that newer architectures do not have, of calls that are among [`CALLS`] as well.
 #[cfg(target_arch = "x86_64")]
-const OLD_CALLS: &[libc::c_long] = calls!(SYS_poll SYS_alarm SYS_unlink);
+const OLD_CALLS: &[libc::c_long] = calls!(SYS_poll SYS_alarm);
 #[cfg(not(target_arch = "x86_64"))]
 const OLD_CALLS: &[libc::c_long] = &[];
 
@@ -29,8 +29,8 @@ const CALLS: &[libc::c_long] = calls!(
     SYS_getsockopt SYS_getpeername SYS_getuid
     // Sockets of the work (their families are checked below): options, addresses.
     SYS_setsockopt SYS_bind SYS_getsockname
-    // The policy; /dev/net/tun; nothing else, by Landlock. Removing the socket that --listen made.
-    SYS_openat SYS_fstat SYS_statx SYS_newfstatat SYS_lseek SYS_unlinkat
+    // The policy; /dev/net/tun; nothing else, by Landlock.
+    SYS_openat SYS_fstat SYS_statx SYS_newfstatat SYS_lseek
     // Sealed memory for a UMEM.
     SYS_memfd_create SYS_ftruncate SYS_fcntl
     // libbpf puts maps at descriptors that it chose, and looks which kernel this is. (bpf itself is checked below.)
@@ -42,7 +42,7 @@ const CALLS: &[libc::c_long] = calls!(
     // Time, chance, the deadline.
     SYS_clock_gettime SYS_clock_nanosleep SYS_getrandom SYS_setitimer SYS_restart_syscall
     // The end, an orderly one or abort()'s.
-    SYS_sigaltstack SYS_rt_sigprocmask SYS_rt_sigaction SYS_rt_sigreturn SYS_getpid SYS_gettid SYS_tgkill
+    SYS_sigaltstack SYS_rt_sigprocmask SYS_rt_sigaction SYS_rt_sigreturn SYS_getpid SYS_gettid
     SYS_exit SYS_exit_group
 );
 
@@ -67,8 +67,14 @@ const IOCTLS: &[libc::Ioctl] =
 pub(crate) fn filter() -> Result<BpfProgram, Error> {
     let whole = CALLS.iter().chain(OLD_CALLS);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = whole.map(|call| (*call, Vec::new())).collect();
-    let families = FAMILIES.iter().map(|family| u64::from(family.cast_unsigned()));
-    rules.insert(libc::SYS_socket, one_of(0, families)?);
+    // Of either family only protocol 0: NETLINK_ROUTE, and the only one that AF_XDP has.
+    let socket = |family: &libc::c_int| {
+        let family = condition(0, Op::Eq, u64::from(family.cast_unsigned()))?;
+        SeccompRule::new(vec![family, condition(2, Op::Eq, 0)?])
+    };
+    rules.insert(libc::SYS_socket, FAMILIES.iter().map(socket).collect::<Result<_, _>>()?);
+    // abort()'s signal, and to nobody else.
+    rules.insert(libc::SYS_tgkill, one_of(0, [u64::from(std::process::id())].into_iter())?);
     rules.insert(libc::SYS_ioctl, one_of(1, IOCTLS.iter().copied())?);
     rules.insert(libc::SYS_bpf, one_of(0, BPF_COMMANDS.iter().copied())?);
     // Memory that can be executed is never made.
@@ -86,13 +92,16 @@ fn one_of(argument: u8, values: impl Iterator<Item = u64>) -> Result<Vec<Seccomp
 }
 
 fn rule(argument: u8, op: Op, value: u64) -> Result<SeccompRule, Error> {
-    let condition = SeccompCondition::new(argument, Len::Dword, op, value)?;
-    Ok(SeccompRule::new(vec![condition])?)
+    Ok(SeccompRule::new(vec![condition(argument, op, value)?])?)
+}
+
+fn condition(argument: u8, op: Op, value: u64) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, Len::Dword, op, value)
 }
 
 /// Every number that the filter lets pass with some arguments; for the tests.
 #[cfg(test)]
 pub(crate) fn passing() -> Vec<libc::c_long> {
-    let checked = [libc::SYS_socket, libc::SYS_ioctl, libc::SYS_bpf, libc::SYS_mmap, libc::SYS_mprotect];
-    [CALLS, OLD_CALLS, &checked].concat()
+    let checked: &[_] = calls!(SYS_socket SYS_tgkill SYS_ioctl SYS_bpf SYS_mmap SYS_mprotect);
+    [CALLS, OLD_CALLS, checked].concat()
 }

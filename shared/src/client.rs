@@ -41,6 +41,8 @@ pub const DEFAULT_SOCKET: &str = "/run/netreeve/helper.sock";
 pub const DEFAULT_PROGRAM: &str = "/usr/libexec/netreeve/netreeve-helper";
 /// How long [`Helper::ask`] waits for an answer; the helper's own deadline is shorter.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// How long [`Helper::ask`] asks again for a receive queue that is busy. The helper, which others wait for, waits less.
+pub const BUSY_FOR: Duration = Duration::from_millis(500);
 /// How long a helper started by [`Helper::exec`] has to end after its channel was closed.
 const END_WITHIN: Duration = Duration::from_secs(2);
 
@@ -113,12 +115,27 @@ impl Helper {
         self.channel.as_ref().map(AsFd::as_fd)
     }
 
-    /// Asks for one thing and waits for the answer. The descriptors are those of [`Grant::fds`], in that order, each
+    /// Asks for one thing and waits for the answer. A receive queue that is busy is asked for again for up to
+    /// [`BUSY_FOR`]: the kernel gives one back some time after its last socket closed. The descriptors are those of [`Grant::fds`], in that order, each
     /// attested by the kernel. On any error every descriptor that came is closed.
     ///
     /// # Errors
     /// [`AskError::Refused`] is an answer: the session goes on. After any other (but [`AskError::Bad`]) drop it.
     pub fn ask(&mut self, request: &Request) -> Result<(Grant, Vec<OwnedFd>), AskError> {
+        let until = Instant::now() + BUSY_FOR;
+        loop {
+            match self.ask_once(request) {
+                Err(AskError::Refused(Refusal::Busy))
+                    if matches!(request, Request::Xsk(_)) && Instant::now() < until =>
+                {
+                    thread::sleep(BUSY_FOR / 8);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn ask_once(&mut self, request: &Request) -> Result<(Grant, Vec<OwnedFd>), AskError> {
         request.check().map_err(AskError::Bad)?;
         let channel = self.channel.as_ref().ok_or(AskError::Closed)?;
         self.sequence = self.sequence.wrapping_add(1);

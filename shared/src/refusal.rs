@@ -121,7 +121,7 @@ impl fmt::Display for BadRequest {
             Self::PersistUnnamed => "a persistent tap needs a name",
             Self::Ring => "ring (a power of two, 64 to 32768)",
             Self::Umem => "umem (chunks of 2048 or 4096 bytes, 1 GiB at most)",
-            Self::Steer => "steering addresses (1 to 16 station addresses)",
+            Self::Steer => "steering addresses (1 to 16 station addresses, none of them the interface's own)",
             Self::StartQueue => "start-queue and queues exceed 65535",
         })
     }

@@ -53,13 +53,8 @@ impl Message {
     /// The message with its header before it.
     pub(super) fn with_header(&self, kind: u16, flags: u16, sequence: u32) -> Vec<u8> {
         let length = u32::try_from(HEADER + self.0.len()).unwrap_or(u32::MAX);
-        let mut bytes = Vec::from(length.to_ne_bytes());
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(flags.to_ne_bytes());
-        bytes.extend(sequence.to_ne_bytes());
-        bytes.extend([0; 4]);
-        bytes.extend(&self.0);
-        bytes
+        let (length, kind, flags) = (length.to_ne_bytes(), kind.to_ne_bytes(), flags.to_ne_bytes());
+        [&length[..], &kind, &flags, &sequence.to_ne_bytes(), &[0; 4], &self.0].concat()
     }
 }
 

@@ -101,15 +101,10 @@ impl Netlink {
 
     /// Every interface of the namespace.
     pub(crate) fn all(&mut self) -> Result<Vec<Link>> {
-        for _ in 0..DUMPS {
-            let mut message = Message::new(0, 0, 0);
-            message.put(libc::IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes());
-            let (links, torn) = self.talk(libc::RTM_GETLINK, REQUEST | DUMP, &message)?;
-            if !torn {
-                return Ok(links);
-            }
-        }
-        Err(Errno::EAGAIN)
+        let mut message = Message::new(0, 0, 0);
+        message.put(libc::IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes());
+        let mut dumps = (0..DUMPS).map(|_| self.talk(libc::RTM_GETLINK, REQUEST | DUMP, &message));
+        dumps.find(|links| !matches!(links, Err(Errno::EAGAIN))).unwrap_or(Err(Errno::EAGAIN))
     }
 
     /// Sets attributes of an interface, all in one message.
@@ -146,15 +141,15 @@ impl Netlink {
 
     fn get(&mut self, mut message: Message) -> Result<Link> {
         message.put(libc::IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes());
-        let (mut links, _) = self.talk(libc::RTM_GETLINK, REQUEST | ACK, &message)?;
+        let mut links = self.talk(libc::RTM_GETLINK, REQUEST | ACK, &message)?;
         match (links.pop(), links.is_empty()) {
             (Some(link), true) => Ok(link),
             _ => Err(Errno::EBADMSG),
         }
     }
 
-    /// One request and its whole answer: the interfaces in it, and whether a dump was torn.
-    fn talk(&mut self, kind: u16, flags: u16, message: &Message) -> Result<(Vec<Link>, bool)> {
+    /// One request and its whole answer: the interfaces in it. `EAGAIN`: another change tore the dump.
+    fn talk(&mut self, kind: u16, flags: u16, message: &Message) -> Result<Vec<Link>> {
         self.sequence = self.sequence.wrapping_add(1);
         let bytes = message.with_header(kind, flags, self.sequence);
         socket::sendto(self.socket.as_raw_fd(), &bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
@@ -173,9 +168,10 @@ impl Netlink {
                 torn |= reply.flags & DUMP_TORN != 0;
                 match reply.kind {
                     libc::RTM_NEWLINK => links.push(Link::parse(reply.body)?),
-                    DONE => return Ok((links, torn)),
+                    DONE if torn => return Err(Errno::EAGAIN),
+                    DONE => return Ok(links),
                     ERROR => match attr::error_in(reply.body)? {
-                        0 => return Ok((links, torn)),
+                        0 => return Ok(links),
                         number => return Err(Errno::from_raw(number)),
                     },
                     _ => return Err(Errno::EBADMSG),

@@ -16,9 +16,6 @@ use crate::netlink::{Link, Netlink, Set};
 
 /// Device group of a bridge whose grant is not complete: "nt" and 1, unlikely to be an administrator's choice.
 const PROVISIONAL: u32 = 0x6e74_0001;
-/// Another request's [`sweep`] may take our new bridge away before we join it; then it is made again, so often.
-const TRIES: u32 = 4;
-
 /// Joins the interface `port` to the bridge. Its MTU becomes `mtu`, or else the bridge's, before that: a bridge takes
 /// the smallest MTU of its ports.
 pub(crate) fn join(
@@ -27,18 +24,16 @@ pub(crate) fn join(
     request: &BridgeRequest,
     mtu: Option<u32>,
 ) -> Result<Link, Refusal> {
-    for _ in 0..TRIES {
-        let bridge = find_or_make(netlink, request)?;
-        netlink.set(port, &[Set::Mtu(mtu.unwrap_or(bridge.mtu))]).at(Step::SetLink)?;
-        match netlink.set(port, &[Set::Master(bridge.index)]) {
-            Err(Errno::ENODEV | Errno::EINVAL) if bridge.group == PROVISIONAL => continue,
-            answer => answer.at(Step::JoinBridge)?,
-        }
-        let rules = Set::BridgePort { isolated: request.isolated };
-        netlink.set(port, &[rules]).at(Step::JoinBridge)?;
-        return confirm(netlink, port, request.name);
+    let bridge = find_or_make(netlink, request)?;
+    netlink.set(port, &[Set::Mtu(mtu.unwrap_or(bridge.mtu))]).at(Step::SetLink)?;
+    match netlink.set(port, &[Set::Master(bridge.index)]) {
+        // Another helper's sweep took our new bridge away before we joined it: then it is to be asked for again.
+        Err(Errno::ENODEV | Errno::EINVAL) if bridge.group == PROVISIONAL => return Err(Refusal::Busy),
+        answer => answer.at(Step::JoinBridge)?,
     }
-    Err(Refusal::Busy)
+    let rules = Set::BridgePort { isolated: request.isolated };
+    netlink.set(port, &[rules]).at(Step::JoinBridge)?;
+    confirm(netlink, port, request.name)
 }
 
 /// Reads back that the port is in a bridge of that name.

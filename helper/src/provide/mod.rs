@@ -13,30 +13,25 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use netreeve_shared::grant::{ActiveGrant, Grant};
-use netreeve_shared::ifname::IfName;
 use netreeve_shared::refusal::{Refusal, Step};
-use netreeve_shared::request::{BridgeRequest, Request, TapRequest, XskRequest};
-use netreeve_shared::vnet;
+use netreeve_shared::request::{Request, TapRequest, XskRequest};
 use nix::errno::Errno;
 
+pub use crate::policy::Limits;
 use crate::privilege;
 use xdp::Program;
 use xsk::Sockets;
 
+/// Bytes of virtio-net header, with `num_buffers` (virtio 1.2 §5.1.6).
+const HEADER: u8 = 12;
 /// Most AF_XDP grants that a session holds open (not yet activated, or pinned): each keeps descriptors here.
 const MAX_HELD: usize = 16;
 
 /// How often [`Provider::tick`] is to be called while [`Provider::wants_tick`].
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// What a caller may have at once, from the policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Taps of the caller's uid, over all sessions, as the kernel counts them.
-    pub max_taps: u32,
-    /// Bytes of UMEM granted in one session.
-    pub max_umem: u64,
-}
+/// A grant and its descriptors, in the order of [`Grant::fds`].
+pub type Granted = Result<(Grant, Vec<OwnedFd>), Refusal>;
 
 /// What one session has been given and the helper still holds. Dropping it lets go of everything.
 #[derive(Default)]
@@ -68,15 +63,10 @@ impl Provider {
     /// # Errors
     /// [`Refusal::Failed`] with the step and the kernel's reason, [`Refusal::Busy`], [`Refusal::Limit`] or
     /// [`Refusal::Ticket`]; nothing of what was begun is left then. A ticket whose activation failed can be tried again.
-    pub fn provide(
-        &mut self,
-        request: &Request,
-        uid: u32,
-        limits: &Limits,
-    ) -> Result<(Grant, Vec<OwnedFd>), Refusal> {
+    pub fn provide(&mut self, request: &Request, uid: u32, limits: &Limits) -> Granted {
         match request {
             Request::Tap(asked) => {
-                let (grant, fds) = tap::make(asked, uid, limits.max_taps, vnet::LEN)?;
+                let (grant, fds) = tap::make(asked, uid, limits.max_taps, HEADER)?;
                 Ok((Grant::Tap(grant), fds))
             }
             Request::Xsk(asked) => self.xsk(asked, limits.max_umem),
@@ -90,6 +80,12 @@ impl Provider {
     #[must_use]
     pub fn umem_bytes(&self) -> u64 {
         self.umem
+    }
+
+    /// What the ticket was given for.
+    #[must_use]
+    pub fn asked(&self, ticket: u32) -> Option<XskRequest> {
+        self.tickets.get(&ticket).map(|held| held.request.clone())
     }
 
     /// True while [`Provider::tick`] has something to do.
@@ -119,7 +115,7 @@ impl Provider {
         Ok(self.last_ticket)
     }
 
-    fn xsk(&mut self, asked: &XskRequest, max_umem: u64) -> Result<(Grant, Vec<OwnedFd>), Refusal> {
+    fn xsk(&mut self, asked: &XskRequest, max_umem: u64) -> Granted {
         let umem = self.umem.saturating_add(asked.umem_bytes());
         if umem > max_umem {
             return Err(Refusal::Limit);
@@ -132,25 +128,25 @@ impl Provider {
     }
 
     /// Takes the sockets live. From then on the caller holds everything: sockets, UMEM, link.
-    fn activate(&mut self, ticket: u32) -> Result<(Grant, Vec<OwnedFd>), Refusal> {
+    fn activate(&mut self, ticket: u32) -> Granted {
         let held = self.tickets.get(&ticket).ok_or(Refusal::Ticket)?;
         let (link, mode) = privilege::with(privilege::PROGRAM, || {
-            let program = Program::load(&held.plan())?;
+            let program = Program::load(held)?;
             for (slot, socket) in (0..).zip(&held.sockets) {
                 program.insert(slot, socket.as_fd()).at(Step::InsertSocket)?;
             }
-            program.attach(held.ifindex, held.request.mode)
+            program.attach(held)
         })?;
         self.tickets.remove(&ticket);
         Ok((Grant::Active(ActiveGrant { ticket, mode }), vec![link]))
     }
 
-    fn xsk_pinned(&mut self, asked: &XskRequest) -> Result<(Grant, Vec<OwnedFd>), Refusal> {
+    fn xsk_pinned(&mut self, asked: &XskRequest) -> Granted {
         let ticket = self.new_ticket()?;
         let (held, grant, fds) = xsk::open(asked, ticket, false)?;
         let pinned = privilege::with(privilege::PROGRAM, || {
-            let program = Program::load(&held.plan())?;
-            let (_link, _) = program.attach(held.ifindex, held.request.mode)?;
+            let program = Program::load(&held)?;
+            let (_link, _) = program.attach(&held)?;
             let mut pinned = Pinned { _link, program, waiting: (0..).zip(held.sockets).collect() };
             pinned.insert();
             Ok(pinned)
@@ -169,21 +165,12 @@ impl Pinned {
     }
 }
 
-/// A tap in `bridge`, for the `qemu-bridge-helper` face: one queue, the kernel's own header size, the bridge's MTU.
+/// The tap of [`Request::Tap`] for the `qemu-bridge-helper` face: one descriptor, with the kernel's own header size.
 ///
 /// # Errors
 /// As [`Provider::provide`].
-pub fn bridge_tap(bridge: IfName, vnet: bool) -> Result<OwnedFd, Refusal> {
-    let asked = TapRequest {
-        name: None,
-        persist: false,
-        queues: 1,
-        vnet_header: vnet,
-        mtu: None,
-        bridge: Some(BridgeRequest { name: bridge, create: false, isolated: false }),
-    };
-    let uid = nix::unistd::getuid().as_raw();
-    let (_, mut fds) = tap::make(&asked, uid, u32::MAX, vnet::LEN - 2)?;
+pub fn bridge_tap(asked: &TapRequest, uid: u32, max_taps: u32) -> Result<OwnedFd, Refusal> {
+    let (_, mut fds) = tap::make(asked, uid, max_taps, HEADER - 2)?;
     fds.pop().ok_or(failed(Step::MakeTap, Errno::EBADF))
 }
 

@@ -5,8 +5,11 @@
 //! and every kill undoes it. What the grant says is what the kernel says.
 
 use std::fs::OpenOptions;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use netreeve_shared::fdkind;
 use netreeve_shared::grant::TapGrant;
 use netreeve_shared::ifname::IfName;
 use netreeve_shared::mac::Mac;
@@ -25,8 +28,6 @@ const NO_PACKET_INFO: u16 = 0x1000;
 const VNET_HEADER: u16 = 0x4000;
 const EXCLUSIVE: u16 = 0x8000;
 
-/// Tries to find a free random name; 2^55 names make a second one all but impossible.
-const NAMES: u32 = 4;
 /// Base32 as in RFC 4648, in lower case.
 const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
@@ -37,13 +38,10 @@ struct Tap {
     index: u32,
 }
 
+type Made = Result<(TapGrant, Vec<OwnedFd>), Refusal>;
+
 /// Makes the tap. `header`: bytes of virtio-net header, if one was asked for.
-pub(crate) fn make(
-    request: &TapRequest,
-    uid: u32,
-    max_taps: u32,
-    header: usize,
-) -> Result<(TapGrant, Vec<OwnedFd>), Refusal> {
+pub(crate) fn make(request: &TapRequest, uid: u32, max_taps: u32, header: u8) -> Made {
     privilege::with(privilege::LINK, || {
         let mut netlink = Netlink::open().at(Step::FindInterface)?;
         let made = build(&mut netlink, request, uid, max_taps, header);
@@ -54,48 +52,40 @@ pub(crate) fn make(
     })
 }
 
-fn build(
-    netlink: &mut Netlink,
-    request: &TapRequest,
-    uid: u32,
-    max_taps: u32,
-    header: usize,
-) -> Result<(TapGrant, Vec<OwnedFd>), Refusal> {
+fn build(netlink: &mut Netlink, request: &TapRequest, uid: u32, max_taps: u32, header: u8) -> Made {
     let tap = create(netlink, request, uid)?;
-    let vnet_header = set_header(&tap, request.vnet_header, header)?;
+    let first = tap.queues.first().ok_or(failed(Step::MakeTap, Errno::EBADF))?;
+    let header = if request.vnet_header { sys::tun_vnet_size(first.as_fd(), header) } else { Ok(0) };
+    let header = header.at(Step::MakeTap)?;
     mark(netlink, &tap, uid, max_taps)?;
     quieten(netlink, &tap)?;
-    let bridge = match &request.bridge {
-        Some(asked) => Some(bridge::join(netlink, tap.index, asked, request.mtu)?),
-        None => {
-            let mtu: Vec<_> = request.mtu.into_iter().map(Set::Mtu).collect();
-            netlink.set(tap.index, &mtu).at(Step::SetLink)?;
-            None
-        }
-    };
+    let bridge = request.bridge.as_ref().map(|asked| bridge::join(netlink, tap.index, asked, request.mtu));
+    let bridge = bridge.transpose()?;
+    if let (None, Some(mtu)) = (&bridge, request.mtu) {
+        netlink.set(tap.index, &[Set::Mtu(mtu)]).at(Step::SetLink)?;
+    }
     netlink.set(tap.index, &[Set::Up]).at(Step::SetLink)?;
-    let grant = describe(netlink, &tap, request, vnet_header)?;
+    let bridged = bridge.as_ref().and_then(|b| b.name);
+    let grant = describe(netlink, &tap, request, header, bridged)?;
     // The last that can fail: up to here closing the descriptors undoes everything.
     if request.persist {
-        let first = tap.queues.first().ok_or(failed(Step::MakeTap, Errno::EBADF))?;
         sys::tun_persist(first.as_fd()).at(Step::MakeTap)?;
     }
-    if let Some(bridge) = &bridge {
-        bridge::settle(netlink, bridge);
-    }
-    Ok((TapGrant { bridge: bridge.and_then(|b| b.name), ..grant }, tap.queues))
+    bridge.iter().for_each(|bridge| bridge::settle(netlink, bridge));
+    Ok((grant, tap.queues))
 }
 
 /// The device and all its queues.
 fn create(netlink: &mut Netlink, request: &TapRequest, uid: u32) -> Result<Tap, Refusal> {
-    let mut flags = TAP | NO_PACKET_INFO;
-    if request.vnet_header {
-        flags |= VNET_HEADER;
+    let (header, multi) = (u16::from(request.vnet_header), u16::from(request.queues > 1));
+    let flags = TAP | NO_PACKET_INFO | (header * VNET_HEADER) | (multi * MULTI_QUEUE);
+    let name = request.name.map_or_else(random_name, Ok)?;
+    let first = open_tun()?;
+    // Exclusive always: a name that is taken is never attached to.
+    match sys::tun_attach(first.as_fd(), &name, flags | EXCLUSIVE) {
+        Err(Errno::EBUSY | Errno::EEXIST) => return Err(Refusal::Busy),
+        answer => answer.at(Step::MakeTap)?,
     }
-    if request.queues > 1 {
-        flags |= MULTI_QUEUE;
-    }
-    let (first, name) = first_queue(request.name, flags)?;
     // Before anything else: the kernel lets everybody attach a queue to a multi-queue tap that has no owner. Root owns it,
     // since one uid may run the VMs of many; a persistent tap is there to be opened again, by the one who asked.
     let owner = if request.persist { uid } else { 0 };
@@ -110,49 +100,23 @@ fn create(netlink: &mut Netlink, request: &TapRequest, uid: u32) -> Result<Tap, 
     Ok(tap)
 }
 
-/// Makes the device. `IFF_TUN_EXCL` always: a name that is taken is never attached to.
-fn first_queue(asked: Option<IfName>, flags: u16) -> Result<(OwnedFd, IfName), Refusal> {
-    for _ in 0..NAMES {
-        let queue = open_tun()?;
-        let name = match asked {
-            Some(name) => name,
-            None => random_name()?,
-        };
-        match sys::tun_attach(queue.as_fd(), &name, flags | EXCLUSIVE) {
-            Ok(()) => return Ok((queue, name)),
-            Err(Errno::EBUSY | Errno::EEXIST) if asked.is_none() => {}
-            Err(Errno::EBUSY | Errno::EEXIST) => return Err(Refusal::Busy),
-            Err(why) => return Err(failed(Step::MakeTap, why)),
-        }
-    }
-    Err(Refusal::Busy)
-}
-
 fn open_tun() -> Result<OwnedFd, Refusal> {
     // std opens close-on-exec.
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
-    let errno = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
-    file.map(OwnedFd::from).map_err(|e| failed(Step::OpenTun, errno(e)))
+    file.map(OwnedFd::from).map_err(|e| failed(Step::OpenTun, errno(&e)))
 }
 
-/// `nv` and eleven letters of base32.
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// `nv` and eleven letters of base32, out of 64 bits that nobody foresees: std keys its hashes with the kernel's random
+/// bytes.
 fn random_name() -> Result<IfName, Refusal> {
-    let mut bits = sys::random().at(Step::MakeTap)?;
-    let mut name = String::from("nv");
-    for _ in 0..11 {
-        let letter = usize::try_from(bits & 31).ok().and_then(|i| LETTERS.get(i)).copied().unwrap_or(b'a');
-        name.push(char::from(letter));
-        bits >>= 5;
-    }
-    IfName::new(&name).map_err(|_| failed(Step::MakeTap, Errno::EINVAL))
-}
-
-/// Bytes of virtio-net header before each frame: as set, and as the kernel then says.
-fn set_header(tap: &Tap, wanted: bool, bytes: usize) -> Result<u8, Refusal> {
-    let (true, Some(first)) = (wanted, tap.queues.first()) else { return Ok(0) };
-    let bytes = i32::try_from(bytes).map_err(|_| failed(Step::MakeTap, Errno::EINVAL))?;
-    let is = sys::tun_vnet_size(first.as_fd(), bytes).at(Step::MakeTap)?;
-    u8::try_from(is).map_err(|_| failed(Step::MakeTap, Errno::EBADMSG))
+    let bits = RandomState::new().hash_one(0);
+    let letters = (0..11).filter_map(|n| LETTERS.get(usize::try_from(bits >> (5 * n) & 31).ok()?));
+    let name: String = letters.map(|letter| char::from(*letter)).collect();
+    IfName::new(&format!("nv{name}")).map_err(|_| failed(Step::MakeTap, Errno::EINVAL))
 }
 
 /// Gives the tap its altname and counts the uid's taps by it. Only `CAP_NET_ADMIN` can change altnames; the owner, which
@@ -185,29 +149,24 @@ fn describe(
     tap: &Tap,
     request: &TapRequest,
     vnet_header: u8,
+    bridge: Option<IfName>,
 ) -> Result<TapGrant, Refusal> {
     let link = netlink.by_index(tap.index).at(Step::FindInterface)?;
-    let mut seen = None;
-    for queue in &tap.queues {
-        let device = sys::tun_device(queue.as_fd()).at(Step::MakeTap)?;
-        if Some(device.0) != link.name || seen.is_some_and(|first| first != device) {
-            return Err(Refusal::Busy);
-        }
-        seen = Some(device);
-    }
-    let (name, flags) = seen.ok_or(failed(Step::MakeTap, Errno::EBADF))?;
-    if link.tun_queues.is_some_and(|n| n != u32::from(request.queues)) {
+    let queues: io::Result<Vec<_>> = tap.queues.iter().map(|queue| fdkind::tap(queue.as_fd())).collect();
+    let queues = queues.map_err(|e| failed(Step::MakeTap, errno(&e)))?;
+    let first = queues.first().ok_or(failed(Step::MakeTap, Errno::EBADF))?;
+    let ours = Some(first.name) == link.name && queues.iter().all(|queue| queue == first);
+    if !ours || link.tun_queues.is_some_and(|n| n != u32::from(request.queues)) {
         return Err(Refusal::Busy);
     }
-    let mac = link.mac.ok_or(failed(Step::SetLink, Errno::EADDRNOTAVAIL))?;
     Ok(TapGrant {
-        name,
+        name: first.name,
         ifindex: link.index,
-        flags,
+        flags: first.flags,
         queues: request.queues,
         vnet_header,
         mtu: link.mtu,
-        mac,
-        bridge: None,
+        mac: link.mac.ok_or(failed(Step::SetLink, Errno::EADDRNOTAVAIL))?,
+        bridge,
     })
 }

@@ -12,24 +12,13 @@ use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::{Steer, XdpMode};
 use nix::errno::Errno;
 
+use super::xsk::Sockets;
 use super::{At, failed};
 use crate::sys;
 
 // linux/if_link.h
 const SKB_MODE: u32 = 1 << 1;
 const DRV_MODE: u32 = 1 << 2;
-
-/// What a program is loaded for.
-pub(crate) struct Plan<'a> {
-    /// Which frames.
-    pub(crate) steer: &'a Steer,
-    /// First receive queue.
-    pub(crate) start_queue: u16,
-    /// Receive queues.
-    pub(crate) queues: u16,
-    /// Frames may span several buffers.
-    pub(crate) frags: bool,
-}
 
 /// A loaded program with its maps.
 pub(crate) struct Program {
@@ -38,26 +27,28 @@ pub(crate) struct Program {
 
 impl Program {
     /// Loads the program and tells it which frames are the guest's. Needs `privilege::PROGRAM`.
-    pub(crate) fn load(plan: &Plan<'_>) -> Result<Self, Refusal> {
+    pub(crate) fn load(held: &Sockets) -> Result<Self, Refusal> {
         // libbpf prints to stderr by default; our log has one line a decision, and the errno says why.
         libbpf_rs::set_print(None);
         let mut object =
             ObjectBuilder::default().open_memory(bpf::object()).map_err(refused(Step::LoadProgram))?;
-        let (config, macs): (_, &[_]) = match plan.steer {
-            Steer::All => ((true, false, false), &[]),
-            Steer::Macs { macs, broadcast, multicast } => ((false, *broadcast, *multicast), macs),
+        let first_queue = held.request.start_queue.into();
+        let (config, macs): (_, &[_]) = match &held.request.steer {
+            Steer::All => (bpf::Config { first_queue, all: true, broadcast: false, multicast: false }, &[]),
+            Steer::Macs { macs, broadcast, multicast } => {
+                let (broadcast, multicast) = (*broadcast, *multicast);
+                (bpf::Config { first_queue, all: false, broadcast, multicast }, macs)
+            }
         };
-        let (all, broadcast, multicast) = config;
-        let config = bpf::Config { first_queue: plan.start_queue.into(), all, broadcast, multicast };
         for mut map in object.maps_mut() {
             let told = match map.name().to_str() {
                 Some(bpf::CONFIG) => map.set_initial_value(&config.to_bytes()),
-                Some(bpf::SOCKETS) => map.set_max_entries(plan.queues.into()),
+                Some(bpf::SOCKETS) => map.set_max_entries(held.request.queues.into()),
                 _ => Ok(()),
             };
             told.map_err(refused(Step::LoadProgram))?;
         }
-        let chosen = if plan.frags { bpf::REDIRECT_FRAGS } else { bpf::REDIRECT };
+        let chosen = if held.frags { bpf::REDIRECT_FRAGS } else { bpf::REDIRECT };
         for mut program in object.progs_mut() {
             let wanted = program.name() == chosen;
             program.set_autoload(wanted);
@@ -76,25 +67,26 @@ impl Program {
     }
 
     /// Attaches the program. No mode: in the driver, or else in the stack (QEMU's rule), unless somebody else's program
-    /// is in the way.
-    pub(crate) fn attach(&self, ifindex: u32, mode: Option<XdpMode>) -> Result<(OwnedFd, XdpMode), Refusal> {
-        match mode {
-            Some(mode) => Ok((self.attach_in(ifindex, mode)?, mode)),
-            None => match self.attach_in(ifindex, XdpMode::Native) {
-                Err(Refusal::Failed { .. }) => Ok((self.attach_in(ifindex, XdpMode::Skb)?, XdpMode::Skb)),
-                answer => Ok((answer?, XdpMode::Native)),
-            },
+    /// is in the way. What was judged is a name: the interface must still have it.
+    pub(crate) fn attach(&self, held: &Sockets) -> Result<(OwnedFd, XdpMode), Refusal> {
+        if super::xsk::find(held.request.interface)?.index != held.ifindex {
+            return Err(failed(Step::FindInterface, Errno::EXDEV));
+        }
+        let named = held.request.mode;
+        match self.attach_in(held.ifindex, named.unwrap_or(XdpMode::Native)) {
+            Err(Refusal::Failed { .. }) if named.is_none() => self.attach_in(held.ifindex, XdpMode::Skb),
+            answer => answer,
         }
     }
 
-    fn attach_in(&self, ifindex: u32, mode: XdpMode) -> Result<OwnedFd, Refusal> {
+    fn attach_in(&self, ifindex: u32, mode: XdpMode) -> Result<(OwnedFd, XdpMode), Refusal> {
         let program = self.object.progs().find(libbpf_rs::Program::autoload);
         let program = program.ok_or(failed(Step::Attach, Errno::ENOENT))?;
         let flags = if mode == XdpMode::Native { DRV_MODE } else { SKB_MODE };
-        sys::xdp_link(program.as_fd(), ifindex, flags).map_err(|why| match why {
-            Errno::EBUSY | Errno::EEXIST => Refusal::Busy,
-            other => failed(Step::Attach, other),
-        })
+        match sys::xdp_link(program.as_fd(), ifindex, flags) {
+            Err(Errno::EBUSY | Errno::EEXIST) => Err(Refusal::Busy),
+            answer => Ok((answer.at(Step::Attach)?, mode)),
+        }
     }
 
     fn update(&self, map: &str, key: &[u8], value: &[u8]) -> nix::Result<()> {

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use netreeve_shared::grant::XskGrant;
 use netreeve_shared::ifname::IfName;
 use netreeve_shared::refusal::{Refusal, Step};
-use netreeve_shared::request::{XdpMode, XskRequest};
+use netreeve_shared::request::{BadRequest, Steer, XdpMode, XskRequest};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{getsockopt, setsockopt};
 
-use super::xdp::Plan;
 use super::{At, failed};
 use crate::netlink::{Link, Netlink};
 use crate::{privilege, sys};
@@ -27,13 +27,9 @@ const KERNEL_HEADROOM: u32 = 256;
 const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
 /// MTU up to which every driver takes a program for frames of one buffer.
 const ONE_BUFFER_MTU: u32 = 1500;
-/// Options that make a ring.
-const RINGS: [i32; 4] =
-    [libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING, libc::XDP_RX_RING, libc::XDP_TX_RING];
-/// `XDP_MAX_TX_SKB_BUDGET` (kernel 6.17): frames that one `sendto` sends in copy mode; 32 otherwise.
-const MAX_TX_SKB_BUDGET: i32 = 9;
-/// The kernel gives a queue back some 20 ms after its last socket closed; waiting longer is for somebody else's socket.
-const BUSY: Duration = Duration::from_millis(500);
+/// The kernel gives a queue back some 20 ms after its last socket closed. Other sessions wait with us, so whoever needs
+/// longer asks again.
+const BUSY: Duration = Duration::from_millis(60);
 const BUSY_STEP: Duration = Duration::from_millis(2);
 
 /// The sockets of one grant, kept until they are in the map.
@@ -44,15 +40,8 @@ pub(crate) struct Sockets {
     pub(crate) ifindex: u32,
     /// One a queue.
     pub(crate) sockets: Vec<OwnedFd>,
-    frags: bool,
-}
-
-impl Sockets {
-    /// The program that these sockets need.
-    pub(crate) fn plan(&self) -> Plan<'_> {
-        let XskRequest { steer, start_queue, queues, .. } = &self.request;
-        Plan { steer, start_queue: *start_queue, queues: *queues, frags: self.frags }
-    }
+    /// Frames may span several buffers.
+    pub(crate) frags: bool,
 }
 
 /// Makes the sockets of a grant. `bound`: with UMEM and rings, and bound; the descriptors are `[socket, memfd]` of each
@@ -63,6 +52,11 @@ pub(crate) fn open(
     bound: bool,
 ) -> Result<(Sockets, XskGrant, Vec<OwnedFd>), Refusal> {
     let link = find(request.interface)?;
+    let mac = link.mac.ok_or(failed(Step::FindInterface, Errno::EADDRNOTAVAIL))?;
+    // Who is to leave the host its network cannot name the host's own address.
+    if matches!(&request.steer, Steer::Macs { macs, .. } if macs.contains(&mac)) {
+        return Err(Refusal::Bad(BadRequest::Steer));
+    }
     let mut flags = first_flags(request, link.mtu);
     let deadline = Instant::now() + BUSY;
     let (mut sockets, mut fds, mut zero_copy) = (Vec::new(), Vec::new(), bound);
@@ -72,7 +66,7 @@ pub(crate) fn open(
         if bound {
             let memory = furnish(socket.as_fd(), request)?;
             flags = bind(socket.as_fd(), link.index, queue.into(), flags, deadline)?;
-            zero_copy &= sys::xsk_is_zero_copy(socket.as_fd()).at(Step::BindQueue)?;
+            zero_copy &= is_zero_copy(&socket).at(Step::BindQueue)?;
             fds.extend([socket, memory]);
         } else {
             fds.push(socket);
@@ -89,7 +83,7 @@ pub(crate) fn open(
         start_queue: request.start_queue,
         queues: request.queues,
         mtu: link.mtu,
-        mac: link.mac.ok_or(failed(Step::FindInterface, Errno::EADDRNOTAVAIL))?,
+        mac,
         ring: ours(request.ring),
         chunk: ours(request.chunk),
         chunks: ours(request.chunks),
@@ -115,7 +109,8 @@ fn first_flags(request: &XskRequest, mtu: u32) -> u16 {
     flags
 }
 
-fn find(name: IfName) -> Result<Link, Refusal> {
+/// The Ethernet interface of this name.
+pub(crate) fn find(name: IfName) -> Result<Link, Refusal> {
     let link = Netlink::open().and_then(|mut n| n.by_name(name)).at(Step::FindInterface)?;
     // The program reads an Ethernet header.
     if link.hardware == libc::ARPHRD_ETHER {
@@ -128,7 +123,7 @@ fn find(name: IfName) -> Result<Link, Refusal> {
 fn make_socket(ifindex: u32) -> Result<OwnedFd, Refusal> {
     privilege::with(privilege::SOCKET, || {
         let socket = sys::xsk_socket().at(Step::MakeSocket)?;
-        sys::pin_to_interface(socket.as_fd(), ifindex).at(Step::MakeSocket)?;
+        setsockopt(&socket, sys::PinTo, &ifindex).at(Step::MakeSocket)?;
         Ok(socket)
     })
 }
@@ -140,14 +135,22 @@ fn furnish(socket: BorrowedFd<'_>, request: &XskRequest) -> Result<OwnedFd, Refu
     privilege::with(privilege::UMEM, || {
         sys::xsk_register(socket, memory.as_fd(), bytes, request.chunk).at(Step::RegisterUmem)
     })?;
-    for ring in RINGS {
-        sys::xsk_set(socket, ring, request.ring).at(Step::MakeRings)?;
-    }
-    match sys::xsk_set(socket, MAX_TX_SKB_BUDGET, request.ring) {
+    let rings = || {
+        setsockopt(&socket, sys::FillRing, &request.ring)?;
+        setsockopt(&socket, sys::CompletionRing, &request.ring)?;
+        setsockopt(&socket, sys::RxRing, &request.ring)?;
+        setsockopt(&socket, sys::TxRing, &request.ring)?;
+        setsockopt(&socket, sys::TxBudget, &request.ring)
+    };
+    match rings() {
         // Kernels that do not know it send 32 at a time: slower, not wrong.
         Ok(()) | Err(Errno::ENOPROTOOPT) => Ok(memory),
         Err(why) => Err(failed(Step::MakeRings, why)),
     }
+}
+
+fn is_zero_copy(socket: &OwnedFd) -> nix::Result<bool> {
+    Ok(getsockopt(socket, sys::Options)?.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
 }
 
 /// Anonymous memory whose size nobody can change: a truncated UMEM would kill whoever reads it.

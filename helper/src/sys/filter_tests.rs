@@ -47,7 +47,14 @@ fn arguments_are_checked() {
     let (rw, rwx) = (value(libc::PROT_READ | libc::PROT_WRITE), value(libc::PROT_READ | libc::PROT_EXEC));
     // An address that is not there: a call that passes fails.
     let none = c_ulong::MAX;
-    let table: [(c_long, [c_ulong; 4], bool); 20] = [
+    let netfilter = value(libc::NETLINK_NETFILTER);
+    // SAFETY: no pointers.
+    let parent = value(unsafe { libc::getppid() });
+    let table: [(c_long, [c_ulong; 4], bool); 24] = [
+        (libc::SYS_socket, [value(libc::AF_NETLINK), 3, netfilter, 0], false),
+        (libc::SYS_socket, [value(libc::AF_XDP), 3, 1, 0], false),
+        (libc::SYS_tgkill, [parent, parent, 0, 0], false),
+        (libc::SYS_tgkill, [c_ulong::from(std::process::id()), 0, 0, 0], true),
         (libc::SYS_socket, [value(libc::AF_NETLINK), 3, 0, 0], true),
         (libc::SYS_socket, [value(libc::AF_XDP), 3, 0, 0], true),
         (libc::SYS_socket, [value(libc::AF_UNIX), 1, 0, 0], false),

@@ -48,17 +48,11 @@ pub(crate) fn clear_environment() {
 }
 
 /// Default dispositions for every signal but `SIGPIPE` (ignored, as Rust's runtime has it): a caller may have started
-/// us with some ignored. Pending timers of the caller's are cancelled; they survive exec.
-pub(crate) fn default_signals_and_timers() {
+/// us with some ignored.
+pub(crate) fn default_signals() {
     for signal in (1..=64).filter(|s| *s != libc::SIGPIPE) {
         // SAFETY: SIG_DFL installs no handler; numbers that cannot be changed are refused.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-    for timer in [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
-        let none = libc::timeval { tv_sec: 0, tv_usec: 0 };
-        let off = libc::itimerval { it_interval: none, it_value: none };
-        // SAFETY: `off` lives; the old value is not asked for.
-        unsafe { libc::setitimer(timer, &raw const off, std::ptr::null_mut()) };
     }
 }
 

@@ -100,6 +100,43 @@ fn the_policy_adds_and_takes_away() {
 }
 
 #[test]
+fn the_policys_numbers_hold_by_this_face_too() {
+    place("allow user:alice bridge br0 max=1");
+    program("qemu-bridge-helper", 0o4755);
+    let (_, _, first) = call(ALICE, &[], "br0");
+    let (code, said, second) = call(ALICE, &[], "br0");
+    assert!(
+        (code, first.is_some(), second.is_none()) == (Some(1), true, true) && said.contains("limit"),
+        "{said}"
+    );
+    write("/etc/netreeve/policy.conf", "limit any taps=2");
+    write("/etc/qemu/bridge.conf", "allow br0");
+    let (_, _, second) = call(ALICE, &[], "br0");
+    assert!(second.is_some() && call(ALICE, &[], "br0").2.is_none());
+    assert_eq!(taps(), 2);
+}
+
+/// The caller chooses how many descriptors we may open: none of its choices skips a line that denies.
+#[test]
+fn a_starved_helper_reads_no_less() {
+    place("");
+    program("qemu-bridge-helper", 0o4755);
+    write("/etc/qemu/bridge.conf", "allow all\ninclude /etc/qemu/deny.conf");
+    write("/etc/qemu/deny.conf", "deny br0");
+    for most in 3..12_u32 {
+        let script = format!(
+            "import os, resource, socket\na, b = socket.socketpair()\nos.dup2(b.fileno(), 3)\n\
+             os.set_inheritable(3, True)\nresource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}))\n\
+             os.execv('{DIR}/qemu-bridge-helper', ['qemu-bridge-helper', '--fd=3', '--br=br0'])"
+        );
+        let run = || Command::new("/usr/bin/python3").args(["-c", &script]).output().unwrap();
+        let out = as_user(ALICE, &[], run);
+        assert!(!out.status.success(), "with {most} descriptors");
+        assert_eq!(taps(), 0);
+    }
+}
+
+#[test]
 fn loops_long_names_and_foreign_files_are_refused_in_one_line() {
     place("");
     program("qemu-bridge-helper", 0o4755);

@@ -192,6 +192,12 @@ fn check_and_explain_work_for_everybody() {
     let program = program("plain", 0o755);
     let check = run(&program, &["--check"], |_| ());
     assert_eq!(check, (Some(0), "/etc/netreeve/policy.conf: 2 rules, 1 limits\n".to_owned()));
+    // A path is the caller's own, from where it stands.
+    write(&format!("{DIR}/mine.conf"), "allow any tap *");
+    let here = run(&program, &["--check", "mine.conf"], |command| {
+        command.current_dir(DIR);
+    });
+    assert_eq!(here, (Some(0), "mine.conf: 1 rules, 0 limits\n".to_owned()));
     let explain = |words: &str| {
         let arguments: Vec<&str> = std::iter::once("--explain").chain(words.split(' ')).collect();
         run(&program, &arguments, |_| ())

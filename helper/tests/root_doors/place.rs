@@ -160,13 +160,17 @@ impl Service {
 
     /// The next line of the log that holds `part`.
     pub(crate) fn logged(&self, part: &str) -> String {
-        loop {
+        self.until(part).pop().unwrap()
+    }
+
+    /// The log's next lines, up to one that holds `part`.
+    pub(crate) fn until(&self, part: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        while !lines.last().is_some_and(|l: &String| l.contains(part)) {
             let line = self.log.recv_timeout(Duration::from_secs(5));
-            let line = line.unwrap_or_else(|e| panic!("no line with {part}: {e}"));
-            if line.contains(part) {
-                return line;
-            }
+            lines.push(line.unwrap_or_else(|e| panic!("no line with {part}: {e}")));
         }
+        lines
     }
 
     /// Tells it to end, or waits until it has ended by itself.

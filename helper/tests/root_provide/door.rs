@@ -15,7 +15,8 @@ use crate::support::*;
 use crate::xsk::{detaches, request};
 
 const POLICY: &str = "allow any tap * max=99 queues=16 mtu=65521 named=yes persist=yes\n\
-                      allow any bridge * max=99 queues=16 mtu=65521 create=yes\n\
+                      allow any bridge * max=99 queues=16 mtu=65521\n\
+                      allow any bridge br9 create=yes\n\
                       allow any xsk * queues=8 queue=0-63 umem=64M\nallow any xsk-pinned * queues=8 queue=0-63\n\
                       limit any requests=1000/s sessions=9 taps=99 umem=64M\n";
 

@@ -59,7 +59,8 @@ fn each_kind_of_tap_is_what_its_grant_says_and_dies_with_its_descriptors() {
 fn the_qemu_face_gives_the_kernels_own_header() {
     namespace();
     ip("link add br0 mtu 2000 type bridge");
-    let fd = bridge_tap(name("br0"), true).unwrap();
+    let fd = bridge_tap(&in_bridge("br0", false, false), UID, 1).unwrap();
+    assert_eq!(bridge_tap(&in_bridge("br0", false, false), UID, 1).unwrap_err(), Refusal::Limit);
     let tap = interfaces().into_iter().find(|n| n.starts_with("nv")).unwrap();
     assert_eq!(show(&tap)["master"], "br0");
     assert_eq!(show(&tap)["mtu"], 2000);

@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(opened < 100_000, "includes do not end");
         // A path of one digit names one of the files: any graph of includes can be made.
         let at = if path == "main" { Some(0) } else { path.parse::<usize>().ok() };
-        at.and_then(|i| files.get(i)).map(|s| (*s).to_owned()).ok_or_else(|| io::ErrorKind::NotFound.into())
+        at.and_then(|i| files.get(i)).map(|s| (*s).to_owned()).ok_or_else(|| io::Error::from_raw_os_error(2))
     };
     if let Ok(acl) = bridge_conf::read("main", &mut open) {
         let _ = acl.word("br0".parse().unwrap());
