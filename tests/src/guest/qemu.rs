@@ -23,6 +23,7 @@ pub struct Qemu<'a> {
     uid: Option<u32>,
     files: Option<PathBuf>,
     nics: u32,
+    queues: u32,
 }
 
 impl<'a> Qemu<'a> {
@@ -31,14 +32,24 @@ impl<'a> Qemu<'a> {
         Qemu::default()
     }
 
+    /// As many queue pairs for the NICs added from here on, and as many processors.
+    #[must_use]
+    pub fn queues(mut self, queues: u32) -> Qemu<'a> {
+        self.queues = queues;
+        self
+    }
+
     /// Adds a NIC on a `-netdev` string, whose `id` must be `n` and the NIC's number, from 0.
     #[must_use]
     pub fn netdev(mut self, netdev: &str) -> Qemu<'a> {
         let nic = self.nics;
         self.nics += 1;
         self.network.extend(["-netdev".to_owned(), netdev.to_owned(), "-device".to_owned()]);
-        self.network
-            .push(format!("virtio-net-pci,netdev=n{nic},romfile=,mac=52:54:00:00:00:{:02x}", 0x10 + nic));
+        // Two vectors for each queue pair, one for the control queue and one for changes of the configuration.
+        let mq =
+            if self.queues > 1 { format!(",mq=on,vectors={}", 2 * self.queues + 2) } else { String::new() };
+        let mac = format!("52:54:00:00:00:{:02x}", 0x10 + nic);
+        self.network.push(format!("virtio-net-pci,netdev=n{nic},romfile=,mac={mac}{mq}"));
         self
     }
 
@@ -50,7 +61,8 @@ impl<'a> Qemu<'a> {
         let way = if server { "server=on,wait=off" } else { "reconnect=1" };
         self.network.push("-chardev".to_owned());
         self.network.push(format!("socket,id=c{nic},path={},{way}", socket.display()));
-        self.netdev(&format!("vhost-user,id=n{nic},chardev=c{nic}"))
+        let queues = self.queues.max(1);
+        self.netdev(&format!("vhost-user,id=n{nic},chardev=c{nic},queues={queues}"))
     }
 
     /// Runs QEMU inside a namespace.
@@ -91,7 +103,7 @@ impl<'a> Qemu<'a> {
             return Err(trouble(format!("no kernel at {}: run `tests/setup.sh` as root", kernel.display())));
         }
         let image = initramfs::image("qemu", &cache().join("kernel/modules"))?;
-        let fixed = "-nodefaults -no-user-config -display none -no-reboot -accel tcg,thread=multi -m 256 -smp 1 \
+        let fixed = "-nodefaults -no-user-config -display none -no-reboot -accel tcg,thread=multi -m 256 \
                      -machine pc,memory-backend=m -object memory-backend-memfd,id=m,size=256M,share=on -serial stdio";
         let mut all: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
         let line =

@@ -4,7 +4,8 @@ use crate::{DEVICE, House, house, pings, settle, streams};
 use netreeve_tests::bins::peer;
 use netreeve_tests::guest::qemu::Qemu;
 use netreeve_tests::leftovers::Ground;
-use netreeve_tests::scene::{BRIDGE, PATIENCE, Road, Scene, USER};
+use netreeve_tests::peers::{iperf_from_guest, iperf_server};
+use netreeve_tests::scene::{BRIDGE, FAR4, PATIENCE, Road, Scene, USER};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -34,6 +35,36 @@ fn we_dial_qemus_vhost_user_socket() {
     let house = house(Road::AfXdp, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20", 1500);
     let socket = house.scene.path("vm.sock");
     attached(house, |qemu| qemu.vhost_user(&socket, true));
+}
+
+/// Two queue pairs from the guest's processors to the tap, one lane each.
+#[test]
+fn two_queue_pairs() {
+    let ground = Ground::survey().unwrap();
+    let mut scene = Scene::set(Road::Bridge).unwrap();
+    scene.help(&format!("allow uid:{USER} bridge {BRIDGE} queues=2\n")).unwrap();
+    let netdev = format!("{},queues=2", scene.netdev("n0"));
+    let reeve = scene.run(&[&netdev], &[&format!("{DEVICE},queues=2")], &[]).unwrap();
+    let house = House { reeve, scene, ground };
+    let socket = house.scene.path("vm.sock");
+    let guest = house.scene.qemu().user(USER).queues(2).vhost_user(&socket, false).boot().unwrap();
+    settle(&guest, 1500);
+    for queues in [2, 1, 2] {
+        guest.ok(&format!("ethtool -L eth0 combined {queues}")).unwrap();
+        pings(&house.scene, &guest, 1400);
+        let server = iperf_server(&house.scene.far, 5201).unwrap();
+        for way in ["-P 4", "-P 4 -R"] {
+            let rate = iperf_from_guest(&guest, FAR4, server.port, 1, way).unwrap();
+            eprintln!("{queues} queue pairs, {way}: {:.2} Gbit/s", rate / 1e9);
+            assert!(rate > BROKEN);
+        }
+    }
+    // Both queues carried frames out: the guest's kernel counts them for each.
+    let counted = guest.ok("ethtool -S eth0 | grep -E 'tx_queue_[01]_packets'").unwrap();
+    let each: Vec<u64> = counted.lines().filter_map(|l| l.split(':').nth(1)?.trim().parse().ok()).collect();
+    assert!(each.len() == 2 && each.iter().all(|n| *n > 100), "{counted}");
+    guest.power_off(PATIENCE).unwrap();
+    house.end();
 }
 
 #[test]
