@@ -1,6 +1,7 @@
 //! The exec'd helper: setuid or with file capabilities, judged by real ids, beyond its caller's tricks.
 
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -148,26 +149,67 @@ fn an_elevated_helper_takes_no_path_and_no_environment_from_its_caller() {
 fn what_its_caller_set_up_is_shed() {
     place("allow any tap *");
     let suid = program("nt-shed", 0o4755);
-    as_user(ALICE, &[], || {
-        // A blocked and ignored SIGALRM, a pending timer, a closed standard error, thirty open descriptors, a strange
-        // directory, variables.
+    let (channel, mut child) = as_user(ALICE, &[], || {
+        // An ignored SIGALRM, a pending timer, a closed standard error, open descriptors, a strange directory,
+        // variables.
         let mut command = Command::new("/bin/sh");
         let script = "trap '' ALRM TERM CHLD; cd /tmp; for i in 4 5 6 7 8 9; do eval \"exec $i</dev/null\"; done; \
                       LD_PRELOAD=/nowhere RUST_BACKTRACE=1 exec \"$0\" 2>&-";
         command.args(["-c", script, suid.to_str().unwrap()]).stdin(Stdio::null()).stdout(Stdio::null());
-        let (channel, mut child) = channel::spawn(command).unwrap();
+        let timer = || {
+            nix::unistd::alarm::set(1);
+            Ok(())
+        };
+        // SAFETY: one system call between fork and exec.
+        unsafe { command.pre_exec(timer) };
+        let (channel, child) = channel::spawn(command).unwrap();
         channel.send(&codec::request(1, &tap_in(None)).unwrap(), &[]).unwrap();
         let answer = channel.recv(16, Some(Duration::from_secs(5))).unwrap().unwrap();
         assert_eq!(answer.fds.len(), 1);
-        let pid = running("nt-shed")[0];
-        // 32 and 33 are the C library's own, which it lets nobody change.
-        let ignored = u64::from_str_radix(&status(pid, "SigIgn"), 16).unwrap() & !0x1_8000_0000;
-        assert_eq!(ignored, 0x1000, "SIGPIPE alone");
-        assert_eq!(status(pid, "SigBlk"), "0000000000000000");
-        assert_eq!(status(pid, "Umask"), "0077");
-        drop(channel);
-        assert!(child.wait().unwrap().success());
+        (channel, child)
     });
+    // As root again: its caller may not look.
+    let pid = running("nt-shed")[0];
+    // 32 and 33 are the C library's own, which it lets nobody change.
+    let ignored = u64::from_str_radix(&status(pid, "SigIgn"), 16).unwrap() & !0x1_8000_0000;
+    assert_eq!(ignored, 0x1000, "SIGPIPE alone");
+    // No handler runs amid our work (CVE-2024-6387).
+    assert_eq!((status(pid, "SigBlk"), status(pid, "SigCgt")), ("0".repeat(16), "0".repeat(16)));
+    assert_eq!(status(pid, "Umask"), "0077");
+    assert_eq!(std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let core = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let link = |e: std::io::Result<std::fs::DirEntry>| std::fs::read_link(e.unwrap().path()).unwrap();
+    let sockets = open.map(link).filter(|to| *to != Path::new("/dev/null")).collect::<Vec<_>>();
+    assert!(sockets.len() == 1 && sockets[0].to_str().unwrap().starts_with("socket:"), "{sockets:?}");
+    std::thread::sleep(Duration::from_millis(1200));
+    assert!(child.try_wait().unwrap().is_none(), "its caller's timer is not its own");
+    drop(channel);
+    assert!(child.wait().unwrap().success());
+}
+
+/// CVE-2021-4034: without arguments the environment is read as if it were some.
+#[test]
+fn an_empty_command_line_is_none() {
+    place("allow any tap *");
+    let suid = program("suid", 0o4755);
+    let path = std::ffi::CString::new(suid.to_str().unwrap()).unwrap();
+    let out = as_user(ALICE, &[], || {
+        let mut command = Command::new("/bin/true");
+        let exec = move || {
+            let trick = [c"--check=/etc/shadow".as_ptr(), std::ptr::null()];
+            let none = [std::ptr::null()];
+            // SAFETY: a path and two lists that end with null, all alive; between fork and exec.
+            unsafe { libc::execve(path.as_ptr(), none.as_ptr(), trick.as_ptr()) };
+            Err(std::io::Error::last_os_error())
+        };
+        // SAFETY: the hook makes one system call.
+        unsafe { command.pre_exec(exec) };
+        command.stdin(Stdio::null()).output().unwrap()
+    });
+    assert_eq!((out.status.code(), out.stdout.len()), (Some(64), 0), "{out:?}");
 }
 
 #[test]

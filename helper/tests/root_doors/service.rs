@@ -150,6 +150,41 @@ fn nobody_floods_the_log() {
     assert!((10..80).contains(&noise), "{noise} lines of 298 refusals");
 }
 
+/// CVE-2021-3560: who has gone before it is asked after is nobody, and not root.
+#[test]
+fn a_caller_that_has_gone_is_never_taken_for_another() {
+    place("allow uid:0 tap *\nallow user:bob tap *");
+    let service = Service::start(&[]);
+    let pid = nix::unistd::Pid::from_raw(service.pid().cast_signed());
+    nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+    let request = codec::request(1, &tap_in(None)).unwrap();
+    let script = format!(
+        "import socket\nfor i in range(8):\n s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n \
+         s.connect('{SOCKET}')\n s.send(bytes({request:?}))"
+    );
+    let gone = || std::process::Command::new("/usr/bin/python3").args(["-c", &script]).status().unwrap();
+    assert!(as_user(ALICE, &[], gone).success());
+    nix::sys::signal::kill(pid, Signal::SIGCONT).unwrap();
+    as_user(BOB, &[], || connect().ask(&tap_in(None)).map(drop).unwrap());
+    let lines = service.until("grant uid=1002");
+    // The test's own first connection was root's and asked for nothing.
+    assert!(lines.iter().all(|l| !l.contains("grant") || l.contains("uid=1002")), "{lines:?}");
+}
+
+/// CVE-2018-19788: a user id has 32 bits and no sign.
+#[test]
+fn a_large_user_id_is_itself() {
+    place("allow uid:4000000000 tap *\nallow uid:0 bridge *");
+    let service = Service::start(&[]);
+    for (uid, tap, bridge) in [(4_000_000_000, true, false), (4_294_967_294, false, false)] {
+        as_user(uid, &[], || {
+            assert_eq!(connect().ask(&tap_in(None)).is_ok(), tap, "{uid}");
+            assert_eq!(connect().ask(&tap_in(Some("br0"))).is_ok(), bridge, "{uid}");
+        });
+    }
+    assert!(service.logged("grant uid=4000000000").contains("policy.conf:1 "));
+}
+
 #[test]
 fn sessions_and_requests_are_counted_by_user() {
     place("allow any tap *\nlimit user:alice sessions=2 requests=3\nlimit any requests=1000");
