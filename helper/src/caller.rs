@@ -20,7 +20,7 @@ use crate::sys::process;
 /// Any of the kernel's: then nobody knows who it is, and it gets nothing.
 pub fn of_peer(channel: &Channel) -> io::Result<Caller> {
     let peer = getsockopt(channel, sockopt::PeerCredentials)?;
-    // The overflow id stands for somebody in a user namespace that we cannot name.
+    // What the kernel says of a socket that nobody connected.
     if peer.uid() == u32::MAX || peer.gid() == u32::MAX {
         return Err(Errno::EACCES.into());
     }

@@ -182,7 +182,7 @@ impl Service {
         });
         let (caller, why) = match known {
             Ok((channel, caller)) => {
-                let most = self.desk.policy(&caller).1.sessions;
+                let most = self.desk.policy(&mut self.accounts, &caller).1.sessions;
                 if self.accounts.enter(caller.uid, most, Instant::now()) {
                     return self.sessions.push(Session::new(channel, caller));
                 }

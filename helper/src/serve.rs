@@ -79,9 +79,9 @@ impl Session {
 
 impl Desk {
     /// The policy as it stands now, and what it lets `caller` use up. None: it cannot be read, and allows nothing.
-    pub fn policy(&self, caller: &Caller) -> (Option<Policy>, Quota) {
+    pub fn policy(&self, accounts: &mut Accounts, caller: &Caller) -> (Option<Policy>, Quota) {
         let read = policy_file::load(&self.policy, Trust::Root);
-        let policy = read.map_err(|why| self.log.line(&why)).ok();
+        let policy = read.map_err(|why| self.noise(accounts, caller, "policy", &why)).ok();
         let quota = policy.as_ref().map_or(policy::DEFAULT_QUOTA, |p| p.quota(caller));
         (policy, quota)
     }
@@ -90,8 +90,8 @@ impl Desk {
     pub fn noise(&self, accounts: &mut Accounts, caller: &Caller, what: &str, why: &str) {
         let Caller { uid, pid, .. } = caller;
         if let Some(unlogged) = accounts.noise(*uid, Instant::now()) {
-            self.log
-                .line(&format!("refuse uid={uid} pid={pid} what={what} why=\"{why}\" unlogged={unlogged}"));
+            let line = format!("refuse uid={uid} pid={pid} what={what} why=\"{why}\" unlogged={unlogged}");
+            self.log.line(&line);
         }
     }
 
@@ -111,7 +111,7 @@ impl Desk {
                 return false;
             }
         };
-        let (policy, quota) = self.policy(&session.caller);
+        let (policy, quota) = self.policy(accounts, &session.caller);
         if !accounts.request(session.caller.uid, quota.requests, start) {
             self.noise(accounts, &session.caller, "request", "too many a second");
             return refuse(session, sequence, Refusal::Limit);

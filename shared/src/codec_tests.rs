@@ -188,7 +188,6 @@ fn any_refusal() -> impl Strategy<Value = Refusal> {
         Just(Refusal::Bad(BadRequest::Steer)),
         Just(Refusal::Limit),
         any::<i32>().prop_map(|errno| Refusal::Failed { step: Step::Capability, errno }),
-        Just(Refusal::Timeout),
     ]
 }
 

@@ -33,8 +33,6 @@ pub enum Refusal {
     Ticket,
     /// The request could not be read: another version, or garbage.
     Protocol,
-    /// The helper could not finish in time.
-    Timeout,
 }
 
 /// A step of providing, named so that its failure can be explained.
@@ -84,7 +82,6 @@ impl fmt::Display for Refusal {
             }
             Self::Ticket => f.write_str("no such ticket in this session"),
             Self::Protocol => f.write_str("the message could not be read (another version?)"),
-            Self::Timeout => f.write_str("the helper ran out of time"),
         }
     }
 }

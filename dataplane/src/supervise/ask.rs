@@ -105,7 +105,7 @@ pub fn user_name() -> String {
 fn explain(what: &str, request: &Request, e: &AskError) -> Fault {
     let (exit, fix) = match e {
         AskError::Refused(Refusal::Denied) => (Exit::Denied, denied(request)),
-        AskError::Refused(Refusal::Limit | Refusal::Busy | Refusal::Timeout) | AskError::Timeout => (
+        AskError::Refused(Refusal::Limit | Refusal::Busy) | AskError::Timeout => (
             Exit::TryAgain,
             "try again later, or end what uses it; the helper's log tells more to root".into(),
         ),
@@ -212,7 +212,6 @@ mod tests {
             (Refusal::Denied, Exit::Denied),
             (Refusal::Limit, Exit::TryAgain),
             (Refusal::Busy, Exit::TryAgain),
-            (Refusal::Timeout, Exit::TryAgain),
             (Refusal::Protocol, Exit::General),
             (Refusal::Failed { step: Step::OpenTun, errno: libc::ENOENT }, Exit::Unavailable),
             (Refusal::Failed { step: Step::BindQueue, errno: libc::EBUSY }, Exit::TryAgain),

@@ -148,6 +148,14 @@ fn nobody_floods_the_log() {
     let lines = service.until("grant uid=1002");
     let noise = lines.iter().filter(|l| l.contains("unlogged=")).count();
     assert!((10..80).contains(&noise), "{noise} lines of 298 refusals");
+    // Nor by what a missing policy has it say. (The next second has lines of its own.)
+    std::thread::sleep(Duration::from_millis(1100));
+    std::fs::remove_file("/etc/netreeve/policy.conf").unwrap();
+    as_user(ALICE, &[], || (0..100).for_each(|_| drop(connect().ask(&tap_in(None)))));
+    write("/etc/netreeve/policy.conf", "allow any tap *");
+    as_user(BOB, &[], || connect().ask(&tap_in(None)).map(drop).unwrap());
+    let missing = service.until("grant uid=1002").iter().filter(|l| l.contains("what=policy")).count();
+    assert!((1..80).contains(&missing), "{missing} lines of 200");
 }
 
 /// CVE-2021-3560: who has gone before it is asked after is nobody, and not root.
