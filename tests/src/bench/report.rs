@@ -149,9 +149,10 @@ impl Figures {
             }
         }
         t.push_str(
-            "\n† the load (driver, generator, the kernel's work for them, all on the other core) was the limit. CPU \
-             ratios say how many times the frames the same CPU time would carry; for loops that spin and for DPDK they \
-             include spinning.\n",
+            "\n† the load (driver, generator, the kernel's work for them, all on the other core) was the limit. Where \
+             frames come in, a guest takes its share of that core; the raw loops have no guest beside them there. CPU \
+             ratios say how many times the frames the same CPU time would carry; for loops that spin (the raw ones when \
+             receiving, busy polling, DPDK) they include spinning.\n",
         );
         t
     }
@@ -184,41 +185,40 @@ impl Figures {
     /// The goals of the project, and where they stand.
     fn goals(&self) -> String {
         let mut t = String::from("| Goal | figure | |\n|---|---|---|\n");
-        let mut goal = |what: &str, figure: String, met: bool| {
-            line(&mut t, format_args!("| {what} | {figure} | {} |", if met { "met" } else { "**missed**" }));
+        let mut say = |what: &str, figure: String, verdict: &str| {
+            line(&mut t, format_args!("| {what} | {figure} | {verdict} |"));
         };
+        let verdict = |met: bool| if met { "met" } else { "**missed**" };
         let paths = [Path::Xdp(Mode::Native), Path::Xdp(Mode::Skb), Path::Tap];
         for (path, way) in paths.iter().flat_map(|p| [Way::Out, Way::In, Way::Both].map(|w| (*p, w))) {
             let of = |who| self.cell(path, way, who);
-            let best = [Who::Netreeve, Who::Busy].into_iter().filter_map(|w| Some((w, of(w)?)));
-            let best = best.max_by(|a, b| a.1.mpps.0.total_cmp(&b.1.mpps.0));
-            if let (Some(raw), Some((who, c))) = (of(Who::Raw), best) {
-                let rate = c.mpps.0 / raw.mpps.0;
-                let what = format!("{}: 0.8 of the raw limit", Case { path, way, who: Vec::new() }.name());
-                let dagger = if c.load_bound { ", the load's limit" } else { "" };
-                goal(
-                    &what,
-                    format!("{rate:.2} ({}{dagger}; CPU {:.2})", who.name(), raw.cpu_ns / c.cpu_ns),
-                    rate >= 0.8,
-                );
-            }
+            let (Some(raw), Some(c)) = (of(Who::Raw), of(Who::Netreeve)) else { continue };
+            let busy = of(Who::Busy)
+                .map(|b| format!(", busy-poll {:.2}", b.mpps.0 / raw.mpps.0))
+                .unwrap_or_default();
+            let rate = c.mpps.0 / raw.mpps.0;
+            let what = format!("{}: 0.8 of the raw limit", Case { path, way, who: Vec::new() }.name());
+            let said = if rate < 0.8 && c.load_bound {
+                "not decided: the load is the limit"
+            } else {
+                verdict(rate >= 0.8)
+            };
+            say(&what, format!("{rate:.2}{busy} (CPU {:.2})", raw.cpu_ns / c.cpu_ns), said);
         }
         let of = |who| self.cell(Path::Vhost, Way::Out, who);
         if let (Some(dpdk), Some(c)) = (of(Who::Dpdk), of(Who::Netreeve).or(of(Who::Busy))) {
             let rate = c.mpps.0 / dpdk.mpps.0;
-            goal(
-                "vhost-user → vhost-user: 0.7 of DPDK",
-                format!("{rate:.2} (CPU {:.2})", dpdk.cpu_ns / c.cpu_ns),
-                rate >= 0.7,
-            );
+            let figure = format!("{rate:.2} (CPU {:.2})", dpdk.cpu_ns / c.cpu_ns);
+            say("vhost-user → vhost-user: 0.7 of DPDK", figure, verdict(rate >= 0.7));
         }
         for c in self.device.iter().filter(|c| c.what.contains(" 64 bytes")) {
-            goal(&format!("device side, {}: under 20 ns", c.what), format!("{:.1} ns", c.ns), c.ns < 20.0);
+            let what = format!("device side, {}: under 20 ns", c.what);
+            say(&what, format!("{:.1} ns", c.ns), verdict(c.ns < 20.0));
         }
         if let (Some(on), Some(off)) = (self.tcp_of(Path::Tap, true), self.tcp_of(Path::Tap, false)) {
             for (what, on, off) in [("from", on.0, off.0), ("to", on.1, off.1)] {
                 let what = format!("TCP {what} a UML guest over tap: offloads 4 times the same without");
-                goal(&what, format!("{:.1}", on / off), on / off >= 4.0);
+                say(&what, format!("{:.1}", on / off), verdict(on / off >= 4.0));
             }
         }
         t

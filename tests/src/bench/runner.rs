@@ -30,7 +30,8 @@ pub struct Sample {
     pub cpu_ns: f64,
     /// Share of its processor that who is measured had.
     pub share: f64,
-    /// The load could not offer more: the figure is the load's limit.
+    /// The load could not offer more (nearly all that it offered went through, or who is measured slept a quarter of
+    /// the time for want of work): the figure is the load's limit.
     pub load_bound: bool,
 }
 
@@ -174,8 +175,9 @@ impl Bench {
             mpps: real(frames) / t1.as_secs_f64() / 1e6,
             cpu_ns: cpu / real(frames),
             share: cpu / 1e9 / t1.as_secs_f64(),
-            load_bound: real(frames) / t1.as_secs_f64() > 0.9 * real(at(&seen.offered)) / life.as_secs_f64()
-                && at(&seen.offered) > 0,
+            load_bound: (who == Who::Netreeve && cpu / 1e9 / t1.as_secs_f64() < 0.75)
+                || real(frames) / t1.as_secs_f64() > 0.9 * real(at(&seen.offered)) / life.as_secs_f64()
+                    && at(&seen.offered) > 0,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! `make bench`: netreeve beside the kernel's raw limits and beside DPDK, all in one run and interleaved, as ratios.
 //!
+//! `--quick` leaves out xsk-rs, busy polling and TCP over anything but a tap.
+//!
 //! `bench [--quick] [--rounds N] [--window MS] [--parts rates,tcp,device] [--only TEXT] [--who TEXT]`; the figures go to
 //! the terminal as they come, and as Markdown and JSON to `bench/` in cargo's target directory.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to who started it")]
@@ -7,7 +9,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use netreeve_tests::bench::case::Case;
+use netreeve_tests::bench::case::{Case, Path, Who};
 use netreeve_tests::bench::report::Figures;
 use netreeve_tests::bench::runner::{self, Bench};
 use netreeve_tests::bench::tcp::{self, TcpCase};
@@ -18,6 +20,7 @@ struct Options {
     rounds: u32,
     window: Duration,
     seconds: u32,
+    quick: bool,
     parts: String,
     only: String,
     who: String,
@@ -25,9 +28,10 @@ struct Options {
 
 fn options() -> Done<Options> {
     let mut o = Options {
-        rounds: 7,
-        window: Duration::from_millis(1500),
+        rounds: 5,
+        window: Duration::from_secs(1),
         seconds: 3,
+        quick: false,
         parts: "rates,tcp,device".to_owned(),
         only: String::new(),
         who: String::new(),
@@ -36,7 +40,10 @@ fn options() -> Done<Options> {
     while let Some(word) = words.next() {
         let mut value = || words.next().because(format!("{word} needs a value"));
         match word.as_str() {
-            "--quick" => (o.rounds, o.window, o.seconds) = (3, Duration::from_millis(500), 2),
+            "--quick" => {
+                (o.rounds, o.window, o.seconds) = (3, Duration::from_millis(500), 2);
+                o.quick = true;
+            }
             "--rounds" => o.rounds = value()?.parse().because("--rounds")?,
             "--window" => o.window = Duration::from_millis(value()?.parse().because("--window")?),
             "--parts" => o.parts = value()?,
@@ -74,7 +81,9 @@ fn rates(o: &Options, round: u32, cases: &[Case], bench: &mut Bench, figures: &m
 
 /// One round of TCP.
 fn tcp_round(o: &Options, round: u32, figures: &mut Figures) {
-    for case in TcpCase::all().into_iter().filter(|c| c.name().contains(&o.only)) {
+    let mut cases = TcpCase::all();
+    cases.retain(|c| c.name().contains(&o.only) && !(o.quick && c.path != Path::Tap));
+    for case in cases {
         let name = format!("round {round}/{}: {}", o.rounds, case.name());
         match tcp::sample(case, o.seconds) {
             Ok(s) => {
@@ -96,7 +105,7 @@ fn bench() -> Done<bool> {
     let mut cases = Case::all();
     cases.retain(|c| o.parts.contains("rates") && c.name().contains(&o.only));
     for c in &mut cases {
-        c.who.retain(|w| w.name().contains(&o.who));
+        c.who.retain(|w| w.name().contains(&o.who) && !(o.quick && matches!(w, Who::XskRs | Who::Busy)));
     }
     let mut figures = Figures::new(&cases);
     if o.parts.contains("device") {
