@@ -34,15 +34,15 @@ pub fn frame() -> [u8; 64] {
 /// What the load does.
 pub enum Task {
     /// Sends from a guest, takes what comes.
-    Send(Driver),
+    Send(Box<Driver>),
     /// Generates frames towards the netdev; a guest takes them.
-    Generate(Gen, Driver),
+    Generate(Gen, Box<Driver>),
     /// Generates frames towards the netdev; a guest sends them back.
-    Reflect(Gen, Driver),
+    Reflect(Gen, Box<Driver>),
     /// Generates frames towards the netdev; what is measured takes them itself.
     Blast(Gen),
     /// Sends from one guest to another.
-    Pass(Driver, Driver),
+    Pass(Box<Driver>, Box<Driver>),
     /// Nothing: what is measured makes its frames itself.
     Idle,
 }
@@ -168,7 +168,7 @@ fn arrive(d: &mut Driver, max: usize, seen: &Seen) -> usize {
 }
 
 /// A guest that takes frames, and sends them back if it `reflects`, asleep in between.
-fn guest(mut d: Driver, reflects: bool, seen: &Seen, stop: &AtomicBool) -> io::Result<()> {
+fn guest(mut d: Box<Driver>, reflects: bool, seen: &Seen, stop: &AtomicBool) -> io::Result<()> {
     sys::real_time()?;
     let f = frame();
     while !stop.load(Ordering::Relaxed) {

@@ -222,9 +222,9 @@ fn new_link(before: &[String]) -> Done<String> {
 
 /// The load that belongs to the case.
 fn task(case: &Case, who: Who, socks: &[PathBuf; 2], far: &str) -> Done<Task> {
-    let guest = |i: usize, sleeps: bool| -> Done<Driver> {
+    let guest = |i: usize, sleeps: bool| -> Done<Box<Driver>> {
         let path = socks.get(i).because("two sockets")?;
-        Driver::connect(path, RX_RING, TX_RING, sleeps).because("the guest's driver")
+        Driver::connect(path, RX_RING, TX_RING, sleeps).map(Box::new).because("the guest's driver")
     };
     let source = || -> Done<Gen> {
         let ifindex = host::ifindex(far).because("the generator")?;
