@@ -63,10 +63,15 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         if self.0 {
-            // There is nobody left to tell.
-            let _gone = fs::write("/proc/self/autogroup", "0");
+            step_back();
         }
     }
+}
+
+/// Gives this session its ordinary place among the scheduler's groups again.
+pub fn step_back() {
+    // There is nobody left to tell.
+    let _gone = fs::write("/proc/self/autogroup", "0");
 }
 
 /// Keeps the calling thread, and what it spawns from now on, on one processor.

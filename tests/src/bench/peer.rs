@@ -18,6 +18,17 @@ use crate::{Because, Done, bins, trouble};
 /// How long a foreign program may take to start on a loaded machine.
 const START: Duration = Duration::from_secs(20);
 
+/// Removes what an interrupted bench leaves in the file system.
+pub fn remove_all() {
+    let mine = format!("netreeve-bench-{}-", std::process::id());
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&mine) {
+            // There is nobody left to tell.
+            let _gone = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// netreeve's programs in a directory of their own, with a helper in the namespace of whoever made this, and `netreeve`
 /// run by a user who may do nothing but what the helper's policy says: as in daily use.
 pub struct Ours {
