@@ -5,7 +5,7 @@ use super::console::Console;
 use super::initramfs;
 use crate::bins::{cache, peer};
 use crate::netns::Netns;
-use crate::proc::Proc;
+use crate::proc::{self, Proc};
 use crate::{Because, Done, trouble};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ impl<'a> Qemu<'a> {
     #[must_use]
     pub fn vhost_user(mut self, socket: &Path, server: bool) -> Qemu<'a> {
         let nic = self.nics;
-        let way = if server { "server=on,wait=off" } else { "reconnect=1" };
+        let way = if server { "server=on,wait=off" } else { reconnect() };
         self.network.push("-chardev".to_owned());
         self.network.push(format!("socket,id=c{nic},path={},{way}", socket.display()));
         let queues = self.queues.max(1);
@@ -139,5 +139,18 @@ impl<'a> Qemu<'a> {
             None => Proc::with_input("the QEMU guest", command)?,
         };
         Console::attach(proc, BOOT)
+    }
+}
+
+/// How this QEMU is told to dial again: in seconds until 9.1, in milliseconds since 9.2.
+fn reconnect() -> &'static str {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.arg("--version");
+    let said = proc::run("qemu", command, Duration::from_secs(10)).map(|o| o.text).unwrap_or_default();
+    let version = said.split_once("version ").map_or("", |(_, v)| v);
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
+    match (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) {
+        at_least if at_least >= (9, 2) => "reconnect-ms=100",
+        _ => "reconnect=1",
     }
 }

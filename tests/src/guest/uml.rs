@@ -3,7 +3,7 @@
 
 use super::console::Console;
 use super::initramfs;
-use crate::bins::{cache, peer, root};
+use crate::bins::{cache, peer};
 use crate::netns::Netns;
 use crate::proc::{self, Proc};
 use crate::{Because, Done};
@@ -129,10 +129,12 @@ fn xstate() -> Done<PathBuf> {
     if !library.exists() {
         fs::create_dir_all(cache()).because(cache().display())?;
         let draft = library.with_extension(std::process::id().to_string());
+        let file = cache().join(format!("uml-xstate-{}.c", std::process::id()));
+        fs::write(&file, source).because(file.display())?;
         let mut cc = Command::new(peer("cc")?);
-        cc.args(["-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o"]).arg(&draft);
-        cc.arg(root().join("tests/src/guest/uml_xstate.c"));
+        cc.args(["-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o"]).arg(&draft).arg(&file);
         proc::run("cc", cc, Duration::from_secs(30))?.ok("cc")?;
+        let _ = fs::remove_file(&file);
         fs::rename(&draft, &library).because(library.display())?;
     }
     Ok(library)
