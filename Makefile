@@ -50,7 +50,7 @@ test-fuzz: setup
 	if [ -x tests/fuzz/run ]; then tests/fuzz/run $(FUZZ_SHORT); else echo "no fuzz targets in this tree"; fi
 
 soak: build ## dataplane and VMM killed 200 times each under load
-	NETREEVE_TIMES=200 $(CARGO) test --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture crash::
+	NETREEVE_TIMES=200 $(CARGO) test --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture crash:: soak::
 
 bench: build ## figures beside the raw limits and beside DPDK, as ratios: a quarter of an hour
 	$(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin bench

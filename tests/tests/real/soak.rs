@@ -2,7 +2,7 @@
 
 use crate::{DEVICE, House, all, house, settle};
 use netreeve_tests::peers::{iperf_server, ping_from, pulse};
-use netreeve_tests::scene::{FAR4, GUEST4, PATIENCE, Road, USER};
+use netreeve_tests::scene::{FAR4, GUEST4, PATIENCE, Road, USER, know_far_side};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
@@ -31,6 +31,7 @@ fn dataplane_killed(road: Road) {
     let house = house(road, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20", 1500);
     let guest = house.scene.qemu().user(USER).vhost_user(&house.scene.path("vm.sock"), true).boot().unwrap();
     settle(&guest, 1500);
+    know_far_side(&house.scene, &guest).unwrap();
     let server = iperf_server(&house.scene.far, 5201).unwrap();
     let load = guest.start(&format!("iperf3 -c {FAR4} -p {} -b 20M -t 3600", server.port)).unwrap();
     let pulse = pulse(&house.scene.far, GUEST4, Duration::from_millis(5)).unwrap();
@@ -52,7 +53,7 @@ fn dataplane_killed(road: Road) {
         "{KILLS} dataplanes killed on {road:?}: away for {half:?} (median), {most:?} (nine in ten), {worst:?} (worst)"
     );
     assert!(half < BACK && most < 2 * BACK, "away for too long: {gaps:?}");
-    drop((load, pulse));
+    drop((load, pulse, server));
     guest.power_off(PATIENCE).unwrap();
     house.end();
 }
@@ -83,6 +84,7 @@ fn two_hundred_guests_killed_under_load() {
     all(ping_from(&house.scene.far, &format!("-n -c 5 -i 0.02 -W 2 {GUEST4}")).unwrap(), 5);
     assert_eq!(house.reeve.dataplane().unwrap(), dataplane, "the dataplane died with its guest");
     guest.power_off().unwrap();
+    drop(server);
     let until = Instant::now() + Duration::from_secs(3);
     while (descriptors(dataplane), descriptors(house.reeve.proc.pid())) != before {
         assert!(Instant::now() < until, "descriptors were leaked");
