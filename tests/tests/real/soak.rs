@@ -46,7 +46,9 @@ fn dataplane_killed(road: Road) {
         std::thread::sleep(Duration::from_millis(30));
     }
     let after = (descriptors(house.reeve.proc.pid()), house.scene.host.links().unwrap(), programs(&house));
-    assert_eq!(after, before, "descriptors of the supervisor, interfaces, programs");
+    assert_eq!((after.0, &after.1), (before.0, &before.1), "descriptors of the supervisor, interfaces");
+    // Of the whole machine, where others may have ended theirs meanwhile.
+    assert!(after.2 <= before.2, "XDP programs: {} before, {} after", before.2, after.2);
     gaps.sort();
     let (half, most, worst) = (share(&gaps, 5), share(&gaps, 9), share(&gaps, 10));
     eprintln!(
