@@ -18,8 +18,14 @@ use crate::{Because, Done, bins, trouble};
 /// How long a foreign program may take to start on a loaded machine.
 const START: Duration = Duration::from_secs(20);
 
-/// Removes what an interrupted bench leaves in the file system.
+/// The directory that DPDK makes for its processes here and does not remove.
+fn dpdk_runtime() -> PathBuf {
+    PathBuf::from(format!("/var/run/dpdk/netreeve-bench-{}", std::process::id()))
+}
+
+/// Removes what a bench, interrupted or not, leaves in the file system.
 pub fn remove_all() {
+    let _none = fs::remove_dir_all(dpdk_runtime());
     let mine = format!("netreeve-bench-{}-", std::process::id());
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(&mine) {

@@ -41,6 +41,12 @@ pub struct Bench {
     count: u32,
 }
 
+impl Drop for Bench {
+    fn drop(&mut self) {
+        peer::remove_all();
+    }
+}
+
 /// Who is measured, running.
 enum Running {
     Thread { id: i32, stop: Arc<AtomicBool>, count: Arc<AtomicU64>, thread: JoinHandle<Done> },
