@@ -61,8 +61,19 @@ impl<'a> Uml<'a> {
         self
     }
 
-    /// Boots it and waits until its init is up.
+    /// Boots it and waits until its init is up. Once in some hundred boots on a busy host, User-Mode Linux 6.1 cannot start
+    /// the process that stands for the guest's first `fork`; that one end, and no other, is tried again.
     pub fn boot(self) -> Done<Running> {
+        for _ in 0..2 {
+            match self.boot_once() {
+                Err(e) if e.to_string().contains("can't fork: Resource temporarily unavailable") => {}
+                done => return done,
+            }
+        }
+        self.boot_once()
+    }
+
+    fn boot_once(&self) -> Done<Running> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let program = peer("linux.uml")?;
         let image = initramfs::image("uml", Path::new("/usr/lib/uml/modules"))?;
