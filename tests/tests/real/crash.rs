@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const BACK: Duration = Duration::from_millis(200);
 
 /// How often things are killed under load: by `NETREEVE_TIMES`, which `make soak` sets.
-fn times() -> usize {
+pub(crate) fn times() -> usize {
     std::env::var("NETREEVE_TIMES").ok().and_then(|t| t.parse().ok()).unwrap_or(5)
 }
 
