@@ -9,5 +9,6 @@ pub mod io;
 pub mod poll;
 pub mod process;
 pub mod sandbox;
+pub mod timer;
 pub mod tun;
 pub mod xdp;

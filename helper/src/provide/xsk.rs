@@ -57,7 +57,7 @@ pub(crate) fn open(
     if matches!(&request.steer, Steer::Macs { macs, .. } if macs.contains(&mac)) {
         return Err(Refusal::Bad(BadRequest::Steer));
     }
-    let mut flags = first_flags(request, link.mtu);
+    let (ways, mut flags) = (ways(request, link.mtu), u16::MAX);
     let deadline = Instant::now() + BUSY;
     let (mut sockets, mut fds, mut zero_copy) = (Vec::new(), Vec::new(), bound);
     for queue in request.start_queue..request.start_queue.saturating_add(request.queues) {
@@ -65,8 +65,9 @@ pub(crate) fn open(
         sockets.push(socket.try_clone().map_err(|_| failed(Step::MakeSocket, Errno::last()))?);
         if bound {
             let memory = furnish(socket.as_fd(), request)?;
-            flags = bind(socket.as_fd(), link.index, queue.into(), flags, deadline)?;
-            zero_copy &= is_zero_copy(&socket).at(Step::BindQueue)?;
+            flags &= bind(socket.as_fd(), link.index, queue.into(), &ways, deadline)?;
+            let got = getsockopt(&socket, sys::Options).at(Step::BindQueue)?;
+            zero_copy &= got.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
             fds.extend([socket, memory]);
         } else {
             fds.push(socket);
@@ -94,19 +95,20 @@ pub(crate) fn open(
     Ok((Sockets { request: request.clone(), ifindex: link.index, sockets, frags }, grant, fds))
 }
 
-/// The flags to bind with, as far as request and MTU say.
-fn first_flags(request: &XskRequest, mtu: u32) -> u16 {
-    let mut flags = libc::XDP_USE_NEED_WAKEUP;
-    let in_stack = request.mode == Some(XdpMode::Skb);
-    // In the stack, packets come that it joined or has not segmented: up to 64 KiB, whatever the MTU.
-    if in_stack || mtu.saturating_add(FRAME_OVERHEAD) > request.chunk.saturating_sub(KERNEL_HEADROOM) {
-        flags |= libc::XDP_USE_SG;
-    }
+/// The flags to bind with, in the order in which they are tried. Kernels before 6.6 do not know `XDP_USE_SG`, and a driver
+/// may have zero-copy without it; without both flags the kernel chooses how to copy.
+fn ways(request: &XskRequest, mtu: u32) -> Vec<u16> {
+    const SG: u16 = libc::XDP_USE_SG;
     // Zero-copy needs the driver's own XDP.
-    if request.force_copy || in_stack {
-        flags |= libc::XDP_COPY;
-    }
-    flags
+    let copy = if request.force_copy || request.mode == Some(XdpMode::Skb) { libc::XDP_COPY } else { 0 };
+    let fits = mtu.saturating_add(FRAME_OVERHEAD) <= request.chunk.saturating_sub(KERNEL_HEADROOM);
+    // In the stack, packets come that it joined or has not segmented: up to 64 KiB, whatever the MTU.
+    let ways: &[u16] = match request.mode {
+        Some(XdpMode::Native) if fits => &[0],
+        None if fits && copy == 0 => &[libc::XDP_ZEROCOPY | SG, libc::XDP_ZEROCOPY, SG, 0],
+        _ => &[SG, 0],
+    };
+    ways.iter().map(|way| way | copy | libc::XDP_USE_NEED_WAKEUP).collect()
 }
 
 /// The Ethernet interface of this name.
@@ -149,10 +151,6 @@ fn furnish(socket: BorrowedFd<'_>, request: &XskRequest) -> Result<OwnedFd, Refu
     }
 }
 
-fn is_zero_copy(socket: &OwnedFd) -> nix::Result<bool> {
-    Ok(getsockopt(socket, sys::Options)?.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
-}
-
 /// Anonymous memory whose size nobody can change: a truncated UMEM would kill whoever reads it.
 fn make_memory(bytes: u64) -> nix::Result<OwnedFd> {
     let memory = memfd_create(c"netreeve-umem", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
@@ -162,23 +160,23 @@ fn make_memory(bytes: u64) -> nix::Result<OwnedFd> {
     Ok(memory)
 }
 
-/// Binds, waiting for a queue that is being given back. Kernels before 6.6 do not know `XDP_USE_SG`: then without it,
-/// and larger frames are the kernel's counted drops. Returns the flags that were taken.
+/// Binds in the first way that the kernel takes, waiting for a queue that is being given back. Returns its flags.
 fn bind(
     socket: BorrowedFd<'_>,
     ifindex: u32,
     queue: u32,
-    flags: u16,
+    ways: &[u16],
     deadline: Instant,
 ) -> Result<u16, Refusal> {
-    let mut flags = flags;
-    loop {
-        match sys::xsk_bind(socket, ifindex, queue, flags) {
-            Ok(()) => return Ok(flags),
-            Err(Errno::EBUSY) if Instant::now() < deadline => sleep(BUSY_STEP),
-            Err(Errno::EBUSY) => return Err(Refusal::Busy),
-            Err(Errno::EINVAL) if flags & libc::XDP_USE_SG != 0 => flags &= !libc::XDP_USE_SG,
-            Err(why) => return Err(failed(Step::BindQueue, why)),
-        }
+    let mut why = Errno::EINVAL;
+    for &flags in ways {
+        why = loop {
+            match sys::xsk_bind(socket, ifindex, queue, flags) {
+                Ok(()) => return Ok(flags),
+                Err(Errno::EBUSY) if Instant::now() < deadline => sleep(BUSY_STEP),
+                Err(why) => break why,
+            }
+        };
     }
+    Err(if why == Errno::EBUSY { Refusal::Busy } else { failed(Step::BindQueue, why) })
 }

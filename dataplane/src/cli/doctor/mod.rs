@@ -66,7 +66,7 @@ pub(super) fn doctor(arguments: &Doctor) -> Result<u8, Fault> {
     let config = arguments.ports.read(&[])?;
     let program = run::program(arguments.dataplane.clone())?;
     let door = arguments.ports.helper.door();
-    let mut all = vec![kernel(), user(), tun()];
+    let mut all = vec![kernel(), user(), tun(), af_xdp()];
     all.extend(user_namespaces());
     all.push(landlock());
     all.push(sandbox(&Program { path: program, user: None }));
@@ -116,6 +116,23 @@ fn tun() -> Finding {
         return Finding::ok("tap", "/dev/net/tun is there (the helper opens it)");
     }
     Finding::bad(Mark::Fail, "tap", "/dev/net/tun is missing", "sudo modprobe tun")
+}
+
+/// The first kernel that lets another process map the rings of a bound AF_XDP socket.
+const MAPS_BOUND: (u32, u32) = (6, 4);
+
+fn af_xdp() -> Finding {
+    let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
+    judge_af_xdp(version(&release), &release)
+}
+
+fn judge_af_xdp(version: Option<(u32, u32)>, release: &str) -> Finding {
+    if version.is_some_and(|v| v >= MAPS_BOUND) {
+        return Finding::ok("af-xdp", "the kernel lets rings of a bound socket be mapped");
+    }
+    let text = format!("'run' needs Linux 6.4, this is {release}; 'grant' works");
+    let fix = "a newer kernel; or hand the socket to a VMM that has af-xdp itself: netreeve grant --netdev af-xdp,...";
+    Finding::bad(Mark::Warn, "af-xdp", text, fix)
 }
 
 fn user_namespaces() -> Vec<Finding> {
@@ -290,6 +307,16 @@ mod tests {
         assert_eq!(version("6.9-rc1"), Some((6, 9)));
         assert_eq!(version("x"), None);
         assert!(version("6.9.0") < version("6.12.0"));
+    }
+
+    #[test]
+    fn af_xdp_needs_a_kernel_that_maps_bound_sockets() {
+        assert_eq!(judge_af_xdp(version("6.4.0-1-amd64"), "").mark, Mark::Ok);
+        assert_eq!(judge_af_xdp(version("6.18.44"), "").mark, Mark::Ok);
+        for old in ["6.1.0-40-amd64", "5.15.0", "6.3.9", "unknown"] {
+            let f = judge_af_xdp(version(old), old);
+            assert!(f.mark == Mark::Warn && f.text.contains(old) && !f.fix.is_empty(), "{f:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! before it is used, and what cannot be is an `Err`. Promise: killed at any moment and started again over the same
 //! descriptors, nothing is leaked and received frames that were not taken come again ([`rx`], [`tx`]).
 //!
-//! `poll` on an AF_XDP socket says nothing when the device goes away; sending finds out. Whoever keeps the session
+//! `poll` on an AF_XDP socket says nothing when the device goes away, and little of room ([`Again`]); sending finds out. Whoever keeps the session
 //! watches the device.
 #![forbid(unsafe_code)]
 
@@ -18,7 +18,8 @@ mod shape;
 mod tx;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use netreeve_shared::fdkind;
 use netreeve_shared::grant::FdKind;
@@ -29,9 +30,10 @@ use crate::mem::xring::{Ring, Umem, Which};
 use crate::port::xsk::rx::Rx;
 use crate::port::xsk::shape::Shape;
 use crate::port::xsk::tx::{Put, Tx};
-use crate::port::{Interest, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits};
+use crate::port::{Change, Interest, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits};
 use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
+use crate::sys::timer::Timer;
 use crate::sys::xdp;
 
 /// AF_XDP sockets as the dataplane opens them; the numbers are the grant's.
@@ -55,8 +57,11 @@ pub struct Plan {
     pub resume: bool,
 }
 
-/// What it calls once locked in: kicks without data or address, and the counters of loss.
+/// What it calls once locked in: kicks without data or address, the timer of [`Again`], and the counters of loss.
 pub const CALLS: &[Call] = &[
+    Call::any(libc::SYS_read),
+    // Relative, and without asking for the old setting.
+    Call::only(libc::SYS_timerfd_settime, &[Cond::is(1, 0), Cond::null(3)]),
     Call::only(libc::SYS_sendto, &[Cond::null(1), Cond::null(2), Cond::null(4)]),
     Call::only(libc::SYS_recvfrom, &[Cond::null(1), Cond::null(2), Cond::null(4)]),
     // SOL_XDP and XDP_STATISTICS.
@@ -66,9 +71,49 @@ pub const CALLS: &[Call] = &[
 /// Bytes beyond the MTU: Ethernet header and one VLAN tag.
 const ETHER: u32 = 18;
 
+/// When to look again whether the kernel gave chunks back or takes what waits in the ring.
+///
+/// `poll` says that an AF_XDP socket can be written to as soon as its TX ring is half empty, whatever became of the
+/// chunks (`xsk_tx_writeable`), and no wake-up tells of completions in zero-copy mode: a level-triggered wait for it
+/// would spin as long as a NIC is stuck or paused with our frames, an edge-triggered one would never end. So a timer
+/// asks, less and less often while nothing comes.
+#[derive(Debug)]
+struct Again {
+    timer: Timer,
+    wait: Duration,
+    set: bool,
+}
+
+impl Again {
+    /// The first wait: some hundred frames of a fast link, of the two thousand that a ring holds.
+    const FIRST: Duration = Duration::from_micros(50);
+    /// The longest: a hundred wake-ups a second for a device that is stuck.
+    const LAST: Duration = Duration::from_millis(10);
+
+    fn new() -> io::Result<Self> {
+        Ok(Self { timer: Timer::new()?, wait: Self::FIRST, set: false })
+    }
+
+    /// Asks later, unless it is going to.
+    fn ask(&mut self) -> io::Result<()> {
+        if !self.set {
+            self.timer.set(self.wait)?;
+            self.wait = (self.wait * 2).min(Self::LAST);
+            self.set = true;
+        }
+        Ok(())
+    }
+
+    fn over(&mut self) {
+        self.timer.clear();
+        self.set = false;
+    }
+}
+
 /// One queue.
 struct Xsk {
     fd: OwnedFd,
+    again: Again,
     rx: Rx,
     tx: Tx,
     umem: Umem,
@@ -105,14 +150,23 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         fdkind::attest(socket.as_fd(), FdKind::Xsk).map_err(no_such("a descriptor is no AF_XDP socket"))?;
         fdkind::attest(memory.as_fd(), FdKind::Umem).map_err(no_such("a descriptor is no sealed UMEM"))?;
         let opened = Xsk::open(plan, shape, socket, &memory);
-        let (port, used) =
-            opened.map_err(|e| OpenError { what: "cannot map an AF_XDP socket", source: Some(e) })?;
+        let (port, used) = opened.map_err(not_mapped)?;
         if used && !plan.resume {
             return Err(bare("an AF_XDP socket was used before"));
         }
         queues.push(Box::new(port));
     }
     Ok(queues)
+}
+
+/// Kernels before 6.4 map a socket's rings only until it is bound (`xsk_mmap`), and say that it is busy.
+fn not_mapped(e: io::Error) -> OpenError {
+    let what = if e.raw_os_error() == Some(libc::EBUSY) {
+        "cannot map the rings of a bound AF_XDP socket, which needs Linux 6.4 or newer (netreeve grant works without)"
+    } else {
+        "cannot map an AF_XDP socket"
+    };
+    OpenError { what, source: Some(e) }
 }
 
 impl Xsk {
@@ -130,6 +184,7 @@ impl Xsk {
         let lost_before = Lost::read(&fd, plan.multi_buffer);
         let port = Self {
             fd,
+            again: Again::new()?,
             rx,
             tx,
             umem,
@@ -153,6 +208,7 @@ impl Xsk {
             }
             match self.tx.put(&self.umem, b, f) {
                 Put::Done => {
+                    self.again.wait = Again::FIRST;
                     self.stats.tx_frames += 1;
                     self.stats.tx_bytes += u64::from(f.len);
                 }
@@ -165,7 +221,8 @@ impl Xsk {
 
     fn submit(&mut self) -> io::Result<()> {
         self.stats.kicks += u64::from(self.tx.submit(self.fd.as_fd())?);
-        self.tx.reap()
+        self.tx.reap()?;
+        if self.tx.stalled { self.again.ask() } else { Ok(()) }
     }
 }
 
@@ -197,7 +254,7 @@ impl Port for Xsk {
 
     fn watch(&self, w: &mut Watch) {
         w.add(self.fd.as_raw_fd(), Interest::Gives);
-        w.add(self.fd.as_raw_fd(), Interest::Takes);
+        w.add(self.again.timer.fd(), Interest::Room);
     }
 
     fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
@@ -238,6 +295,20 @@ impl Port for Xsk {
             // Only asks the driver to look; it finds out itself what it cannot do.
             let _ = xdp::kick_rx(self.fd.as_fd());
         }
+    }
+
+    fn arm_takes(&mut self) -> bool {
+        let free = self.tx.free();
+        // What cannot be reaped or timed is found out by sending.
+        self.tx.reap().is_err() || self.tx.free() > free || self.again.ask().is_err()
+    }
+
+    fn event(&mut self, fd: RawFd, why: Interest) -> io::Result<Change> {
+        if why == Interest::Room && fd == self.again.timer.fd() {
+            self.again.over();
+            self.submit()?;
+        }
+        Ok(Change::default())
     }
 
     fn stats(&self) -> Stats {

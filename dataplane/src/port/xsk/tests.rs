@@ -351,3 +351,51 @@ fn impossible_plans_and_other_descriptors_are_refused() {
         assert!(open(&p, vec![memfd(4096), memfd(4096)]).is_err());
     }
 }
+
+#[test]
+fn a_kernel_that_is_too_old_is_named() {
+    let e = |errno| not_mapped(io::Error::from_raw_os_error(errno)).to_string();
+    assert!(e(libc::EBUSY).contains("6.4"));
+    assert!(!e(libc::ENOMEM).contains("6.4"));
+}
+
+#[test]
+fn a_stuck_nic_does_not_make_us_spin() {
+    use nix::poll::{PollFd, PollFlags, poll};
+    let mut kernel = Kernel::new();
+    let (rx, tx) = kernel.open(false);
+    let mut port = Xsk {
+        fd: kernel.socket.try_clone().unwrap(),
+        again: Again::new().unwrap(),
+        rx,
+        tx,
+        umem: Umem::map(kernel.memory.as_fd(), u64::from(24 * CHUNK)).unwrap(),
+        mtu: 1500,
+        multi_buffer: false,
+        stats: Stats::default(),
+        lost_before: Lost::default(),
+    };
+    let mut room = Watch::default();
+    port.watch(&mut room);
+    let timer = room.fds().iter().find(|(_, why)| *why == Interest::Room).unwrap().0;
+    assert!(room.fds().iter().all(|(_, why)| *why != Interest::Takes), "level-triggered, and always true");
+    // The NIC takes every descriptor, so the ring is empty, and gives no chunk back.
+    let one = || filled(60, 1);
+    while port.send(&one().0).unwrap() == 1 {
+        kernel.take(1);
+    }
+    let (mut wakes, from) = (0, std::time::Instant::now());
+    while from.elapsed() < Duration::from_millis(200) {
+        assert!(!port.arm_takes(), "nothing came back");
+        if poll(&mut [PollFd::new(port.again.timer.as_fd(), PollFlags::POLLIN)], 20_u16).unwrap() > 0 {
+            wakes += 1;
+            port.event(timer, Interest::Room).unwrap();
+        }
+    }
+    assert!((8..60).contains(&wakes), "{wakes}");
+    // It moves again: found out at the next look.
+    kernel.complete(0);
+    assert!(port.arm_takes());
+    assert_eq!(port.send(&one().0).unwrap(), 1);
+    assert_eq!(port.again.wait, Again::FIRST);
+}

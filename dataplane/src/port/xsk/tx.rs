@@ -64,6 +64,8 @@ pub(super) struct Tx {
     left: Option<Left>,
     /// The interface is down: frames are not sent, and not kept waiting either.
     pub(super) is_down: bool,
+    /// The kernel did not take what waits in the ring and wants to be kicked again.
+    pub(super) stalled: bool,
 }
 
 impl Tx {
@@ -72,13 +74,19 @@ impl Tx {
         let (next, reaped, completed) = (ring.producer(), done.consumer(), done.producer());
         let state = vec![State::Unknown; shape.own as usize];
         let free = Vec::with_capacity(shape.own as usize);
+        let (left, is_down, stalled) = (None, false, false);
         let mut tx =
-            Self { ring, done, shape, next, told: next, reaped, free, state, left: None, is_down: false };
+            Self { ring, done, shape, next, told: next, reaped, free, state, left, is_down, stalled };
         tx.reap_to(completed)?;
         let with_kernel = next.wrapping_sub(completed);
         tx.left = Some(Left { with_kernel, since: Instant::now() });
         tx.settle();
         Ok((tx, next != 0))
+    }
+
+    /// Chunks that are free.
+    pub(super) fn free(&self) -> usize {
+        self.free.len()
     }
 
     /// Frees the chunks of frames that are sent.
@@ -182,6 +190,7 @@ impl Tx {
             self.told = self.next;
         }
         let mut kicks = 0;
+        self.stalled = false;
         let mut seen = self.ring.consumer();
         if seen == self.next {
             // Nothing waits, so nothing says any more that the interface is down.
@@ -199,8 +208,11 @@ impl Tx {
                     break;
                 }
                 Some(libc::EAGAIN) if progress => self.is_down = false,
-                // Full somewhere below: the rest stays in the ring until the next kick, by us or by poll.
-                Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => break,
+                // Full somewhere below: the rest stays in the ring until the next kick.
+                Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => {
+                    self.stalled = true;
+                    break;
+                }
                 Some(libc::ENETDOWN) => {
                     self.is_down = true;
                     break;
