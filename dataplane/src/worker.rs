@@ -7,6 +7,11 @@
 //! Every change of descriptors makes a new epoll instance: a VMM keeps its own copies of the eventfds it gave us, so
 //! closing ours would not end their registration in the old one.
 //!
+//! A watched descriptor costs whoever wakes it: the kernel calls back for every frame that a socket or tap finishes,
+//! wanted or not. So a lane whose frames keep coming is *busy*: none but its control descriptors are watched, and both
+//! its paths are tried in every round, until a round moves nothing. Its descriptors are watched again before anybody
+//! sleeps, and level-triggered interest finds what came in between.
+//!
 //! Promise: no lane waits for another for more than [`BUDGET`] turns each.
 #![forbid(unsafe_code)]
 
@@ -22,6 +27,10 @@ use crate::sys;
 
 /// Turns of one path before the next lane has its turn.
 pub const BUDGET: usize = 4;
+/// Rounds that move frames, in a row and without sleep, before a lane is busy: the change costs some system calls.
+const STEADY: u8 = 4;
+/// Rounds before events are looked for while every lane is busy: only control can wait then.
+const UNWATCHED: u8 = 8;
 /// Events taken at once.
 const EVENTS: usize = 64;
 /// The epoll token of the hand-over channel.
@@ -82,13 +91,15 @@ pub struct Seated {
     pub slots: (u16, u16),
     from_netdev: Stand,
     from_device: Stand,
+    /// Rounds that moved frames, in a row and without sleep, up to [`STEADY`].
+    streak: u8,
 }
 
 impl Seated {
     /// Seats a lane.
     #[must_use]
     pub fn new(lane: Lane, slots: (u16, u16)) -> Self {
-        Self { lane, slots, from_netdev: Stand::READY, from_device: Stand::READY }
+        Self { lane, slots, from_netdev: Stand::READY, from_device: Stand::READY, streak: 0 }
     }
 
     /// The slot at an end.
@@ -105,6 +116,18 @@ impl Seated {
             Side::Netdev => &mut self.from_netdev,
             Side::Device => &mut self.from_device,
         }
+    }
+
+    /// Frames keep coming: it is tried in every round and not watched.
+    fn busy(&self) -> bool {
+        self.streak >= STEADY
+    }
+
+    /// A round moved frames, or did not. True: it became busy, or is so no more.
+    fn round(&mut self, moved: bool) -> bool {
+        let was = self.busy();
+        self.streak = if moved { self.streak.saturating_add(1).min(STEADY) } else { 0 };
+        was != self.busy()
     }
 
     /// Both directions are to be tried.
@@ -152,11 +175,16 @@ impl Worker {
     pub fn run(&mut self, lanes: &mut Lanes, out: &mut dyn Outside) -> io::Result<()> {
         self.rebuild(lanes, out.fd())?;
         let mut idle_since = None;
+        let mut unwatched = 0;
         loop {
             let (moved, rewire) = self.serve(lanes, out);
             if rewire {
                 self.rebuild(lanes, out.fd())?;
+            } else if moved && unwatched < UNWATCHED && lanes.iter().all(Seated::busy) {
+                unwatched += 1;
+                continue;
             }
+            unwatched = 0;
             let wait = self.wait(lanes, moved, &mut idle_since);
             let mut events = [EpollEvent::empty(); EVENTS];
             let n = match self.epoll.wait(&mut events, wait) {
@@ -189,14 +217,18 @@ impl Worker {
     fn serve(&mut self, lanes: &mut Lanes, out: &mut dyn Outside) -> (bool, bool) {
         let (mut moved, mut rewire) = (false, false);
         for (i, seated) in lanes.iter_mut().enumerate() {
+            let (busy, mut here) = (seated.busy(), false);
+            if busy {
+                seated.wake();
+            }
             for giver in [Side::Device, Side::Netdev] {
                 if seated.stand(giver).state != State::Ready {
                     continue;
                 }
                 let (state, any, dead) = turns(&mut seated.lane, giver);
-                moved |= any;
+                here |= any;
                 *seated.stand(giver) = Stand { state, armed: false };
-                if state == State::Full {
+                if state == State::Full && !busy {
                     self.remask(i, seated);
                 }
                 if let Some((side, e)) = dead {
@@ -204,6 +236,10 @@ impl Worker {
                     out.died(seated.slot(side), &e);
                     rewire = true;
                 }
+            }
+            moved |= here;
+            if seated.round(here) {
+                self.remask(i, seated);
             }
         }
         (moved, rewire)
@@ -224,11 +260,19 @@ impl Worker {
         }
         let mut work = false;
         for (i, s) in lanes.iter_mut().enumerate() {
+            if s.busy() {
+                work = true;
+                continue;
+            }
             for giver in [Side::Device, Side::Netdev] {
                 work |= self.arm(i, s, giver);
             }
         }
-        if work { EpollTimeout::ZERO } else { EpollTimeout::NONE }
+        if work {
+            return EpollTimeout::ZERO;
+        }
+        lanes.iter_mut().for_each(|s| s.streak = 0);
+        EpollTimeout::NONE
     }
 
     /// Arms the notifications of a path that is not ready. True: it is ready, or has become so.
@@ -364,6 +408,9 @@ fn turns(lane: &mut Lane, giver: Side) -> (State, bool, Option<(Side, io::Error)
 /// What a path's state asks of a descriptor.
 fn mask(r: &Reg, s: &mut Seated) -> EpollFlags {
     let mut m = EpollFlags::empty();
+    if s.busy() {
+        return if r.control { EpollFlags::EPOLLIN } else { m };
+    }
     if r.control || r.room || (r.gives && s.stand(r.seat.side).state != State::Full) {
         m |= EpollFlags::EPOLLIN;
     }

@@ -11,7 +11,12 @@ use crate::mem::Seg;
 /// The most parts that the kernel takes in one call (`UIO_MAXIOV`).
 pub const MAX_PARTS: usize = 1024;
 
-fn done(n: isize) -> Result<usize> {
+// The calls of the data path are made without the C library's wrappers: in a process with threads those would look
+// before and after each whether the thread is to be cancelled, which costs as much as a short frame's copy.
+fn done<N>(n: N) -> Result<usize>
+where
+    usize: TryFrom<N>,
+{
     usize::try_from(n).map_err(|_| Error::last_os_error())
 }
 
@@ -29,7 +34,7 @@ fn parts(n: usize) -> Result<libc::c_int> {
 pub fn readv(fd: BorrowedFd<'_>, to: &[Seg]) -> Result<usize> {
     let n = parts(to.len())?;
     // SAFETY: a Seg has the layout of an iovec (asserted in mem::seg) and describes mapped writable memory.
-    done(unsafe { libc::readv(fd.as_raw_fd(), to.as_ptr().cast(), n) })
+    done(unsafe { libc::syscall(libc::SYS_readv, fd.as_raw_fd(), to.as_ptr(), n) })
 }
 
 /// `writev(2)` from segments, in order; the number of bytes written.
@@ -39,7 +44,16 @@ pub fn readv(fd: BorrowedFd<'_>, to: &[Seg]) -> Result<usize> {
 pub fn writev(fd: BorrowedFd<'_>, from: &[Seg]) -> Result<usize> {
     let n = parts(from.len())?;
     // SAFETY: a Seg has the layout of an iovec (asserted in mem::seg) and describes mapped readable memory.
-    done(unsafe { libc::writev(fd.as_raw_fd(), from.as_ptr().cast(), n) })
+    done(unsafe { libc::syscall(libc::SYS_writev, fd.as_raw_fd(), from.as_ptr(), n) })
+}
+
+/// `write(2)` of private bytes; the number of bytes written.
+///
+/// # Errors
+/// The kernel's.
+pub fn write(fd: BorrowedFd<'_>, from: &[u8]) -> Result<usize> {
+    // SAFETY: the slice is readable for its length, and the kernel only reads from it.
+    done(unsafe { libc::syscall(libc::SYS_write, fd.as_raw_fd(), from.as_ptr(), from.len()) })
 }
 
 /// `recv(2)` with `flags` into one segment; 0 at the end of a stream.
@@ -140,7 +154,7 @@ impl<'a, const N: usize> Gather<'a, N> {
         let n = parts(self.n)?;
         // SAFETY: the first n entries were written by `put` and describe memory that lives for 'a or the turn; the
         // kernel only reads from them.
-        done(unsafe { libc::writev(fd.as_raw_fd(), self.iov.as_ptr().cast(), n) })
+        done(unsafe { libc::syscall(libc::SYS_writev, fd.as_raw_fd(), self.iov.as_ptr(), n) })
     }
 
     /// `sendmsg(2)` on a connected socket with `flags`; the number of bytes sent.
