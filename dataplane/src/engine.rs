@@ -16,7 +16,7 @@ use netreeve_shared::codec::{self, Header, kind};
 
 use crate::handover::{FromDataplane, Level, Plan, PortPlan, RunPlan, ToDataplane, Wire};
 use crate::lane::{Lane, Side};
-use crate::port::{self, Change, OpenError, Queues};
+use crate::port::{self, Change, Left, OpenError, Piece, Queues};
 use crate::sandbox::call::{Call, Cond};
 use crate::sandbox::{self, Needs};
 use crate::stats::Stats;
@@ -68,10 +68,15 @@ struct Link {
 
 impl Link {
     fn say(&mut self, m: &FromDataplane) -> io::Result<()> {
+        self.say_with(m, &[])
+    }
+
+    fn say_with(&mut self, m: &FromDataplane, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let head = Header { kind: KIND, sequence: self.sequence, fds: 0 };
+        let count = u16::try_from(fds.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let head = Header { kind: KIND, sequence: self.sequence, fds: count };
         let bytes = codec::encode(head, m).map_err(|_| io::ErrorKind::InvalidInput)?;
-        self.channel.send(&bytes, &[] as &[BorrowedFd<'_>])
+        self.channel.send(&bytes, fds)
     }
 
     /// The next message with its descriptors; none if none waits (`wait` over) or the supervisor is gone (an error).
@@ -95,6 +100,8 @@ impl Link {
 #[must_use]
 pub fn main() -> u8 {
     let Ok(channel) = Channel::inherited() else { return 64 };
+    // A supervisor that does not read must not hold up the data path.
+    let _ = channel.set_nonblocking(true);
     let mut link = Link { channel, sequence: 0 };
     match start(&mut link) {
         Ok(mut ready) => match ready.run(link) {
@@ -115,23 +122,31 @@ struct Ready {
     worker: Worker,
     level: Level,
     ports: usize,
+    left: Vec<Left>,
 }
 
 impl Ready {
     fn run(&mut self, mut link: Link) -> io::Result<()> {
         link.say(&FromDataplane::Ready { level: self.level })?;
-        let mut engine = Engine { link, ports: self.ports };
+        let mut engine = Engine { link, ports: self.ports, told: vec![false; self.ports] };
+        for (slot, left) in (0u16..).zip(std::mem::take(&mut self.left)) {
+            if !left.is_empty() {
+                engine.inherit(&mut self.lanes, slot, left);
+            }
+        }
         self.worker.run(&mut self.lanes, &mut engine)
     }
 }
 
 fn start(link: &mut Link) -> Result<Ready, Trouble> {
-    let (plan, fds) = gather(link)?;
+    let Handed { plan, fds, left } = gather(link)?;
     let walls = if plan.run.sandbox_off {
         None
     } else {
         let ours = [link.channel.as_fd().as_raw_fd()];
-        let keep: Vec<RawFd> = fds.iter().flatten().map(AsRawFd::as_raw_fd).chain(ours).collect();
+        let inherited = left.iter().flatten().flat_map(|(_, fds)| fds);
+        let keep: Vec<RawFd> =
+            fds.iter().flatten().chain(inherited).map(AsRawFd::as_raw_fd).chain(ours).collect();
         let needs = Needs { at_least: plan.run.at_least, keep: &keep, more_fds: MORE_FDS };
         Some(sandbox::walls(&needs).map_err(|e| Trouble::new(e.to_string()))?)
     };
@@ -142,15 +157,23 @@ fn start(link: &mut Link) -> Result<Ready, Trouble> {
         None => Level::Off,
         Some(w) => w.seal(&calls).map_err(|e| Trouble::new(e.to_string()))?,
     };
-    Ok(Ready { lanes, worker, level, ports })
+    Ok(Ready { lanes, worker, level, ports, left })
 }
 
 fn worker(run: RunPlan) -> Result<Worker, Trouble> {
     Worker::new(Duration::from_micros(u64::from(run.busy_poll_us))).map_err(|e| Trouble::io("epoll", &e))
 }
 
-/// The plan, and for each slot its descriptors.
-fn gather(link: &Link) -> Result<(Plan, Vec<Vec<OwnedFd>>), Trouble> {
+/// What the supervisor handed over.
+struct Handed {
+    plan: Plan,
+    /// Each slot's descriptors.
+    fds: Vec<Vec<OwnedFd>>,
+    /// What the dataplane before left of each slot.
+    left: Vec<Left>,
+}
+
+fn gather(link: &Link) -> Result<Handed, Trouble> {
     let hear = || match link.hear(None) {
         Ok(Some(m)) => Ok(m),
         Ok(None) => Err(Trouble::new("the supervisor said nothing")),
@@ -160,13 +183,18 @@ fn gather(link: &Link) -> Result<(Plan, Vec<Vec<OwnedFd>>), Trouble> {
         return Err(Trouble::new("the first message is not a plan"));
     };
     let mut slots: Vec<Vec<OwnedFd>> = plan.ports.iter().map(|_| Vec::new()).collect();
+    let mut left: Vec<Left> = plan.ports.iter().map(|_| Vec::new()).collect();
     loop {
         match hear()? {
             (ToDataplane::Fds { slot }, fds) => {
                 let to = slots.get_mut(usize::from(slot)).ok_or_else(|| Trouble::new("no such slot"))?;
                 to.extend(fds);
             }
-            (ToDataplane::Begin, _) => return Ok((plan, slots)),
+            (ToDataplane::Inherit { slot, piece }, fds) => {
+                let to = left.get_mut(usize::from(slot)).ok_or_else(|| Trouble::new("no such slot"))?;
+                to.push((piece, fds));
+            }
+            (ToDataplane::Begin, _) => return Ok(Handed { plan, fds: slots, left }),
             _ => return Err(Trouble::new("unexpected message before begin")),
         }
     }
@@ -220,16 +248,22 @@ fn wire(w: &Wire, netdev: Queues, device: Queues) -> Result<Vec<Seated>, Trouble
 struct Engine {
     link: Link,
     ports: usize,
+    /// Slots of which the supervisor knows that what it keeps is no longer true.
+    told: Vec<bool>,
+}
+
+/// Where a slot's first queue sits.
+fn seat(lanes: &Lanes, slot: u16) -> Option<Seat> {
+    let sides = [Side::Netdev, Side::Device];
+    lanes.iter().enumerate().find_map(|(lane, s)| {
+        sides.into_iter().find(|&side| s.slot(side) == slot).map(|side| Seat { lane, side })
+    })
 }
 
 impl Engine {
     fn connect(&mut self, lanes: &mut Lanes, slot: u16, fds: Vec<OwnedFd>) {
         let Some(fd) = fds.into_iter().next() else { return };
-        let sides = [Side::Netdev, Side::Device];
-        let seat = lanes.iter().enumerate().find_map(|(lane, s)| {
-            sides.into_iter().find(|&side| s.slot(side) == slot).map(|side| Seat { lane, side })
-        });
-        let Some(seat) = seat else { return };
+        let Some(seat) = seat(lanes, slot) else { return };
         let Some(s) = lanes.get_mut(seat.lane) else { return };
         match s.lane.connect(seat.side, fd) {
             Ok(change) => {
@@ -238,6 +272,32 @@ impl Engine {
             }
             Err(e) => self.died(slot, &e),
         }
+    }
+
+    /// Goes on where the dataplane before was killed; if that cannot be, the peer has to come again.
+    fn inherit(&mut self, lanes: &mut Lanes, slot: u16, left: Left) {
+        let Some(seat) = seat(lanes, slot) else { return };
+        let Some(s) = lanes.get_mut(seat.lane) else { return };
+        if let Ok(change) = s.lane.inherit(seat.side, left) {
+            follow(lanes, seat, change, self);
+        } else {
+            let _ = self.unsettled(slot);
+            self.changed(slot, Change { redial: true, ..Change::default() });
+        }
+    }
+
+    /// Gives the supervisor what it keeps of a slot. What it does not take now, it asks for again.
+    fn keep(&mut self, lanes: &mut Lanes, slot: u16) {
+        if let Some(told) = self.told.get_mut(usize::from(slot)) {
+            *told = false;
+        }
+        let Some(seat) = seat(lanes, slot) else { return };
+        let Some(s) = lanes.get_mut(seat.lane) else { return };
+        let link = &mut self.link;
+        let mut keep =
+            |piece: Piece, fds: &[BorrowedFd<'_>]| link.say_with(&FromDataplane::Piece { slot, piece }, fds);
+        let whole = s.lane.estate(seat.side, &mut keep).unwrap_or(false);
+        let _ = self.link.say(&FromDataplane::Kept { slot, whole });
     }
 
     fn stats(&mut self, lanes: &Lanes) -> io::Result<()> {
@@ -252,7 +312,11 @@ impl Engine {
                     }
                 }
             }
-            self.link.say(&FromDataplane::Stats { slot, stats: sum, up })?;
+            match self.link.say(&FromDataplane::Stats { slot, stats: sum, up }) {
+                // It does not read now, and asks again if it wants to.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                said => said?,
+            }
         }
         Ok(())
     }
@@ -269,9 +333,19 @@ impl Outside for Engine {
             ToDataplane::Fds { slot } => self.connect(lanes, slot, fds),
             ToDataplane::Stats => self.stats(lanes)?,
             ToDataplane::Quit => return Ok(false),
-            ToDataplane::Plan(_) | ToDataplane::Begin => return Err(io::ErrorKind::InvalidData.into()),
+            ToDataplane::Keep { slot } => self.keep(lanes, slot),
+            ToDataplane::Plan(_) | ToDataplane::Begin | ToDataplane::Inherit { .. } => {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
         }
         Ok(true)
+    }
+
+    fn unsettled(&mut self, slot: u16) -> bool {
+        // A word of the peer's that is read before the supervisor knows could be lost with us.
+        let Some(told) = self.told.get_mut(usize::from(slot)).filter(|told| !**told) else { return true };
+        *told = self.link.say(&FromDataplane::Unsettled { slot }).is_ok();
+        *told
     }
 
     fn changed(&mut self, slot: u16, change: Change) {

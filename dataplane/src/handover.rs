@@ -6,13 +6,17 @@
 //! [`FromDataplane::Failed`]. A **slot** is a place for descriptors, numbered in the plan: a dataplane asks for a new
 //! connection by slot, never by address.
 //!
+//! A connection outlives its dataplane if the peer's state is known: while the peer is quiet the supervisor asks for it
+//! ([`ToDataplane::Keep`]) and keeps what comes ([`FromDataplane::Piece`]) unread; the dataplane says
+//! [`FromDataplane::Unsettled`] before it reads the peer's next word. What is kept when it dies, its successor inherits.
+//!
 //! Trust: the dataplane is hostile to the supervisor once it has read a guest's byte; every message is bounded, and a
 //! message that the supervisor does not expect ends the dataplane. Promise: no path and no name travels here.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
-use crate::port;
+use crate::port::{self, Piece};
 use crate::stats::Stats;
 
 /// From supervisor to dataplane.
@@ -26,10 +30,22 @@ pub enum ToDataplane {
         /// The slot.
         slot: u16,
     },
+    /// A piece of what the dataplane before left of a slot, with its descriptors. Before [`ToDataplane::Begin`].
+    Inherit {
+        /// The slot.
+        slot: u16,
+        /// The piece.
+        piece: Piece,
+    },
     /// Everything is here: open, lock in, say [`FromDataplane::Ready`].
     Begin,
     /// Give the counters.
     Stats,
+    /// Give what the next dataplane would need to go on with this slot's connection.
+    Keep {
+        /// The slot.
+        slot: u16,
+    },
     /// End in order: flush, close, exit 0.
     Quit,
 }
@@ -69,6 +85,25 @@ pub enum FromDataplane {
         slot: u16,
         /// Error number, 0 if there is none.
         errno: i32,
+    },
+    /// The slot's peer has something to say: what is kept of the slot is no longer true.
+    Unsettled {
+        /// The slot.
+        slot: u16,
+    },
+    /// A piece of what [`ToDataplane::Keep`] asked for, with its descriptors.
+    Piece {
+        /// The slot.
+        slot: u16,
+        /// The piece.
+        piece: Piece,
+    },
+    /// That was all.
+    Kept {
+        /// The slot.
+        slot: u16,
+        /// The pieces are the whole, and true until [`FromDataplane::Unsettled`].
+        whole: bool,
     },
     /// Counters of one port, summed over its lanes; one message for each slot, in order.
     Stats {

@@ -16,7 +16,7 @@ use crate::filter::{self, Filter, Judgement};
 use crate::frame::{BATCH, Batch};
 use crate::mem::Pool;
 use crate::offload::{self, At};
-use crate::port::{Change, Interest, Port, Traits, Watch};
+use crate::port::{Change, Interest, Keep, Left, Port, Traits, Watch};
 use crate::stats::{Reason, Stats};
 
 /// One of the two ends of a lane.
@@ -254,6 +254,22 @@ impl Lane {
     /// It is not what the port needs.
     pub fn connect(&mut self, side: Side, fd: OwnedFd) -> io::Result<Change> {
         self.port(side).connect(fd)
+    }
+
+    /// What the next dataplane needs to go on with an end's connection: [`Port::estate`].
+    ///
+    /// # Errors
+    /// `keep`'s.
+    pub fn estate(&mut self, side: Side, keep: &mut Keep<'_>) -> io::Result<bool> {
+        self.port(side).estate(keep)
+    }
+
+    /// What the dataplane before left of an end.
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub fn inherit(&mut self, side: Side, left: Left) -> io::Result<Change> {
+        self.port(side).inherit(left)
     }
 
     /// About to sleep until `giver` gives or its taker takes; true: do not sleep.

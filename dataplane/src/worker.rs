@@ -47,6 +47,9 @@ pub trait Outside {
     /// The supervisor is gone or broke the protocol.
     fn message(&mut self, lanes: &mut Lanes) -> io::Result<bool>;
 
+    /// A port's control descriptor is about to be served. False: not now; it is still ready at the next look.
+    fn unsettled(&mut self, slot: u16) -> bool;
+
     /// A port changed in a way that others have to know.
     fn changed(&mut self, slot: u16, change: Change);
 
@@ -306,6 +309,9 @@ impl Worker {
         ];
         for why in whys.into_iter().filter_map(|(on, why)| on.then_some(why)) {
             let Some(seated) = lanes.get_mut(reg.seat.lane) else { return false };
+            if why == Interest::Control && !out.unsettled(seated.slot(reg.seat.side)) {
+                continue;
+            }
             match seated.lane.event(reg.seat.side, reg.fd, why) {
                 Ok(change) => {
                     if follow(lanes, reg.seat, change, out) {

@@ -41,9 +41,15 @@ impl Dataplane {
         self.channel.send(&codec::encode(head, m).unwrap(), fds).unwrap();
     }
 
+    /// The next word that is not about connections to be kept.
     fn hear(&self) -> FromDataplane {
-        let m = self.channel.recv(0, WAIT).unwrap().expect("the dataplane has ended");
-        codec::decode(&m.bytes).unwrap()
+        loop {
+            let m = self.channel.recv(0, WAIT).unwrap().expect("the dataplane has ended");
+            match codec::decode(&m.bytes).unwrap() {
+                FromDataplane::Unsettled { .. } => {}
+                other => return other,
+            }
+        }
     }
 }
 

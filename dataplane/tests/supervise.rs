@@ -23,6 +23,8 @@ use nix::unistd::Pid;
 
 use netreeve_dataplane::engine::KIND;
 use netreeve_dataplane::handover::{FromDataplane, Level};
+use netreeve_dataplane::mem::guest::Layout;
+use netreeve_dataplane::port::Piece;
 use netreeve_dataplane::stats::Stats;
 use netreeve_shared::codec::{self, Header};
 
@@ -440,6 +442,7 @@ fn a_dataplane_that_says_what_it_may_not_is_ended() {
     };
     let ready = || message(&FromDataplane::Ready { level: Level::Full });
     let stats = FromDataplane::Stats { slot: 0, stats: Stats::default(), up: true };
+    let piece = Piece::Region(Layout { gpa: 0, uva: 0, len: 4096, offset: 0 });
     let mut cut = ready();
     cut.pop();
     // Before it was ever ready: it did not start.
@@ -463,6 +466,9 @@ fn a_dataplane_that_says_what_it_may_not_is_ended() {
         ("redial", vec![ready(), message(&FromDataplane::Redial { slot: 0 })]),
         ("nowhere", vec![ready(), message(&FromDataplane::Link { slot: 7, up: true })]),
         ("unasked", vec![ready(), message(&stats)]),
+        ("piece", vec![ready(), message(&FromDataplane::Piece { slot: 1, piece })]),
+        ("kept", vec![ready(), message(&FromDataplane::Kept { slot: 1, whole: true })]),
+        ("unsettled", vec![ready(), message(&FromDataplane::Unsettled { slot: 7 })]),
         // No misdeed, but a reason for another dataplane: its socket is still there.
         ("dead", vec![ready(), message(&FromDataplane::Dead { slot: 1, errno: 5 })]),
     ];

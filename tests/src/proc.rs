@@ -2,7 +2,7 @@
 //! process group and reaped. Lines are kept with the moment they arrived, because some figures are read off them.
 
 use crate::{Because, Done, trouble};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
@@ -267,4 +267,22 @@ pub fn sh(script: &str) -> Done<String> {
     let mut command = Command::new("sh");
     command.arg("-ec").arg(script);
     run(script, command, Duration::from_secs(30))?.ok(script)
+}
+
+/// When this process is told to end: kills what it has started, calls `clean`, says so and exits. To be called before any
+/// other thread is started, so that all inherit the blocked signals and only the one made here is told.
+#[allow(clippy::print_stderr, clippy::exit, reason = "it ends the program from the thread that hears of it")]
+pub fn end_on_interrupt(name: &'static str, clean: fn()) {
+    let mut set = SigSet::empty();
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().for_each(|s| set.add(s));
+    if set.thread_block().is_err() {
+        return;
+    }
+    std::thread::spawn(move || {
+        let signal = set.wait();
+        kill_all();
+        clean();
+        eprintln!("\n{name}: ended by {signal:?}");
+        std::process::exit(1);
+    });
 }

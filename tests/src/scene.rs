@@ -265,12 +265,3 @@ pub fn address(guest: &crate::guest::Console, nic: &str, host: u8, mtu: u32) -> 
     ))?;
     Ok(())
 }
-
-/// Tells a guest the far side's hardware address for good. QEMU takes a guest's carrier away while it has no back-end; Linux
-/// then forgets its neighbours, and when its first question for one is lost (its queue is still shut) it asks again only
-/// after a second. That second is the guest's; where our own time is measured, it is taken out by this.
-pub fn know_far_side(scene: &Scene, guest: &crate::guest::Console) -> Done {
-    let link = scene.far.sh(&format!("ip -br link show dev {FAR}"))?;
-    let mac = link.split_whitespace().nth(2).because("no hardware address")?;
-    guest.ok(&format!("arp -s {FAR4} {mac}")).map(|_| ())
-}

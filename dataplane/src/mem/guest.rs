@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::Seg;
 use super::sigbus::Guard;
 use crate::sys::fd::{self, Kind};
@@ -21,7 +23,7 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
 /// Where a region lies. All in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     /// Guest physical address.
     pub gpa: u64,
@@ -113,6 +115,7 @@ pub struct Region {
     layout: Layout,
     host: *mut u8,
     mapping: Arc<Mapping>,
+    file: Arc<OwnedFd>,
 }
 
 // SAFETY: `host` points into `mapping`, which is Send and lives as long as the region.
@@ -137,7 +140,13 @@ impl Region {
         let mapping = Mapping::new(&fd, layout.offset - skip, len)?;
         let skip = usize::try_from(skip).map_err(|_| invalid("region too large"))?;
         let host = mapping.base.wrapping_add(skip);
-        Ok(Self { layout, host, mapping: Arc::new(mapping) })
+        Ok(Self { layout, host, mapping: Arc::new(mapping), file: Arc::new(fd) })
+    }
+
+    /// Its file, for whoever maps it after us.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Its place.

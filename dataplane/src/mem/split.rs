@@ -8,6 +8,8 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
+use serde::{Deserialize, Serialize};
+
 use super::Seg;
 use super::guest::GuestMemory;
 
@@ -61,7 +63,7 @@ impl Desc {
 }
 
 /// The ring's place: the front end's addresses of its three tables.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingAddr {
     /// Descriptor table, 16 bytes an entry.
     pub desc: u64,

@@ -15,10 +15,11 @@ pub mod xsk;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use crate::frame::{Batch, MAX_FRAME};
 use crate::stats::Stats;
+pub use vhost_user::Piece;
 
 /// Work that a frame's virtio-net header may leave to its taker. Bits of [`Offloads`].
 pub mod offload_bits {
@@ -146,6 +147,12 @@ pub struct Change {
     pub link: Option<bool>,
 }
 
+/// Takes one piece of what a port leaves, with its descriptors: [`Port::estate`].
+pub type Keep<'a> = dyn FnMut(Piece, &[BorrowedFd<'_>]) -> io::Result<()> + 'a;
+
+/// What another dataplane's port left, as it was kept.
+pub type Left = Vec<(Piece, Vec<OwnedFd>)>;
+
 /// Why a port could not be opened.
 #[derive(Debug)]
 pub struct OpenError {
@@ -226,6 +233,23 @@ pub trait Port: Send {
     /// # Errors
     /// The descriptor is not what the port needs.
     fn connect(&mut self, _fd: OwnedFd) -> io::Result<Change> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Gives to `keep` what the next dataplane needs to go on with this port's connection unnoticed. False: there is
+    /// none, or it is in the middle of something. Only the first queue's port is asked.
+    ///
+    /// # Errors
+    /// `keep`'s.
+    fn estate(&self, _keep: &mut Keep<'_>) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Goes on with what another dataplane's port left. Only the first queue's port is told.
+    ///
+    /// # Errors
+    /// It does not fit; the connection is closed.
+    fn inherit(&mut self, _left: Left) -> io::Result<Change> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -28,6 +28,12 @@ const TOO_MANY: u32 = 1000;
 const DYING: Duration = Duration::from_millis(100);
 /// Messages that are answered before others get their turn.
 const AT_ONCE: usize = 64;
+
+/// Descriptors that a message may bring: a ring's kick, call and error.
+const MOST_FDS: usize = 3;
+
+/// A message, and the descriptors that a piece brings.
+pub type Heard = (FromDataplane, Vec<OwnedFd>);
 
 /// How a dataplane is started.
 #[derive(Clone, Debug)]
@@ -104,6 +110,10 @@ impl Dataplane {
                 self.tell(&ToDataplane::Fds { slot }, &fds)?;
             }
             s.fresh = None;
+            for (piece, fds) in s.estate.whole().into_iter().flatten() {
+                let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+                self.tell(&ToDataplane::Inherit { slot, piece: piece.clone() }, &fds)?;
+            }
         }
         self.tell(&ToDataplane::Begin, &[])
     }
@@ -123,11 +133,11 @@ impl Dataplane {
     ///
     /// # Errors
     /// It is gone (`UnexpectedEof`), or says what it may not.
-    pub fn hear(&mut self, now: Instant) -> io::Result<Vec<FromDataplane>> {
+    pub fn hear(&mut self, now: Instant) -> io::Result<Vec<Heard>> {
         let mut heard = Vec::new();
         let mut reset = false;
         while heard.len() < AT_ONCE {
-            let message = match self.channel.recv(0, Some(Duration::ZERO)) {
+            let message = match self.channel.recv(MOST_FDS, Some(Duration::ZERO)) {
                 Ok(Some(m)) => m,
                 // It died with something unread: said once, before what it had said itself (unix(7) does not tell).
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset && !reset => {
@@ -139,9 +149,11 @@ impl Dataplane {
                 Ok(None) => break,
                 Err(e) => return Err(e),
             };
-            heard.push(read(&message.bytes)?);
+            heard.push(read(message)?);
         }
-        self.count(heard.len(), now)?;
+        // Pieces come only when asked for, and so many; who counts them is whoever asks.
+        let free = heard.iter().filter(|h| !matches!(h.0, FromDataplane::Piece { .. })).count();
+        self.count(free, now)?;
         Ok(heard)
     }
 
@@ -205,13 +217,17 @@ impl Dataplane {
     }
 }
 
-fn read(bytes: &[u8]) -> io::Result<FromDataplane> {
+fn read(m: channel::Message) -> io::Result<Heard> {
     let bad = |e| io::Error::new(io::ErrorKind::InvalidData, e);
-    let header = codec::header(bytes, 0).map_err(bad)?;
+    let header = codec::header(&m.bytes, m.fds.len()).map_err(bad)?;
     if header.kind != KIND {
         return Err(bad(codec::CodecError::Kind(header.kind)));
     }
-    codec::decode(bytes).map_err(bad)
+    let message = codec::decode(&m.bytes).map_err(bad)?;
+    if !matches!(message, FromDataplane::Piece { .. }) && !m.fds.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors where none belong"));
+    }
+    Ok((message, m.fds))
 }
 
 /// How a process ended, in words.

@@ -35,6 +35,7 @@ impl Supervisor {
         }
         let now = Instant::now();
         self.dial(now);
+        self.ask_estates(now);
         self.check_deadline(now)
     }
 
@@ -66,7 +67,11 @@ impl Supervisor {
         let deadline =
             self.dataplane.as_ref().filter(|d| d.ready.is_none()).map(|d| d.born + child::READY_WITHIN);
         let dials = self.slots.iter().filter_map(|s| s.dialler.as_ref()?.due());
-        let Some(next) = dials.chain(deadline).chain(self.start_at).min() else { return PollTimeout::NONE };
+        let ready = self.dataplane.as_ref().is_some_and(|d| d.ready.is_some());
+        let estates = self.slots.iter().filter_map(|s| s.estate.due()).filter(|_| ready);
+        let Some(next) = dials.chain(deadline).chain(self.start_at).chain(estates).min() else {
+            return PollTimeout::NONE;
+        };
         let left = next.saturating_duration_since(Instant::now());
         // Up to the next whole millisecond: a wait of zero would spin.
         let left = if left.is_zero() { left } else { left + std::time::Duration::from_micros(999) };

@@ -1,7 +1,7 @@
 //! A dataplane's life as the supervisor sees it: start, *ready*, what it says, death, replacement.
 #![forbid(unsafe_code)]
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -69,8 +69,8 @@ impl Supervisor {
                 return self.died(now, status);
             }
         };
-        for message in heard {
-            if let Some(why) = self.heard(message, now)? {
+        for (message, fds) in heard {
+            if let Some(why) = self.heard(message, fds, now)? {
                 let Some(d) = &mut self.dataplane else { return Ok(()) };
                 d.last_words = Some(why);
                 let status = d.kill();
@@ -81,7 +81,12 @@ impl Supervisor {
     }
 
     /// One message. What it gives is why this dataplane has to be replaced.
-    fn heard(&mut self, message: FromDataplane, now: Instant) -> Result<Option<String>, Fault> {
+    fn heard(
+        &mut self,
+        message: FromDataplane,
+        fds: Vec<OwnedFd>,
+        now: Instant,
+    ) -> Result<Option<String>, Fault> {
         let no_right = || Ok(Some("said what it may not say now".to_owned()));
         let Some(d) = &mut self.dataplane else { return Ok(None) };
         let slots = self.slots.len();
@@ -102,6 +107,13 @@ impl Supervisor {
             }
             FromDataplane::Redial { slot } if d.ready.is_some() => {
                 if self.redial(slot, now) {
+                    return no_right();
+                }
+            }
+            m @ (FromDataplane::Unsettled { .. }
+            | FromDataplane::Piece { .. }
+            | FromDataplane::Kept { .. }) => {
+                if !self.keep(m, fds, now) {
                     return no_right();
                 }
             }
@@ -210,13 +222,7 @@ impl Supervisor {
     /// The dataplane is dead and waited for.
     pub(super) fn died(&mut self, now: Instant, status: Option<ExitStatus>) -> Result<(), Fault> {
         let Some(mut dead) = self.dataplane.take() else { return Ok(()) };
-        // What it said last may still lie in the channel.
-        let rest = if dead.last_words.is_none() { dead.hear(now).unwrap_or_default() } else { Vec::new() };
-        for message in rest {
-            if let FromDataplane::Failed { why, .. } = message {
-                dead.last_words = Some(why);
-            }
-        }
+        self.hear_the_rest(&mut dead, now);
         self.counters.forget();
         let words = dead.last_words.clone().unwrap_or_else(|| child::in_words(status));
         if !self.live {
@@ -228,6 +234,61 @@ impl Supervisor {
         let killed = status.and_then(|s| s.signal()) == Some(libc::SIGKILL) && dead.last_words.is_none();
         self.replace(now, Death { served, killed }, words);
         Ok(())
+    }
+
+    /// What it said last may still lie in the channel.
+    fn hear_the_rest(&mut self, dead: &mut child::Dataplane, now: Instant) {
+        let end = loop {
+            match dead.hear(now) {
+                Ok(heard) if heard.is_empty() => break None,
+                Ok(heard) => {
+                    for (message, fds) in heard {
+                        match message {
+                            FromDataplane::Failed { why, .. } if dead.last_words.is_none() => {
+                                dead.last_words = Some(why);
+                            }
+                            m => {
+                                self.keep(m, fds, now);
+                            }
+                        }
+                    }
+                }
+                Err(e) => break Some(e.kind()),
+            }
+        };
+        // What is kept must not be believed if something that was said against it may be unread.
+        if end != Some(std::io::ErrorKind::UnexpectedEof) {
+            self.slots.iter_mut().for_each(|s| s.estate.drop_all());
+        }
+    }
+
+    /// What a dataplane says of its connections. False: it may not.
+    fn keep(&mut self, message: FromDataplane, fds: Vec<OwnedFd>, now: Instant) -> bool {
+        let (FromDataplane::Unsettled { slot }
+        | FromDataplane::Piece { slot, .. }
+        | FromDataplane::Kept { slot, .. }) = &message
+        else {
+            return true;
+        };
+        let Some(s) = self.slots.get_mut(usize::from(*slot)) else { return false };
+        match message {
+            FromDataplane::Piece { piece, .. } => s.estate.piece(piece, fds),
+            FromDataplane::Kept { whole, .. } => s.estate.answered(whole, now),
+            _ => {
+                s.estate.unsettled(now);
+                true
+            }
+        }
+    }
+
+    /// Asks for the state of connections that have become quiet.
+    pub(super) fn ask_estates(&mut self, now: Instant) {
+        let Some(d) = self.dataplane.as_ref().filter(|d| d.ready.is_some()) else { return };
+        for (slot, s) in (0_u16..).zip(&mut self.slots) {
+            if s.estate.ask(now) && d.tell(&ToDataplane::Keep { slot }, &[]).is_err() {
+                s.estate.not_asked(now);
+            }
+        }
     }
 
     /// Decides when the next one starts, if at all.

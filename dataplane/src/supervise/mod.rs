@@ -1,7 +1,7 @@
 //! The supervisor: asks the helper, opens what needs a name, starts the dataplane and keeps it alive.
 //!
 //! One thread, one poll loop, no privilege. It keeps a copy of every descriptor that may outlive a dataplane, so that a
-//! crashed one is replaced while taps, XDP programs and listening sockets stay as they are.
+//! crashed one is replaced while taps, XDP programs, listening sockets and quiet vhost-user connections stay as they are.
 //!
 //! Trust: the user; the helper's answers are checked by the kernel; the dataplane is hostile ([`child`]). Promise:
 //! *ready* is said only when every socket listens and frames can pass; whatever way it ends, the dataplane ends with it
@@ -14,6 +14,7 @@ pub mod child;
 pub mod command;
 pub mod counters;
 pub mod dial;
+pub mod estate;
 mod events;
 mod life;
 pub mod link_watch;
@@ -27,6 +28,7 @@ use std::ffi::OsString;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::fault::Fault;
@@ -42,6 +44,8 @@ use say::Voice;
 pub(crate) use signals::Signals;
 use slot::Slot;
 
+/// Descriptors beside those of the ports.
+const SPARE: u64 = 64;
 /// How long a dataplane has to end in order.
 const END_WITHIN: Duration = Duration::from_secs(1);
 
@@ -127,6 +131,7 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     for (port, fds) in config.ports.into_iter().zip(given) {
         slots.push(Slot::open(port, fds, &mut asker, options.socket_mode)?);
     }
+    make_room(slots.iter().map(Slot::descriptors).sum());
     let index = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
     let wires = config.wires.iter();
     let wires = wires
@@ -160,6 +165,16 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
         stop: None,
         asked_to_stop: false,
     })
+}
+
+/// Raises the limit on descriptors if the ports may need more.
+fn make_room(most: u64) {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let most = most.saturating_add(SPARE).min(hard);
+    if most > soft {
+        // Without it a VM of very many queues is not kept across the end of a dataplane.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, hard);
+    }
 }
 
 impl Supervisor {

@@ -1,8 +1,8 @@
 //! A slot: one port with its descriptors, kept so that the next dataplane gets the same.
 //!
-//! What may be handed on after a crash: taps, AF_XDP sockets with their UMEM, and listening sockets. A connection may
-//! not, because its peer has seen half of a conversation that died with the dataplane; it is dialled again or lost, and
-//! no copy of it is kept, so that the peer sees its end.
+//! What may be handed on after a crash: taps, AF_XDP sockets with their UMEM, listening sockets, and a connection whose
+//! state is known ([`Estate`]). Any other connection may not, because its peer has seen half of a conversation that died
+//! with the dataplane; it is dialled again or lost, and no copy of it is kept, so that the peer sees its end.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +21,7 @@ use crate::spec::addr::Addr;
 use crate::spec::{self, Kind};
 use crate::supervise::ask::Asker;
 use crate::supervise::dial::{self, Dialler, Step, Target};
+use crate::supervise::estate::{self, Estate};
 use crate::supervise::link_watch;
 use crate::supervise::listen::{self, SocketFile};
 use crate::sys;
@@ -41,6 +42,8 @@ pub struct Slot {
     pub kept: Vec<OwnedFd>,
     /// A connection that is not yet handed over.
     pub fresh: Option<OwnedFd>,
+    /// What is kept of a connection that was handed over.
+    pub estate: Estate,
     /// Makes connections, if the port dials.
     pub dialler: Option<Dialler>,
     /// The interface behind it, watched if it is in our network namespace.
@@ -132,6 +135,7 @@ impl Slot {
             plan,
             kept: Vec::new(),
             fresh: None,
+            estate: Estate::default(),
             dialler: None,
             link: None,
             file: None,
@@ -141,12 +145,26 @@ impl Slot {
         }
     }
 
+    /// Most descriptors that are kept for it.
+    #[must_use]
+    pub fn descriptors(&self) -> u64 {
+        let estate = match &self.plan {
+            PortPlan::VhostUser(p) => estate::most_descriptors(p.queues),
+            _ => 0,
+        };
+        self.kept.len() as u64 + estate + 4
+    }
+
     /// Another dataplane could use it.
     #[must_use]
     pub fn can_come_back(&self) -> bool {
         match &self.link {
             Some(link) => link.index.is_none_or(link_watch::is_here),
-            None => !self.kept.is_empty() || self.dialler.as_ref().is_some_and(Dialler::persists),
+            None => {
+                !self.kept.is_empty()
+                    || self.estate.whole().is_some()
+                    || self.dialler.as_ref().is_some_and(Dialler::persists)
+            }
         }
     }
 
@@ -155,6 +173,10 @@ impl Slot {
         if let PortPlan::Xsk(plan) = &mut self.plan {
             plan.resume = true;
         }
+        if self.estate.whole().is_some() {
+            return;
+        }
+        self.estate.drop_all();
         match &mut self.dialler {
             Some(d) if d.persists() => d.dial(now),
             Some(_) => self.gone |= self.fresh.is_none(),

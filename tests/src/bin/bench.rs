@@ -5,7 +5,6 @@
 //! `bench [--quick] [--rounds N] [--window MS] [--parts rates,tcp,device] [--only TEXT] [--who TEXT]`; the figures go to
 //! the terminal as they come, and as Markdown and JSON to `bench/` in cargo's target directory.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to who started it")]
-#![allow(clippy::exit, reason = "an interrupted bench ends from the thread that hears of it")]
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,7 +15,6 @@ use netreeve_tests::bench::runner::{self, Bench};
 use netreeve_tests::bench::tcp::{self, TcpCase};
 use netreeve_tests::bench::{host, micro, peer};
 use netreeve_tests::{Because, Done, bins, proc, trouble};
-use nix::sys::signal::{SigSet, Signal};
 
 struct Options {
     rounds: u32,
@@ -146,26 +144,12 @@ fn bench() -> Done<bool> {
     Ok(figures.failures.is_empty())
 }
 
-/// An interrupted bench takes its processes along; the namespaces follow their last process.
-fn end_on_interrupt() {
-    let mut set = SigSet::empty();
-    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().for_each(|s| set.add(s));
-    // Before any other thread, so that all of them inherit it and only the one below is told.
-    if set.thread_block().is_err() {
-        return;
-    }
-    std::thread::spawn(move || {
-        let signal = set.wait();
-        proc::kill_all();
+fn main() -> ExitCode {
+    // An interrupted bench takes its processes along and sets the machine back.
+    proc::end_on_interrupt("bench", || {
         peer::remove_all();
         host::step_back();
-        eprintln!("\nbench: ended by {signal:?}");
-        std::process::exit(1);
     });
-}
-
-fn main() -> ExitCode {
-    end_on_interrupt();
     match bench() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {

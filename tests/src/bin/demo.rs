@@ -1,12 +1,7 @@
 //! `make demo`: netreeve in front of your eyes. Real guests on AF_XDP, on a tap in a bridge and under QEMU, pinged and
 //! measured; a dataplane killed; and what the kernel says of our processes. It needs root for the namespaces, changes
 //! nothing outside them, and looks at its end whether it left anything behind.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    clippy::exit,
-    reason = "a demonstration speaks to a person"
-)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demonstration speaks to a person")]
 
 use netreeve_tests::guest::Console;
 use netreeve_tests::guest::uml::Uml;
@@ -14,14 +9,16 @@ use netreeve_tests::inspect::{Seen, capability_names, look};
 use netreeve_tests::leftovers::Ground;
 use netreeve_tests::peers::{iperf_from_guest, iperf_server, ping_from, pulse, wait_until_reachable};
 use netreeve_tests::scene::{
-    BRIDGE, FAR4, FAR6, GUEST4, GUEST6, PATIENCE, Reeve, Road, Scene, UPLINK, USER, address, know_far_side,
+    BRIDGE, FAR4, FAR6, GUEST4, GUEST6, PATIENCE, Reeve, Road, Scene, UPLINK, USER, address,
 };
 use netreeve_tests::{Because, Done, proc, trouble};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+/// The device of every guest: its VMM dials us.
+const DEVICE: &str = "vhost-user,netdev=n0,path=vm.sock";
 /// Seconds of each throughput measurement.
 const SECONDS: u32 = 2;
 
@@ -31,7 +28,7 @@ struct Figures {
     out: f64,
     back: f64,
     latency_ms: f64,
-    recovery: Option<Duration>,
+    recovery: Duration,
 }
 
 /// One line of the second.
@@ -47,7 +44,8 @@ struct Act {
 }
 
 fn main() -> ExitCode {
-    end_on_interrupt();
+    // An interrupted demo takes its processes along; the namespaces follow their last process.
+    proc::end_on_interrupt("demo", netreeve_tests::scene::remove_all);
     let began = Instant::now();
     match play() {
         Ok(()) => {
@@ -59,23 +57,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// An interrupted demo takes its processes along; the namespaces follow their last process.
-fn end_on_interrupt() {
-    let mut set = SigSet::empty();
-    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().for_each(|s| set.add(s));
-    // Before any other thread, so that all of them inherit it and only the one below is told.
-    if set.thread_block().is_err() {
-        return;
-    }
-    std::thread::spawn(move || {
-        let signal = set.wait();
-        proc::kill_all();
-        netreeve_tests::scene::remove_all();
-        eprintln!("\ndemo: ended by {signal:?}");
-        std::process::exit(1);
-    });
 }
 
 fn play() -> Done {
@@ -100,7 +81,7 @@ fn play() -> Done {
 fn on_af_xdp() -> Done<Act> {
     println!("== A User-Mode Linux guest on {UPLINK}, by AF_XDP");
     let mut scene = Scene::set(Road::AfXdp)?;
-    let reeve = raise(&mut scene, "vhost-user,netdev=n0,path=vm.sock")?;
+    let reeve = raise(&mut scene, DEVICE)?;
     let guest = boot_uml(&scene)?;
     let act = measure("AF_XDP, UML guest", &scene, &reeve, &guest)?;
     guest.power_off()?;
@@ -112,7 +93,7 @@ fn on_af_xdp() -> Done<Act> {
 fn in_a_bridge() -> Done<Act> {
     println!("== A User-Mode Linux guest on a tap in the bridge {BRIDGE}");
     let mut scene = Scene::set(Road::Bridge)?;
-    let reeve = raise(&mut scene, "vhost-user,netdev=n0,path=vm.sock")?;
+    let reeve = raise(&mut scene, DEVICE)?;
     let guest = boot_uml(&scene)?;
     let act = measure("tap in a bridge, UML guest", &scene, &reeve, &guest)?;
     guest.power_off()?;
@@ -124,19 +105,13 @@ fn in_a_bridge() -> Done<Act> {
 fn under_qemu() -> Done<Act> {
     println!("== A Debian kernel under QEMU (no KVM) on a tap in the bridge {BRIDGE}");
     let mut scene = Scene::set(Road::Bridge)?;
-    let reeve = raise(&mut scene, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20")?;
+    let reeve = raise(&mut scene, DEVICE)?;
     let began = Instant::now();
-    let guest = scene.qemu().user(USER).vhost_user(&scene.path("vm.sock"), true).boot()?;
+    let guest = scene.qemu().user(USER).vhost_user(&scene.path("vm.sock"), false).boot()?;
     println!("   guest: Linux {}, up after {:.1} s", guest.kernel()?, began.elapsed().as_secs_f64());
     address(&guest, "eth0", 2, 1500)?;
     wait_until_reachable(&guest, FAR4)?;
-    let mut act = measure("tap in a bridge, QEMU guest", &scene, &reeve, &guest)?;
-    println!(
-        "   (QEMU takes the guest's carrier away while the dataplane is gone, and Linux may wait a second before it asks"
-    );
-    println!("   again for a forgotten neighbour: told for good, so that only our own time is seen)");
-    know_far_side(&scene, &guest)?;
-    act.figures.recovery = Some(crash(&scene, &reeve)?);
+    let act = measure("tap in a bridge, QEMU guest", &scene, &reeve, &guest)?;
     guest.power_off(PATIENCE)?;
     lower(scene, reeve)?;
     Ok(act)
@@ -193,7 +168,8 @@ fn measure(what: &'static str, scene: &Scene, reeve: &Reeve, guest: &Console) ->
         see("netreeve (supervisor)", reeve.proc.pid())?,
         see("netreeve-dataplane", reeve.dataplane()?)?,
     ];
-    let figures = Figures { what, out, back, latency_ms: ping.mean_ms, recovery: None };
+    let recovery = crash(scene, reeve)?;
+    let figures = Figures { what, out, back, latency_ms: ping.mean_ms, recovery };
     Ok(Act { figures, processes })
 }
 
@@ -223,7 +199,7 @@ fn gigabits(bits: f64) -> String {
 fn table_of_figures(acts: &[Act]) {
     println!("\n{:<30}{:>15}{:>15}{:>12}{:>14}", "", "guest sends", "guest gets", "ping", "after a kill");
     for Figures { what, out, back, latency_ms, recovery } in acts.iter().map(|a| &a.figures) {
-        let recovery = recovery.map_or_else(|| "-".to_owned(), |r| format!("{} ms", r.as_millis()));
+        let recovery = format!("{} ms", recovery.as_millis());
         let (out, back, ping) = (gigabits(*out), gigabits(*back), format!("{latency_ms:.2} ms"));
         println!("{what:<30}{out:>15}{back:>15}{ping:>12}{recovery:>14}");
     }

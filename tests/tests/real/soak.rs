@@ -3,7 +3,7 @@
 
 use crate::{DEVICE, House, all, house, settle};
 use netreeve_tests::peers::{iperf_server, ping_from, pulse};
-use netreeve_tests::scene::{FAR4, GUEST4, PATIENCE, Road, USER, know_far_side};
+use netreeve_tests::scene::{FAR4, GUEST4, PATIENCE, Road, USER};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ fn kills() -> usize {
     crate::crash::times().max(10)
 }
 
-/// Half of the gaps must be shorter, and nine in ten.
+/// Nine gaps in ten are shorter.
 const BACK: Duration = Duration::from_millis(200);
 
 /// What a process holds: open descriptors.
@@ -35,7 +35,6 @@ fn dataplane_killed(road: Road) {
     let house = house(road, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20", 1500);
     let guest = house.scene.qemu().user(USER).vhost_user(&house.scene.path("vm.sock"), true).boot().unwrap();
     settle(&guest, 1500);
-    know_far_side(&house.scene, &guest).unwrap();
     let server = iperf_server(&house.scene.far, 5201).unwrap();
     let load = guest.start(&format!("iperf3 -c {FAR4} -p {} -b 20M -t 3600", server.port)).unwrap();
     let pulse = pulse(&house.scene.far, GUEST4, Duration::from_millis(5)).unwrap();
@@ -59,7 +58,7 @@ fn dataplane_killed(road: Road) {
         "{} dataplanes killed on {road:?}: away for {half:?} (median), {most:?} (nine in ten), {worst:?} (worst)",
         gaps.len()
     );
-    assert!(half < BACK && most < 2 * BACK, "away for too long: {gaps:?}");
+    assert!(most < BACK && worst < 4 * BACK, "away for too long: {gaps:?}");
     drop((load, pulse, server));
     guest.power_off(PATIENCE).unwrap();
     house.end();

@@ -189,7 +189,7 @@ fn try_sandbox(program: &Program) -> Result<Level, String> {
         match dataplane.hear(Instant::now()) {
             Ok(heard) => {
                 for message in heard {
-                    match message {
+                    match message.0 {
                         FromDataplane::Ready { level } => {
                             dataplane.end(Duration::from_secs(1));
                             return Ok(level);

@@ -1,6 +1,8 @@
 //! What a vhost-user device offers, and its configuration space.
 #![forbid(unsafe_code)]
 
+use serde::{Deserialize, Serialize};
+
 use super::Plan;
 use crate::virtq::terms::feature as f;
 
@@ -19,7 +21,7 @@ pub mod protocol {
 }
 
 /// Who is on the other side, as far as it changes what is offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FrontEnd {
     /// Begins with `GET_FEATURES`: serves configuration space and control queue itself and warns if we offer to.
     Qemu,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Plan;
 use super::session::{Session, Shared};
-use crate::port::Change;
+use crate::port::{Change, Left};
 use crate::stats::{Reason, Stats};
 use crate::sys;
 
@@ -27,6 +27,14 @@ impl Head {
     pub(super) fn begin(&mut self, fd: OwnedFd, shared: &Arc<Shared>) -> io::Result<()> {
         self.session = None;
         self.session = Some(Session::new(&self.plan, shared.clone(), fd, self.link_up)?);
+        Ok(())
+    }
+
+    /// Goes on with the session that another dataplane left.
+    pub(super) fn inherit(&mut self, left: Left, shared: &Arc<Shared>) -> io::Result<()> {
+        self.session = None;
+        self.session = Some(Session::inherit(&self.plan, shared, self.link_up, left)?);
+        self.connected_before = true;
         Ok(())
     }
 

@@ -309,6 +309,12 @@ impl Reader {
         }
     }
 
+    /// No part of a message was read.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.have == 0 && self.fds.is_empty()
+    }
+
     fn take(&mut self, number: u32, flags: u32, total: usize) -> Message {
         self.have = 0;
         let fds = std::mem::take(&mut self.fds);

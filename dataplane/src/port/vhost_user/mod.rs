@@ -25,13 +25,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::{Batch, MAX_SUPER, MIN_FRAME};
 use crate::mem::{GuestMemory, sigbus};
-use crate::port::{Change, Interest, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits};
+use crate::port::{
+    Change, Interest, Keep, Left, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits,
+};
 use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
 use crate::sys;
 use head::Head;
 use ring::{Engine, Ring, lock};
 use session::Shared;
+pub use session::estate::{Piece, RingSaid, Said};
 
 /// Most queue pairs.
 pub const MAX_QUEUES: u16 = 128;
@@ -63,6 +66,8 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_accept4),
     Call::any(libc::SYS_recvmsg),
     Call::only(libc::SYS_sendto, &[Cond::null(4)]),
+    // Its connection, memory and rings, for the supervisor to keep for the next dataplane.
+    Call::any(libc::SYS_sendmsg),
     Call::any(libc::SYS_shutdown),
     Call::any(libc::SYS_close),
     // Descriptors it sends: what are they, and never let them block.
@@ -445,6 +450,19 @@ impl Port for VhostUser {
         };
         head.begin(fd, &self.shared)?;
         head.count(&mut self.stats);
+        Ok(self.with_link(Change { rewire: true, ..Change::default() }))
+    }
+
+    fn estate(&self, keep: &mut Keep<'_>) -> io::Result<bool> {
+        match self.head.as_ref().and_then(|h| h.session.as_ref()) {
+            Some(s) => s.estate(keep),
+            None => Ok(false),
+        }
+    }
+
+    fn inherit(&mut self, left: Left) -> io::Result<Change> {
+        let Some(head) = &mut self.head else { return Err(io::ErrorKind::Unsupported.into()) };
+        head.inherit(left, &self.shared)?;
         Ok(self.with_link(Change { rewire: true, ..Change::default() }))
     }
 

@@ -5,6 +5,8 @@
 //! rings at once.
 #![forbid(unsafe_code)]
 
+pub(super) mod estate;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -282,15 +284,7 @@ impl Session {
 
     fn set_fd(&mut self, index: u32, which: RingFd, fd: Option<OwnedFd>) -> Result<(), Bad> {
         if let Some(fd) = &fd {
-            let fits = match kind(fd.as_fd()) {
-                Ok(Kind::Anonymous) => true,
-                // User-Mode Linux is interrupted through a socket pair.
-                Ok(Kind::Pipe | Kind::Socket) => which != RingFd::Kick,
-                _ => false,
-            };
-            if !fits || set_nonblocking(fd.as_fd()).is_err() {
-                return Err(Bad("not an eventfd"));
-            }
+            fit(fd, which)?;
         }
         let mut old = None;
         match which {
@@ -473,4 +467,15 @@ impl Drop for Session {
 
 fn back_channel(fd: Option<OwnedFd>) -> Result<OwnedFd, Bad> {
     fd.filter(|fd| kind(fd.as_fd()).is_ok_and(|k| k == Kind::Socket)).ok_or(Bad("not a socket"))
+}
+
+/// A ring's descriptor is of a kind that cannot hold us up, and is made not to block.
+fn fit(fd: &OwnedFd, which: RingFd) -> Result<(), Bad> {
+    let fits = match kind(fd.as_fd()) {
+        Ok(Kind::Anonymous) => true,
+        // User-Mode Linux is interrupted through a socket pair.
+        Ok(Kind::Pipe | Kind::Socket) => which != RingFd::Kick,
+        _ => false,
+    };
+    if fits && set_nonblocking(fd.as_fd()).is_ok() { Ok(()) } else { Err(Bad("not an eventfd")) }
 }

@@ -14,6 +14,8 @@ use crate::virtq::terms::feature as f;
 use crate::virtq::testing::{BUFS, GPA, SIZE, UVA, addr, memfd, memory};
 use crate::virtq::{Buf, Driver};
 
+mod estate;
+
 const ACK: u64 = f::VERSION_1 | f::MRG_RXBUF | f::EVENT_IDX | f::INDIRECT_DESC | f::PROTOCOL;
 
 fn plan(queues: u16) -> Plan {
