@@ -29,9 +29,9 @@ pub const KIND: u16 = kind::PRIVATE;
 pub const CALLS: &[Call] = &[
     // std's own check before it closes a descriptor, in debug builds (F_GETFD).
     Call::only(libc::SYS_fcntl, &[Cond::is(1, 1)]),
-    // From the supervisor, with descriptors; to it, without an address.
+    // From the supervisor and to it, with descriptors.
     Call::any(libc::SYS_recvmsg),
-    Call::only(libc::SYS_sendto, &[Cond::null(4)]),
+    Call::any(libc::SYS_sendmsg),
 ];
 
 /// Descriptors that may come or be made later: connections, guest memory (64 regions), two or three eventfds a ring.

@@ -62,12 +62,9 @@ pub struct Plan {
 
 /// What it calls once locked in.
 pub const CALLS: &[Call] = &[
-    // The front end: connections, messages with descriptors, replies to the peer alone.
+    // The front end: connections, messages with descriptors. (Replies are written.)
     Call::any(libc::SYS_accept4),
     Call::any(libc::SYS_recvmsg),
-    Call::only(libc::SYS_sendto, &[Cond::null(4)]),
-    // Its connection, memory and rings, for the supervisor to keep for the next dataplane.
-    Call::any(libc::SYS_sendmsg),
     Call::any(libc::SYS_shutdown),
     Call::any(libc::SYS_close),
     // Descriptors it sends: what are they, and never let them block.

@@ -12,7 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::write;
 
 use super::Plan;
 use super::control;
@@ -191,8 +192,7 @@ impl Session {
 
     /// Sends a reply. A front end that leaves so many unread that the socket is full is given up.
     fn put(&self, bytes: &[u8]) -> io::Result<()> {
-        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        match send(self.sock.as_raw_fd(), bytes, flags) {
+        match write(self.sock.as_fd(), bytes) {
             Ok(n) if n == bytes.len() => Ok(()),
             Ok(_) => Err(io::ErrorKind::WriteZero.into()),
             Err(e) => Err(e.into()),
@@ -449,9 +449,8 @@ impl Session {
         if let Some(c) =
             self.back_channel.as_ref().filter(|_| changed && self.protocol & protocol::CONFIG != 0)
         {
-            let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
             // The front end may be busy or gone; it reads the status at its next start.
-            let _ = send(c.as_raw_fd(), &notice(CONFIG_CHANGE), flags);
+            let _ = write(c.as_fd(), &notice(CONFIG_CHANGE));
         }
     }
 }
@@ -466,7 +465,8 @@ impl Drop for Session {
 }
 
 fn back_channel(fd: Option<OwnedFd>) -> Result<OwnedFd, Bad> {
-    fd.filter(|fd| kind(fd.as_fd()).is_ok_and(|k| k == Kind::Socket)).ok_or(Bad("not a socket"))
+    fd.filter(|fd| kind(fd.as_fd()).is_ok_and(|k| k == Kind::Socket) && set_nonblocking(fd.as_fd()).is_ok())
+        .ok_or(Bad("not a socket"))
 }
 
 /// A ring's descriptor is of a kind that cannot hold us up, and is made not to block.
