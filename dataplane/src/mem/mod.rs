@@ -9,6 +9,7 @@ pub mod guest;
 pub mod seg;
 pub mod sigbus;
 pub mod split;
+pub mod sum;
 pub mod xring;
 
 pub use buf::{Buf, Pool};

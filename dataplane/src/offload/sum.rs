@@ -4,10 +4,7 @@
 //! in the same order in which the bytes were read, and so is right on the wire on every machine.
 #![forbid(unsafe_code)]
 
-use crate::mem::Seg;
-
-/// Bytes copied from shared memory before they are summed: small enough to stay in the first-level cache.
-const PIECE: usize = 512;
+use crate::mem::{Seg, sum};
 
 /// A running one's complement sum that knows whether it stands at an odd byte.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,28 +17,27 @@ impl Sum {
     /// Adds bytes.
     #[inline]
     pub fn bytes(&mut self, b: &[u8]) {
-        let part = fold(words(b));
+        self.add(sum::bytes(b), b.len() % 2 == 1);
+    }
+
+    /// Adds the bytes of a run of shared memory.
+    #[inline]
+    pub fn seg(&mut self, seg: &Seg) {
+        self.add(sum::seg(seg), seg.len() % 2 == 1);
+    }
+
+    #[inline]
+    fn add(&mut self, words: u64, odd: bool) {
+        let part = fold(words);
         let part = if self.odd { part.swap_bytes() } else { part };
         self.total += u64::from(part);
-        self.odd ^= b.len() % 2 == 1;
+        self.odd ^= odd;
     }
 
     /// Adds a 16-bit value as it stands on the wire (big-endian). Only at an even byte.
     #[inline]
     pub fn be16(&mut self, v: u16) {
         self.total += u64::from(u16::from_ne_bytes(v.to_be_bytes()));
-    }
-
-    /// Adds the bytes of a run of shared memory.
-    #[inline]
-    pub fn seg(&mut self, seg: &Seg) {
-        let mut piece = [0; PIECE];
-        let mut rest = *seg;
-        while !rest.is_empty() {
-            let n = rest.copy_out(&mut piece);
-            self.bytes(piece.get(..n).unwrap_or_default());
-            rest = rest.skip(u32::try_from(n).unwrap_or(u32::MAX));
-        }
     }
 
     /// The checksum: the complement of the sum, as the two bytes to be stored. All zero is stored as all one, which
@@ -61,28 +57,6 @@ impl Sum {
     pub fn partial(self) -> [u8; 2] {
         fold(self.total).to_ne_bytes()
     }
-}
-
-/// Sums 32-bit halves into 64 bits: eight bytes a step, no carry to look after below 2^32 steps.
-#[inline]
-fn words(b: &[u8]) -> u64 {
-    let mut steps = b.chunks_exact(8);
-    let mut lo = 0u64;
-    let mut hi = 0u64;
-    for s in &mut steps {
-        if let Ok(eight) = <[u8; 8]>::try_from(s) {
-            let w = u64::from_ne_bytes(eight);
-            lo += w & 0xffff_ffff;
-            hi += w >> 32;
-        }
-    }
-    let mut last = [0; 8];
-    let rest = steps.remainder();
-    if let Some(to) = last.get_mut(..rest.len()) {
-        to.copy_from_slice(rest);
-    }
-    let w = u64::from_ne_bytes(last);
-    lo + hi + (w & 0xffff_ffff) + (w >> 32)
 }
 
 /// Folds to 16 bits with end-around carry.
