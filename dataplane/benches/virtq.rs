@@ -13,7 +13,7 @@ use netreeve_dataplane::frame::Batch;
 use netreeve_dataplane::mem::guest::{GuestMemory, Layout, Region};
 use netreeve_dataplane::mem::split::{RingAddr, SplitRing};
 use netreeve_dataplane::stats::Stats;
-use netreeve_dataplane::virtq::{Buf, Device, Driver, Giver, Taker, Terms, terms::feature as f};
+use netreeve_dataplane::virtq::{Buf, Chains, Device, Driver, Giver, Taker, Terms, terms::feature as f};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::time::{ClockId, clock_gettime};
 
@@ -41,7 +41,11 @@ fn side() -> Side {
     let terms = Terms::of(f::VERSION_1 | f::MRG_RXBUF | f::CSUM | f::GUEST_CSUM | f::EVENT_IDX);
     let at = RingAddr { desc: 0, avail: 0x2000, used: 0x4000 };
     let ring = || SplitRing::new(memory.clone(), RING, at).unwrap();
-    Side { driver: Driver::new(ring(), true), device: Device::new(ring(), 0, &terms), terms }
+    Side {
+        driver: Driver::new(ring(), true),
+        device: Device::new(&memory, RING, at, 0, &terms).unwrap(),
+        terms,
+    }
 }
 
 /// Lends `n` buffers to the device.
@@ -60,13 +64,14 @@ fn reclaim(driver: &mut Driver) -> usize {
 
 /// Runs `round` many times and gives the nanoseconds for one frame.
 fn measure(mut round: impl FnMut() -> usize) -> f64 {
-    for _ in 0..1000 {
+    let batches = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(BATCHES);
+    for _ in 0..batches / 40 {
         round();
     }
     let mut runs: Vec<f64> = (0..5)
         .map(|_| {
             let start = now();
-            let frames: usize = (0..BATCHES / 5).map(|_| round()).sum();
+            let frames: usize = (0..batches / 5).map(|_| round()).sum();
             (now() - start).as_nanos() as f64 / frames as f64
         })
         .collect();
@@ -77,29 +82,24 @@ fn measure(mut round: impl FnMut() -> usize) -> f64 {
 /// The driver's own share: lend and take back, with the device only completing.
 fn driver_alone() -> f64 {
     let Side { mut driver, mut device, .. } = side();
-    let (mut at, mut segs) = (0, Vec::new());
+    let (mut at, mut chains) = (0, Chains::default());
     let both = measure(|| {
         lend(&mut driver, BURST, &mut at, 76, false);
-        segs.clear();
-        while let netreeve_dataplane::virtq::device::Pop::Chain(c) = device.pop(&mut segs) {
-            device.complete(c.head, 0);
-        }
-        device.publish();
+        chains.clear();
+        device.fetch(&mut chains, BURST);
+        device.complete(chains.all());
         reclaim(&mut driver)
     });
     // The bare ring on the device side, measured by walking the same chains again and again.
     lend(&mut driver, BURST, &mut at, 76, false);
     let bare = measure(|| {
-        segs.clear();
-        let mut n = 0;
-        while let netreeve_dataplane::virtq::device::Pop::Chain(_) = device.pop(&mut segs) {
-            n += 1;
-        }
-        device.unpop(u16::try_from(n).unwrap());
+        chains.clear();
+        let n = device.fetch(&mut chains, BURST);
+        device.unfetch(chains.all());
         n
     });
     println!("driver and bare device ring           {both:6.1} ns/frame");
-    println!("pop alone                             {bare:6.1} ns/frame");
+    println!("fetch alone                           {bare:6.1} ns/frame");
     both - bare
 }
 
@@ -171,14 +171,22 @@ fn land(len: u32, driver_share: f64) {
 }
 
 fn main() {
-    let share = driver_alone();
+    let only = std::env::args().skip(1).find(|a| a.chars().all(char::is_alphabetic));
+    let wanted = |name: &str| only.as_ref().is_none_or(|o| o == name);
+    let share = if wanted("ring") { driver_alone() } else { 0.0 };
     for len in [64, 1500] {
-        transmit(len, share);
+        if wanted("transmit") {
+            transmit(len, share);
+        }
     }
     for len in [64, 1500] {
-        receive(len, share);
+        if wanted("receive") {
+            receive(usize::try_from(len).unwrap(), share);
+        }
     }
     for len in [64, 1500] {
-        land(len, share);
+        if wanted("land") {
+            land(len, share);
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! ([`GuestMemory::broken`]), not the process. The mappings go away with the last [`GuestMemory`] that holds them.
 
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
@@ -169,6 +170,31 @@ impl Region {
     }
 }
 
+/// One region of a table, for many look-ups in a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<'a> {
+    gpa: u64,
+    len: u64,
+    host: *mut u8,
+    table: PhantomData<&'a GuestMemory>,
+}
+
+impl Window<'_> {
+    /// The `len` bytes at guest physical address `gpa`, if they are some and lie in this region.
+    #[must_use]
+    #[inline]
+    pub fn whole(&self, gpa: u64, len: u32) -> Option<Seg> {
+        let off = gpa.wrapping_sub(self.gpa);
+        if len == 0 || off >= self.len || u64::from(len) > self.len - off {
+            return None;
+        }
+        let at = usize::try_from(off).ok()?;
+        // SAFETY: off + len is within the region, which was checked to be within the mapping. The mapping lives while
+        // anybody holds the table; ports hold it for the turn in which they use the Seg.
+        Some(unsafe { Seg::new(self.host.wrapping_add(at), len) })
+    }
+}
+
 /// A guest's regions. Never changed: a new layout is a new table, which shares the mappings that stay.
 #[derive(Debug, Default)]
 pub struct GuestMemory {
@@ -208,6 +234,15 @@ impl GuestMemory {
     #[must_use]
     pub fn broken(&self) -> bool {
         self.regions.iter().any(|r| r.mapping.guard.as_ref().is_some_and(Guard::broken))
+    }
+
+    /// Region number `hint`, or an empty one.
+    #[must_use]
+    #[inline]
+    pub fn window(&self, hint: usize) -> Window<'_> {
+        let (gpa, len, host) =
+            self.regions.get(hint).map_or((0, 0, ptr::null_mut()), |r| (r.layout.gpa, r.layout.len, r.host));
+        Window { gpa, len, host, table: PhantomData }
     }
 
     /// The run at guest physical address `gpa`, of `want` bytes or, where the region ends, fewer. `hint` remembers

@@ -44,21 +44,26 @@ impl Default for Seg {
 unsafe fn copy(from: *const u8, to: *mut u8, n: usize) {
     // SAFETY: in each arm both ends of the run have the arm's size; the caller vouches for the run.
     unsafe {
-        match n {
-            0 => {}
-            1..=3 => ptr::copy_nonoverlapping(from, to, n),
-            4..=7 => ends::<4>(from, to, n),
+        // The longest first: heads are copied more often than anything shorter.
+        if n > 128 {
+            ptr::copy_nonoverlapping(from, to, n);
+        } else if n >= 64 {
+            ends::<64>(from, to, n);
+        } else if n >= 32 {
+            ends::<32>(from, to, n);
+        } else if n >= 16 {
+            ends::<16>(from, to, n);
+        } else if n == 12 {
             // A virtio-net header, in the words that it was written in: they are read back while still on their way to
             // the cache, which only works for whole words.
-            12 => {
-                ptr::copy_nonoverlapping(from.cast::<[u8; 8]>(), to.cast(), 1);
-                ptr::copy_nonoverlapping(from.add(8).cast::<[u8; 4]>(), to.add(8).cast(), 1);
-            }
-            8..=15 => ends::<8>(from, to, n),
-            16..=31 => ends::<16>(from, to, n),
-            32..=63 => ends::<32>(from, to, n),
-            64..=128 => ends::<64>(from, to, n),
-            _ => ptr::copy_nonoverlapping(from, to, n),
+            ptr::copy_nonoverlapping(from.cast::<[u8; 8]>(), to.cast(), 1);
+            ptr::copy_nonoverlapping(from.add(8).cast::<[u8; 4]>(), to.add(8).cast(), 1);
+        } else if n >= 8 {
+            ends::<8>(from, to, n);
+        } else if n >= 4 {
+            ends::<4>(from, to, n);
+        } else if n > 0 {
+            ptr::copy_nonoverlapping(from, to, n);
         }
     }
 }
@@ -134,6 +139,30 @@ impl Seg {
         n
     }
 
+    /// The first `N` bytes, if there are so many.
+    #[must_use]
+    #[inline]
+    pub fn first<const N: usize>(&self) -> Option<[u8; N]> {
+        let mut to = [0; N];
+        if self.len < N {
+            return None;
+        }
+        // SAFETY: N bytes are mapped at ptr (type invariant), and `to` is our own.
+        unsafe { copy(self.ptr, to.as_mut_ptr(), N) };
+        Some(to)
+    }
+
+    /// Writes `N` bytes at the front. False: there is no room for them.
+    #[inline]
+    pub fn set_first<const N: usize>(&self, bytes: &[u8; N]) -> bool {
+        if self.len < N {
+            return false;
+        }
+        // SAFETY: as for `first`, with the roles exchanged.
+        unsafe { copy(bytes.as_ptr(), self.ptr, N) };
+        true
+    }
+
     /// Copies bytes in at the front; says how many.
     #[inline]
     pub fn copy_in(&self, from: &[u8]) -> usize {
@@ -155,21 +184,34 @@ impl Seg {
     /// Asks the processor for the first bytes, to be read soon: another core has written them.
     #[inline]
     pub fn prefetch(&self) {
+        self.prefetch_at(0);
+    }
+
+    /// Asks the processor for the cache line `at` bytes from the start, which may lie behind the end.
+    #[inline]
+    pub fn prefetch_at(&self, at: usize) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint, which no address can make fail.
         unsafe {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(self.ptr.cast());
+            _mm_prefetch::<_MM_HINT_T0>(self.ptr.wrapping_add(at).cast());
         }
     }
 
     /// Asks the processor for the first bytes, to be written soon: another core has read them.
     #[inline]
     pub fn prefetch_to_write(&self) {
+        self.prefetch_to_write_at(0);
+    }
+
+    /// Asks the processor for the cache line `at` bytes from the start, which may lie behind the end.
+    #[inline]
+    pub fn prefetch_to_write_at(&self, at: usize) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint, which no address can make fail; processors that do not know it do nothing.
         unsafe {
-            std::arch::asm!("prefetchw [{}]", in(reg) self.ptr, options(nostack, preserves_flags, readonly));
+            let at = self.ptr.wrapping_add(at);
+            std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
         }
     }
 

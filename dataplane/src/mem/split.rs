@@ -136,7 +136,8 @@ impl SplitRing {
 
     #[inline]
     fn slot(&self, pos: u16) -> usize {
-        usize::from(pos & (self.size - 1))
+        // A power of two, and so never zero.
+        usize::from(pos & self.size.wrapping_sub(1))
     }
 
     /// Descriptor `i`, copied once; none if the table has no such entry.

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mem::split::{RingAddr, SplitRing};
+use crate::mem::Seg;
+use crate::mem::split::{Desc, F_INDIRECT, F_NEXT, F_WRITE, RingAddr, SplitRing};
 use crate::virtq::testing::{BUFS, GPA, Guest, SIZE, UVA, addr, memory};
 
 const ALL: Terms = Terms {
@@ -29,31 +30,45 @@ fn d(addr: u64, len: u32, flags: u16, next: u16) -> Desc {
     Desc { addr, len, flags, next }
 }
 
-fn pop_raw(descs: &[Desc], head: u16, terms: &Terms) -> (Pop, usize) {
+/// A chain as (name, segments to read, segments to write, bytes); none: a bad one.
+type Seen = Option<(u16, u8, u8, u32)>;
+
+fn seen(chains: &Chains, i: usize) -> Seen {
+    let c = chains.get(i).unwrap();
+    assert_eq!(chains.segs(c).len(), usize::from(c.readable + c.writable));
+    assert_eq!(chains.segs(c).iter().map(Seg::len).sum::<u32>(), c.bytes);
+    assert!(!c.bad || (c.readable, c.writable, c.bytes) == (0, 0, 0));
+    (!c.bad).then_some((c.id, c.readable, c.writable, c.bytes))
+}
+
+fn fetch_raw(descs: &[Desc], head: u16, terms: &Terms) -> Seen {
     let (mut g, mut dev) = Guest::new(8, terms);
     raw(&mut g, descs, head);
-    let mut segs = Vec::new();
-    let p = dev.pop(&mut segs);
-    assert_eq!(dev.pop(&mut segs), Pop::Empty);
-    (p, segs.len())
+    let mut chains = Chains::default();
+    assert_eq!(dev.fetch(&mut chains, 8), 1);
+    assert_eq!(dev.fetch(&mut chains, 8), 0);
+    seen(&chains, 0)
+}
+
+/// Fetches and completes one chain.
+fn round(dev: &mut Device) -> bool {
+    let mut chains = Chains::default();
+    assert_eq!(dev.fetch(&mut chains, 1), 1);
+    dev.complete(chains.all())
 }
 
 #[test]
 fn good_chains() {
-    let (p, n) = pop_raw(&[d(BUFS, 100, F_NEXT, 2), d(0, 0, 0, 0), d(BUFS + 4096, 50, F_WRITE, 0)], 0, &ALL);
-    assert_eq!(p, Pop::Chain(Chain { head: 0, readable: 1, writable: 1, bytes: 150 }));
-    assert_eq!(n, 2);
-    let (p, n) = pop_raw(&[d(BUFS, 0, 0, 0)], 0, &ALL);
-    assert_eq!(p, Pop::Chain(Chain { head: 0, readable: 0, writable: 0, bytes: 0 }));
-    assert_eq!(n, 0);
+    let two = [d(BUFS, 100, F_NEXT, 2), d(0, 0, 0, 0), d(BUFS + 4096, 50, F_WRITE, 0)];
+    assert_eq!(fetch_raw(&two, 0, &ALL), Some((0, 1, 1, 150)));
+    assert_eq!(fetch_raw(&[d(BUFS, 0, 0, 0)], 0, &ALL), Some((0, 0, 0, 0)));
+    assert_eq!(fetch_raw(&[d(BUFS, 7, F_WRITE, 0)], 0, &ALL), Some((0, 0, 1, 7)));
+    assert_eq!(fetch_raw(&[d(GPA + SIZE - 7, 7, 0, 0)], 0, &ALL), Some((0, 1, 0, 7)));
 }
 
 #[test]
 fn bad_chains() {
-    let bad = |descs: &[Desc]| {
-        let (p, n) = pop_raw(descs, 0, &ALL);
-        assert_eq!((p, n), (Pop::Bad { head: Some(0) }, 0), "{descs:?}");
-    };
+    let bad = |descs: &[Desc]| assert_eq!(fetch_raw(descs, 0, &ALL), None, "{descs:?}");
     bad(&[d(BUFS, 4, F_NEXT, 0)]); // loops on itself
     bad(&[d(BUFS, 4, F_NEXT, 1), d(BUFS, 4, F_NEXT, 0)]); // loops
     bad(&[d(BUFS, 4, F_NEXT, 8)]); // index outside
@@ -68,8 +83,20 @@ fn bad_chains() {
     bad(&[d(BUFS, 0, F_INDIRECT, 0)]);
     bad(&[d(BUFS, 17, F_INDIRECT, 0)]);
     bad(&[d(GPA + SIZE - 16, 32, F_INDIRECT, 0)]);
-    let (p, _) = pop_raw(&[], 8, &ALL);
-    assert_eq!(p, Pop::Bad { head: None });
+    bad(&[d(BUFS, MAX_BYTES + 1, F_WRITE, 0)]);
+}
+
+#[test]
+fn a_head_outside_the_table_stops_the_ring() {
+    let (mut g, mut dev) = Guest::new(8, &ALL);
+    g.readable(&[(BUFS, 60)]);
+    raw(&mut g, &[], 8);
+    raw(&mut g, &[], 0);
+    let mut chains = Chains::default();
+    assert_eq!(dev.fetch(&mut chains, 8), 1, "what came before is served");
+    assert!(dev.stopped());
+    assert_eq!(dev.fetch(&mut chains, 8), 0);
+    assert_eq!(dev.base(), 1);
 }
 
 #[test]
@@ -80,14 +107,14 @@ fn indirect_tables() {
         g.put(BUFS, &bytes);
         let len = u32::try_from(bytes.len()).unwrap();
         raw(&mut g, &[d(BUFS + 0x8000, 2, F_NEXT, 1), d(BUFS, len, F_INDIRECT, 0)], 0);
-        let mut segs = Vec::new();
-        (dev.pop(&mut segs), segs.len())
+        let mut chains = Chains::default();
+        assert_eq!(dev.fetch(&mut chains, 2), 1);
+        seen(&chains, 0)
     };
     let good = [d(BUFS + 0x1000, 10, F_NEXT, 1), d(BUFS + 0x2000, 20, 0, 0)];
-    let want = Pop::Chain(Chain { head: 0, readable: 3, writable: 0, bytes: 32 });
-    assert_eq!(table(&good, &ALL), (want, 3));
-    assert_eq!(table(&good, &Terms { indirect: false, ..ALL }).0, Pop::Bad { head: Some(0) });
-    let bad = (Pop::Bad { head: Some(0) }, 0);
+    assert_eq!(table(&good, &ALL), Some((0, 3, 0, 32)));
+    let bad = None;
+    assert_eq!(table(&good, &Terms { indirect: false, ..ALL }), bad);
     assert_eq!(table(&[d(BUFS, 16, F_INDIRECT, 0)], &ALL), bad, "nested");
     assert_eq!(table(&[d(BUFS, 16, F_NEXT, 0)], &ALL), bad, "loops");
     assert_eq!(table(&[d(BUFS, 16, F_NEXT, 1)], &ALL), bad, "leaves the table");
@@ -100,14 +127,28 @@ fn indirect_tables() {
 fn an_index_that_jumps_stops_the_ring() {
     let (g, mut dev) = Guest::new(8, &ALL);
     g.driver.ring().set_avail_idx(9);
-    assert_eq!(dev.pop(&mut Vec::new()), Pop::Empty);
+    let mut chains = Chains::default();
+    assert_eq!(dev.fetch(&mut chains, 8), 0);
     assert!(dev.stopped());
     g.driver.ring().set_avail_idx(1);
-    assert_eq!(dev.pop(&mut Vec::new()), Pop::Empty, "it stays stopped");
+    assert_eq!(dev.fetch(&mut chains, 8), 0, "it stays stopped");
     assert!(!dev.arm());
-    dev.complete(0, 0);
-    assert!(!dev.publish());
+    assert!(!dev.complete(&[]));
     assert_eq!(g.driver.ring().used_idx(), 0);
+}
+
+#[test]
+fn more_chains_than_the_ring_holds_stop_it() {
+    let (mut g, mut dev) = Guest::new(8, &ALL);
+    for _ in 0..8 {
+        g.readable(&[(BUFS, 60)]);
+    }
+    let mut chains = Chains::default();
+    assert_eq!(dev.fetch(&mut chains, 5), 5);
+    g.driver.ring().set_avail_idx(9);
+    assert_eq!(dev.fetch(&mut chains, 3), 3, "known before");
+    assert_eq!(dev.fetch(&mut chains, 1), 0);
+    assert!(dev.stopped());
 }
 
 #[test]
@@ -115,14 +156,14 @@ fn chains_can_be_put_back() {
     let (mut g, mut dev) = Guest::new(8, &ALL);
     let a = g.readable(&[(BUFS, 60)]);
     let b = g.readable(&[(BUFS + 64, 60)]);
-    let mut heads = || match dev.pop(&mut Vec::new()) {
-        Pop::Chain(c) => Some(c.head),
-        _ => None,
-    };
-    assert_eq!((heads(), heads(), heads()), (Some(a), Some(b), None));
-    dev.unpop(1);
+    let mut chains = Chains::default();
+    assert_eq!(dev.fetch(&mut chains, 8), 2);
+    assert_eq!((chains.all()[0].id, chains.all()[1].id), (a, b));
+    dev.unfetch(chains.range(1, 2));
     assert!(dev.has_work());
-    assert!(matches!(dev.pop(&mut Vec::new()), Pop::Chain(c) if c.head == b));
+    chains.clear();
+    assert_eq!(dev.fetch(&mut chains, 8), 1);
+    assert_eq!(chains.all()[0].id, b);
     assert_eq!(dev.base(), 2);
 }
 
@@ -130,32 +171,26 @@ fn chains_can_be_put_back() {
 fn interrupts_by_flag_and_by_index() {
     let (mut g, mut dev) = Guest::new(8, &ALL);
     let h = g.readable(&[(BUFS, 60)]);
-    dev.pop(&mut Vec::new());
-    dev.complete(h, 0);
-    assert!(dev.publish());
-    assert!(!dev.publish(), "nothing new");
+    assert!(round(&mut dev));
+    assert!(!dev.complete(&[]), "nothing new");
     assert_eq!(g.driver.take(), Some((h, 0)));
     g.driver.ring().set_avail_flags(1);
-    let h = g.readable(&[(BUFS, 60)]);
-    dev.pop(&mut Vec::new());
-    dev.complete(h, 0);
-    assert!(!dev.publish(), "the driver wants quiet");
+    g.readable(&[(BUFS, 60)]);
+    assert!(!round(&mut dev), "the driver wants quiet");
 
     let by_index = Terms { event_idx: true, ..ALL };
     let (mut g, mut dev) = Guest::new(8, &by_index);
-    let round = |g: &mut Guest, dev: &mut Device| {
+    let both = |g: &mut Guest, dev: &mut Device| {
         let h = g.readable(&[(BUFS, 60)]);
-        dev.pop(&mut Vec::new());
-        dev.complete(h, 0);
-        let call = dev.publish();
+        let call = round(dev);
         assert_eq!(g.driver.take(), Some((h, 0)));
         call
     };
-    assert!(round(&mut g, &mut dev), "the first is always told");
-    assert!(!round(&mut g, &mut dev), "used_event is 0 and lies behind");
+    assert!(both(&mut g, &mut dev), "the first is always told");
+    assert!(!both(&mut g, &mut dev), "used_event is 0 and lies behind");
     g.driver.arm();
-    assert!(round(&mut g, &mut dev));
-    assert!(!round(&mut g, &mut dev));
+    assert!(both(&mut g, &mut dev));
+    assert!(!both(&mut g, &mut dev));
 }
 
 #[test]
@@ -166,12 +201,12 @@ fn kicks_are_hushed_while_busy_and_armed_before_sleep() {
         g.driver.add(&[Buf { addr: BUFS, len: 60, write: false }]).unwrap();
         assert!(g.driver.publish(), "a fresh ring is armed");
         assert!(dev.arm(), "armed and found work");
-        dev.pop(&mut Vec::new());
+        round(&mut dev);
         dev.hush();
         if !terms.event_idx {
             g.driver.add(&[Buf { addr: BUFS, len: 60, write: false }]).unwrap();
             assert!(!g.driver.publish(), "no kick while busy");
-            dev.pop(&mut Vec::new());
+            round(&mut dev);
         }
         assert!(!dev.arm());
         g.driver.add(&[Buf { addr: BUFS, len: 60, write: false }]).unwrap();
@@ -230,32 +265,25 @@ proptest! {
             g.driver.ring().set_avail_entry(u16::try_from(i).unwrap(), *h);
         }
         g.driver.ring().set_avail_idx(idx);
-        let mut segs = Vec::new();
-        let mut popped = 0u16;
-        loop {
-            segs.clear();
-            match dev.pop(&mut segs) {
-                Pop::Empty => break,
-                Pop::Chain(c) => {
-                    prop_assert!(c.bytes <= MAX_BYTES);
-                    prop_assert!(segs.len() <= MAX_SEGS);
-                    prop_assert_eq!(usize::from(c.readable + c.writable), segs.len());
-                    prop_assert_eq!(segs.iter().map(Seg::len).sum::<u32>(), c.bytes);
-                    dev.complete(c.head, 0);
-                    popped += 1;
-                }
-                Pop::Bad { head } => {
-                    prop_assert!(segs.is_empty());
-                    if let Some(h) = head {
-                        dev.complete(h, 0);
-                        popped += 1;
-                    }
-                }
+        let mut chains = Chains::default();
+        let mut served = 0u16;
+        while dev.fetch(&mut chains, 3) > 0 {
+            for (i, c) in chains.all().iter().enumerate() {
+                seen(&chains, i);
+                prop_assert!(c.bytes <= MAX_BYTES);
+                prop_assert!(chains.segs(c).len() <= MAX_SEGS);
             }
+            served += u16::try_from(chains.len()).unwrap();
+            if !dev.stopped() {
+                dev.complete(chains.all());
+            }
+            chains.clear();
         }
-        prop_assert_eq!(dev.stopped(), idx > 16);
-        dev.publish();
-        prop_assert_eq!(g.driver.ring().used_idx(), popped);
-        prop_assert!(Arc::strong_count(&g.memory) >= 3);
+        let beyond = heads.iter().position(|h| *h >= 16).map(|i| u16::try_from(i).unwrap());
+        let stop = idx > 16 || beyond.is_some_and(|b| b < idx);
+        prop_assert_eq!(dev.stopped(), stop);
+        prop_assert!(served <= beyond.unwrap_or(16));
+        prop_assert!(stop || g.driver.ring().used_idx() == served);
+        prop_assert!(Arc::strong_count(&g.memory) >= 2);
     }
 }

@@ -7,35 +7,32 @@
 
 use netreeve_shared::vnet::{F_NEEDS_CSUM, LEN as VNET, Vnet};
 
-use super::device::{Chain, Device, Pop};
+use super::chain::{Chain, Chains};
+use super::device::Device;
 use super::terms::{Terms, work};
 use crate::frame::{BATCH, Batch, Frame, HEAD, MAX_SUPER, MIN_FRAME};
 use crate::mem::Seg;
 use crate::stats::{Reason, Stats};
 
 /// So many chains ahead a frame's first bytes are asked for: they lie in another core's cache.
-const AHEAD: u16 = 8;
+const AHEAD: usize = 8;
 
 /// A transmit ring and the chains of the turn that is under way.
 #[derive(Debug)]
 pub struct Giver {
     dev: Device,
-    heads: [u16; BATCH],
+    chains: Chains,
+    /// Bad chains before the first that was given.
+    bad: usize,
+    /// Chains given as frames.
     given: usize,
-    scratch: Vec<Seg>,
-}
-
-/// A checked transmit chain.
-struct Checked {
-    vnet: Vnet,
-    len: u32,
 }
 
 impl Giver {
     /// Serves this ring.
     #[must_use]
     pub fn new(dev: Device) -> Self {
-        Self { dev, heads: [0; BATCH], given: 0, scratch: Vec::with_capacity(64) }
+        Self { dev, chains: Chains::default(), bad: 0, given: 0 }
     }
 
     /// The ring.
@@ -46,69 +43,50 @@ impl Giver {
 
     /// The ring, with every chain put back that nobody took.
     pub fn device_mut(&mut self) -> &mut Device {
-        self.rewind();
+        self.rewind(0);
         &mut self.dev
     }
 
-    fn rewind(&mut self) {
-        let n = u16::try_from(self.given).unwrap_or(0);
-        self.dev.unpop(n);
-        self.given = 0;
+    /// Puts every chain back but the first `taken` of those that were given.
+    fn rewind(&mut self, taken: usize) {
+        self.dev.unfetch(self.chains.range(self.bad + taken, self.chains.len()));
+        self.chains.clear();
+        (self.bad, self.given) = (0, 0);
     }
 
     /// Gives up to `b.room()` frames. True: the driver wants to be interrupted (for chains that were bad).
     pub fn recv(&mut self, b: &mut Batch, terms: &Terms, stats: &mut Stats) -> bool {
-        self.rewind();
+        self.rewind(0);
         // A hostile ring of nothing but bad chains costs one batch of them for each turn.
-        let mut bad = 0;
-        while b.room() > 0 && self.given < BATCH && bad < BATCH {
-            self.scratch.clear();
-            if let Some(next) = self.dev.glimpse(AHEAD) {
-                next.prefetch();
-                next.skip(64).prefetch();
-            }
-            let (head, checked) = match self.dev.pop(&mut self.scratch) {
-                Pop::Empty => break,
-                Pop::Bad { head } => (head, Err(Reason::BadChain)),
-                Pop::Chain(c) => (Some(c.head), check(&c, &self.scratch, terms)),
-            };
-            match (head, checked) {
-                (Some(head), Ok(c)) => {
-                    self.push(b, head, &c, terms.header);
-                }
+        let n = self.dev.fetch(&mut self.chains, b.room().min(BATCH));
+        for i in 0..n.min(AHEAD) {
+            self.ask_for(i);
+        }
+        for i in 0..n {
+            self.ask_for(i + AHEAD);
+            let Some(c) = self.chains.get(i) else { break };
+            match give(b, c, &self.chains, terms) {
+                Ok(()) => self.given += 1,
                 // Chains are completed in order: what is bad waits until what is before it has gone.
-                (..) if self.given > 0 => {
-                    self.dev.unpop(1);
-                    break;
-                }
-                (head, r) => {
-                    bad += 1;
-                    stats.drop(r.err().unwrap_or(Reason::BadChain));
-                    if let Some(head) = head {
-                        self.dev.complete(head, 0);
-                    }
+                Err(_) if self.given > 0 => break,
+                Err(why) => {
+                    self.bad += 1;
+                    stats.drop(why);
                 }
             }
         }
-        if self.given > 0 || bad > 0 {
+        if n > 0 {
             self.dev.hush();
         }
-        bad > 0 && self.dev.publish()
+        self.bad > 0 && self.dev.complete(self.chains.range(0, self.bad))
     }
 
+    /// Asks for the first bytes of a chain's frame.
     #[inline]
-    fn push(&mut self, b: &mut Batch, head: u16, c: &Checked, header: u32) {
-        let Some(f) = b.push() else { return };
-        f.vnet = c.vnet;
-        f.len = c.len;
-        f.cookie = u64::from(head);
-        let rest = fill_head(f, &self.scratch, header);
-        for (i, seg) in self.scratch.iter().enumerate().skip(rest.0) {
-            b.push_seg(if i == rest.0 { seg.skip(rest.1) } else { *seg });
-        }
-        if let Some(h) = self.heads.get_mut(self.given) {
-            *h = head;
-            self.given += 1;
+    fn ask_for(&self, i: usize) {
+        if let Some(next) = self.chains.get(i).and_then(|c| self.chains.first(c)) {
+            next.prefetch();
+            next.prefetch_at(64);
         }
     }
 
@@ -116,38 +94,54 @@ impl Giver {
     /// wants to be interrupted.
     pub fn release(&mut self, b: &Batch, taken: usize, stats: &mut Stats) -> bool {
         let taken = taken.min(self.given);
-        for &head in self.heads.iter().take(taken) {
-            self.dev.complete(head, 0);
-        }
-        for f in b.frames().iter().take(taken) {
-            stats.rx_frames += 1;
-            stats.rx_bytes += u64::from(f.len);
-        }
-        self.given -= taken;
-        self.rewind();
-        self.dev.publish()
+        let call = self.dev.complete(self.chains.range(self.bad, self.bad + taken));
+        stats.rx_frames += taken as u64;
+        stats.rx_bytes += b.frames().iter().take(taken).fold(0, |n: u64, f| n.wrapping_add(f.len.into()));
+        self.rewind(taken);
+        call
     }
 
     /// About to sleep until there are frames. True: there are.
     pub fn arm(&mut self) -> bool {
-        self.rewind();
+        self.rewind(0);
         self.dev.arm()
     }
 }
 
-/// Copies the header and checks what can be checked before anything is given.
+/// Makes a frame of a chain: header and head are copied, and checked as copied.
 #[inline]
-fn check(c: &Chain, segs: &[Seg], terms: &Terms) -> Result<Checked, Reason> {
-    if c.writable != 0 || c.bytes < terms.header {
+fn give(b: &mut Batch, c: &Chain, chains: &Chains, terms: &Terms) -> Result<(), Reason> {
+    if c.bad || c.writable != 0 || c.bytes < terms.header {
         return Err(Reason::BadChain);
     }
-    let len = c.bytes - terms.header;
+    let len = c.bytes.wrapping_sub(terms.header);
     if len < MIN_FRAME {
         return Err(Reason::Runt);
     }
     if len > MAX_SUPER {
         return Err(Reason::Oversize);
     }
+    // Usually one buffer, and 12 bytes of it are there whatever the header's size: the shortest frame is longer.
+    if c.readable == 1
+        && let Some(seg) = chains.first(c)
+        && let Some(raw) = seg.first::<VNET>()
+    {
+        let vnet = header(&raw, len, terms)?;
+        let Some(f) = b.push() else { return Err(Reason::Full) };
+        (f.vnet, f.len, f.cookie) = (vnet, len, c.id.into());
+        let seg = seg.skip(terms.header);
+        if f.head_from(&seg) < len {
+            b.push_seg(seg.skip(u32::try_from(HEAD).unwrap_or(0)));
+        }
+        return Ok(());
+    }
+    give_scattered(b, c, chains.segs(c), terms)
+}
+
+/// The same for a frame in several buffers.
+#[inline(never)]
+fn give_scattered(b: &mut Batch, c: &Chain, segs: &[Seg], terms: &Terms) -> Result<(), Reason> {
+    let len = c.bytes - terms.header;
     let mut raw = [0u8; VNET];
     let want = if terms.header == 10 { 10 } else { VNET };
     let mut at = 0;
@@ -157,13 +151,29 @@ fn check(c: &Chain, segs: &[Seg], terms: &Terms) -> Result<Checked, Reason> {
             break;
         }
     }
-    let mut vnet = Vnet::from_le(&raw);
+    let vnet = header(&raw, len, terms)?;
+    let Some(f) = b.push() else { return Err(Reason::Full) };
+    (f.vnet, f.len, f.cookie) = (vnet, len, c.id.into());
+    let rest = fill_head(f, segs, terms.header);
+    for (i, seg) in segs.iter().enumerate().skip(rest.0) {
+        b.push_seg(if i == rest.0 { seg.skip(rest.1) } else { *seg });
+    }
+    Ok(())
+}
+
+/// Reads a header and checks what can be checked before anything is given.
+#[inline(always)]
+fn header(raw: &[u8; VNET], len: u32, terms: &Terms) -> Result<Vnet, Reason> {
+    let mut vnet = Vnet::from_le(raw);
     // All else is for the other direction.
     vnet.flags &= F_NEEDS_CSUM;
-    if vnet.check(len).is_err() || !work(&vnet).within(terms.gives) {
-        return Err(Reason::BadHeader);
-    }
-    Ok(Checked { vnet, len })
+    if vnet.is_plain() || has_leave(&vnet, len, terms) { Ok(vnet) } else { Err(Reason::BadHeader) }
+}
+
+/// The work that a header asks for makes sense, and was negotiated.
+#[inline(never)]
+fn has_leave(vnet: &Vnet, len: u32, terms: &Terms) -> bool {
+    vnet.check(len).is_ok() && work(vnet).within(terms.gives)
 }
 
 /// Copies up to [`HEAD`] bytes after the virtio-net header into the frame's head, gathering them from small buffers.

@@ -4,14 +4,17 @@
 //! turn, every descriptor read once, one index store for each batch, bad chains completed with length 0 and counted.
 #![forbid(unsafe_code)]
 
+pub mod chain;
 pub mod device;
 pub mod driver;
 pub mod give;
+mod split;
 pub mod take;
 pub mod terms;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use chain::{Chain, Chains};
 pub use device::Device;
 pub use driver::{Buf, Driver};
 pub use give::Giver;

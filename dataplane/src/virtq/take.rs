@@ -5,9 +5,10 @@
 //! dropped and counted, one that does not fit now stays with its giver.
 #![forbid(unsafe_code)]
 
-use netreeve_shared::vnet::{F_DATA_VALID, F_NEEDS_CSUM, Vnet};
+use netreeve_shared::vnet::{F_DATA_VALID, F_NEEDS_CSUM, LEN as VNET, Vnet};
 
-use super::device::{Device, Pop};
+use super::chain::Chains;
+use super::device::Device;
 use super::terms::{Terms, work};
 use crate::frame::{BATCH, Batch, Frame, Home, MAX_SUPER};
 use crate::mem::Seg;
@@ -24,15 +25,9 @@ const MIN_LENT_BYTES: usize = MAX_SUPER as usize + 4096;
 const MAX_LENT_BYTES: usize = 8 * MIN_LENT_BYTES;
 
 /// So many chains ahead a buffer's first bytes are asked for: they lie in another core's cache.
-const AHEAD: u16 = 8;
-
-/// A parsed, empty chain.
-#[derive(Clone, Copy, Debug)]
-struct Empty {
-    head: u16,
-    bytes: u32,
-    segs: (usize, usize),
-}
+const AHEAD: usize = 8;
+/// Fewest chains fetched at a time, where more than one may be needed.
+const FETCH: usize = 32;
 
 /// What became of one frame.
 enum Put {
@@ -48,8 +43,7 @@ enum Put {
 #[derive(Debug)]
 pub struct Taker {
     dev: Device,
-    chains: Vec<Empty>,
-    segs: Vec<Seg>,
+    chains: Chains,
     /// The first chain that is still empty.
     at: usize,
     /// Chains lent from `at` on.
@@ -58,6 +52,8 @@ pub struct Taker {
     want: usize,
     /// The last frame found too few buffers.
     starved: bool,
+    /// The driver wants to be interrupted and was not yet.
+    owed: bool,
 }
 
 impl Taker {
@@ -66,12 +62,12 @@ impl Taker {
     pub fn new(dev: Device) -> Self {
         Self {
             dev,
-            chains: Vec::with_capacity(1024),
-            segs: Vec::with_capacity(2048),
+            chains: Chains::default(),
             at: 0,
             lent: 0,
             want: MIN_LENT_BYTES,
             starved: false,
+            owed: false,
         }
     }
 
@@ -83,10 +79,8 @@ impl Taker {
 
     /// The ring, with every empty chain put back.
     pub fn device_mut(&mut self) -> &mut Device {
-        let n = u16::try_from(self.chains.len() - self.at).unwrap_or(0);
-        self.dev.unpop(n);
+        self.dev.unfetch(self.chains.range(self.at, self.chains.len()));
         self.chains.clear();
-        self.segs.clear();
         self.at = 0;
         self.lent = 0;
         &mut self.dev
@@ -96,51 +90,25 @@ impl Taker {
         self.chains.len() - self.at
     }
 
-    /// Forgets filled chains when they are most of the list.
-    fn compact(&mut self) {
-        if self.at == self.chains.len() {
-            self.chains.clear();
-            self.segs.clear();
-            self.at = 0;
-        } else if self.at > MAX_LENT {
-            let from = self.chains.get(self.at).map_or(0, |c| c.segs.0);
-            self.chains.drain(..self.at);
-            self.segs.drain(..from);
-            for c in &mut self.chains {
-                c.segs = (c.segs.0 - from, c.segs.1 - from);
+    /// Fetches `want` more chains, or what there is. False: there is none. A bad chain keeps its place in the list as
+    /// one without room, so that the list can still be put back as a whole; it is completed when its turn comes.
+    fn more(&mut self, want: usize, terms: &Terms, stats: &mut Stats) -> bool {
+        let before = self.chains.len();
+        let n = self.dev.fetch(&mut self.chains, want);
+        for i in before..before + n {
+            if let Some(c) = self.chains.get_mut(i)
+                && (c.bad || c.readable != 0 || c.bytes < terms.header)
+            {
+                c.bytes = 0;
+                stats.drop(Reason::BadChain);
             }
-            self.at = 0;
         }
+        n > 0
     }
 
-    /// Parses one more chain. False: there is none. A bad chain keeps its place in the list as one without bytes, so
-    /// that the list can still be put back as a whole; it is completed when its turn comes.
-    #[inline]
-    fn more(&mut self, terms: &Terms, stats: &mut Stats) -> bool {
-        let from = self.segs.len();
-        if let Some(next) = self.dev.glimpse(AHEAD) {
-            next.prefetch_to_write();
-            next.skip(64).prefetch_to_write();
-        }
-        let (head, bytes) = match self.dev.pop(&mut self.segs) {
-            Pop::Empty => return false,
-            Pop::Chain(c) if c.readable == 0 && c.bytes >= terms.header => (c.head, c.bytes),
-            Pop::Chain(c) => (c.head, 0),
-            Pop::Bad { head } => (head.unwrap_or(u16::MAX), 0),
-        };
-        if bytes == 0 {
-            self.segs.truncate(from);
-            stats.drop(Reason::BadChain);
-        }
-        self.chains.push(Empty { head, bytes, segs: (from, self.segs.len()) });
-        true
-    }
-
-    /// Completes bad chains at the front of the list.
-    #[inline]
-    fn pass_bad(&mut self, next: &mut usize) {
-        while let Some(c) = self.chains.get(*next).filter(|c| c.bytes == 0) {
-            self.dev.complete(c.head, 0);
+    /// Passes bad chains at the front of what is empty.
+    fn pass_bad(&self, next: &mut usize) {
+        while self.chains.get(*next).is_some_and(|c| c.bytes == 0) {
             *next += 1;
         }
     }
@@ -152,27 +120,33 @@ impl Taker {
         let (mut bytes, mut segs) = (0usize, 0usize);
         let most = if terms.mergeable { MAX_LENT } else { BATCH };
         let want = if terms.mergeable { self.want } else { usize::MAX };
+        // Bad chains in front are completed with the next frames; behind others they end the offer.
+        let mut from = self.at;
+        self.pass_bad(&mut from);
         while self.lent < most && bytes < want {
-            if self.lent == self.empty() && !self.more(terms, stats) {
+            if from + self.lent == self.chains.len() && !self.more(FETCH.min(most - self.lent), terms, stats)
+            {
                 break;
             }
             if self.lent == 0 {
-                let mut at = self.at;
-                self.pass_bad(&mut at);
-                self.at = at;
+                self.pass_bad(&mut from);
             }
-            let Some(c) = self.chains.get(self.at + self.lent) else { continue };
+            let Some(c) = self.chains.get(from + self.lent) else { continue };
             if c.bytes == 0 {
                 break;
             }
-            segs += c.segs.1 - c.segs.0;
+            let run = self.chains.segs(c);
+            segs += run.len();
             if segs > MAX_LENT_SEGS {
                 break;
             }
             bytes += c.bytes as usize;
-            let run = self.segs.get(c.segs.0..c.segs.1).unwrap_or_default();
-            b.landing.offer(run, u32::from(c.head));
+            b.landing.offer(run, u32::from(c.id));
             self.lent += 1;
+        }
+        if from > self.at {
+            self.owed |= self.dev.complete(self.chains.range(self.at, from));
+            self.at = from;
         }
         if self.lent > 0 {
             self.dev.hush();
@@ -185,8 +159,20 @@ impl Taker {
         self.starved = b.is_empty() && b.landing.is_stopped() && !self.widen();
         let used =
             if self.lent > 0 { (b.landing.slots().len() - b.landing.unused()).min(self.lent) } else { 0 };
-        let mut landed = b.frames().iter().filter(|f| matches!(f.home, Home::Landed { .. })).count();
-        let (mut next, mut whole, mut taken) = (self.at + used, 0, 0);
+        let mut landed = if b.landing.slots().is_empty() {
+            0
+        } else {
+            b.frames().iter().filter(|f| matches!(f.home, Home::Landed { .. })).count()
+        };
+        let mut next = self.at + used;
+        let waiting = b.len() - landed;
+        if self.chains.len() - next < waiting {
+            self.more(waiting - (self.chains.len() - next), terms, stats);
+        }
+        for i in 0..AHEAD.min(waiting) {
+            self.ask_for(next + i);
+        }
+        let (mut whole, mut taken, before) = (0, 0, stats.tx_frames);
         for f in b.frames() {
             if let Home::Landed { slot, slots } = f.home {
                 landed -= 1;
@@ -195,7 +181,6 @@ impl Taker {
                     if slot < whole || slot + slots > used {
                         stats.drop(Reason::PeerDown);
                     } else {
-                        self.give_up(whole..slot);
                         self.landed(f, slot, slots, terms, stats);
                         whole = slot + slots;
                     }
@@ -210,18 +195,21 @@ impl Taker {
             }
             taken += 1;
         }
-        // Slots of landed frames that were dropped: in the middle of the ring, so they cannot be put back.
-        self.give_up(whole..used);
-        self.at = next;
+        // What was used and holds nothing (slots of frames that were dropped) cannot be put back: it lies between
+        // others. It was never written to, so it is completed empty.
+        let call = self.dev.complete(self.chains.range(self.at, next));
+        if next > self.at && stats.tx_frames > before {
+            self.dev.hush();
+        }
+        self.at = if self.chains.forget(next) { 0 } else { next };
         self.lent = 0;
-        self.compact();
         // A giver that stops for want of room gets more next time; what it does not use is lent less and less.
         if b.landing.is_stopped() {
             self.want = (self.want * 2).min(MAX_LENT_BYTES);
         } else if taken > 0 {
             self.want = (self.want - self.want / 8).max(MIN_LENT_BYTES);
         }
-        (taken, self.dev.publish())
+        (taken, std::mem::take(&mut self.owed) | call)
     }
 
     /// The giver found too little room in what was lent: lends more next time. False: that was all.
@@ -231,12 +219,12 @@ impl Taker {
         self.lent < MAX_LENT && (self.empty() > self.lent || self.dev.has_work())
     }
 
-    /// Completes lent chains that hold nothing.
-    fn give_up(&mut self, slots: std::ops::Range<usize>) {
-        for i in slots {
-            if let Some(c) = self.chains.get(self.at + i) {
-                self.dev.complete(c.head, 0);
-            }
+    /// Asks for the first bytes of an empty chain.
+    #[inline]
+    fn ask_for(&self, i: usize) {
+        if let Some(next) = self.chains.get(i).and_then(|c| self.chains.first(c)) {
+            next.prefetch_to_write();
+            next.prefetch_to_write_at(64);
         }
     }
 
@@ -244,13 +232,12 @@ impl Taker {
     #[inline]
     fn landed(&mut self, f: &Frame, slot: usize, slots: usize, terms: &Terms, stats: &mut Stats) {
         let first = self.at + slot;
-        let room: u32 = self.chains.iter().skip(first).take(slots).map(|c| c.bytes).sum();
-        if !work(&f.vnet).within(terms.takes) || f.len + terms.header > room {
+        let room: u32 = self.chains.range(first, first + slots).iter().map(|c| c.bytes).sum();
+        if !fits(f, terms) || f.len + terms.header > room {
             stats.drop(if f.len + terms.header > room { Reason::Oversize } else { Reason::Offload });
-            self.give_up(slot..slot + slots);
             return;
         }
-        let mut to = self.cursor(first, slots);
+        let mut to = Cursor::over(self.chains.run(first, slots));
         to.skip(terms.header);
         to.put(f.head());
         self.finish(f, first, slots, terms, stats);
@@ -259,31 +246,34 @@ impl Taker {
     /// Copies a frame into empty chains from index `next` on, and moves `next` past them.
     #[inline]
     fn put(&mut self, b: &Batch, f: &Frame, next: &mut usize, terms: &Terms, stats: &mut Stats) -> Put {
-        if !work(&f.vnet).within(terms.takes) {
+        if !fits(f, terms) {
             return Put::Drop(Reason::Offload);
         }
-        let total = f.len + terms.header;
-        if *next == self.chains.len() {
-            self.more(terms, stats);
-        }
+        self.ask_for(*next + AHEAD);
         // Usually one buffer in one piece is enough.
-        if let Some(c) =
-            self.chains.get(*next).copied().filter(|c| c.bytes >= total && c.segs.1 - c.segs.0 == 1)
-            && let Some(to) = self.segs.get(c.segs.0)
+        let total = f.len.wrapping_add(terms.header);
+        if let Some(c) = self.chains.get(*next).filter(|c| c.bytes >= total && c.writable == 1)
+            && let Some(to) = self.chains.first(c)
         {
+            write_header(&to, f, 1, terms);
             let mut to = to.skip(terms.header);
             to = to.skip(put_bytes(&to, f.head()));
             for seg in b.body(f) {
                 to = to.skip(to.copy_from(seg));
             }
-            self.finish(f, *next, 1, terms, stats);
-            *next += 1;
+            if let Some(c) = self.chains.get_mut(*next) {
+                c.written = total;
+            }
+            stats.tx_frames = stats.tx_frames.wrapping_add(1);
+            stats.tx_bytes = stats.tx_bytes.wrapping_add(f.len.into());
+            *next = next.wrapping_add(1);
             return Put::Filled;
         }
         self.put_long(b, f, next, terms, stats)
     }
 
     /// Copies a frame into as many chains and segments as it takes.
+    #[inline(never)]
     fn put_long(&mut self, b: &Batch, f: &Frame, next: &mut usize, terms: &Terms, stats: &mut Stats) -> Put {
         let total = f.len + terms.header;
         let (mut n, mut room) = (0usize, 0u32);
@@ -291,7 +281,7 @@ impl Taker {
             if n == 0 {
                 self.pass_bad(next);
             }
-            if *next + n == self.chains.len() && !self.more(terms, stats) {
+            if *next + n == self.chains.len() && !self.more(FETCH, terms, stats) {
                 return self.no_room(*next);
             }
             let Some(c) = self.chains.get(*next + n) else { continue };
@@ -304,7 +294,7 @@ impl Taker {
                 return Put::Drop(Reason::Oversize);
             }
         }
-        let mut to = self.cursor(*next, n);
+        let mut to = Cursor::over(self.chains.run(*next, n));
         to.skip(terms.header);
         to.put(f.head());
         for seg in b.body(f) {
@@ -319,45 +309,29 @@ impl Taker {
     #[cold]
     fn no_room(&mut self, next: usize) -> Put {
         let size = usize::from(self.dev.size());
-        let from = self.chains.get(next).map_or(self.segs.len(), |c| c.segs.0);
-        if self.chains.len() - next >= size || self.segs.len() - from >= size {
+        if self.chains.len() - next >= size || self.chains.segs_from(next) >= size {
             return Put::Drop(Reason::Oversize);
         }
         self.starved = true;
         Put::NoRoom
     }
 
-    /// Header and used elements of a frame that lies in `n` chains from index `first` on.
-    #[inline]
+    /// Header and lengths of a frame that lies in `n` chains from index `first` on.
     fn finish(&mut self, f: &Frame, first: usize, n: usize, terms: &Terms, stats: &mut Stats) {
-        let valid = if terms.takes.has(offload_bits::CSUM) { F_DATA_VALID } else { 0 };
-        let vnet = Vnet { flags: f.vnet.flags & (F_NEEDS_CSUM | valid), ..f.vnet };
-        let header = vnet.to_le(u16::try_from(n).unwrap_or(u16::MAX));
-        let header = header.get(..terms.header as usize).unwrap_or_default();
-        let mut left = f.len + terms.header;
-        let seg = self.chains.get(first).and_then(|c| self.segs.get(c.segs.0)).copied().unwrap_or(Seg::EMPTY);
-        if seg.len() >= terms.header {
-            seg.copy_in(header);
-        } else {
-            self.cursor(first, n).put(header);
+        let run = self.chains.run(first, n);
+        match run.first() {
+            Some(s) if s.len() >= terms.header => write_header(s, f, n, terms),
+            _ => Cursor::over(run).put(header(f, n, terms).get(..terms.header as usize).unwrap_or_default()),
         }
-        for c in self.chains.iter().skip(first).take(n) {
-            let here = left.min(c.bytes);
-            left -= here;
-            self.dev.complete(c.head, here);
+        let mut left = f.len + terms.header;
+        for i in first..first + n {
+            if let Some(c) = self.chains.get_mut(i) {
+                c.written = left.min(c.bytes);
+                left -= c.written;
+            }
         }
         stats.tx_frames += 1;
         stats.tx_bytes += u64::from(f.len);
-    }
-
-    /// The segments of `n` chains from index `first` on.
-    #[inline]
-    fn cursor(&self, first: usize, n: usize) -> Cursor<'_> {
-        let from = self.chains.get(first).map_or(0, |c| c.segs.0);
-        let to = self.chains.get((first + n).saturating_sub(1)).map_or(from, |c| c.segs.1);
-        let mut segs = self.segs.get(from..to).unwrap_or_default().iter();
-        let now = segs.next().copied().unwrap_or(Seg::EMPTY);
-        Cursor { segs, now }
     }
 
     /// About to sleep until there are buffers. True: there are.
@@ -366,6 +340,31 @@ impl Taker {
             return !self.dev.stopped();
         }
         self.dev.arm()
+    }
+}
+
+/// The driver takes frames with this header.
+#[inline]
+fn fits(f: &Frame, terms: &Terms) -> bool {
+    f.vnet.is_plain() || work(&f.vnet).within(terms.takes)
+}
+
+/// A frame's header as the driver gets it, before a frame that lies in `n` chains.
+#[inline]
+fn header(f: &Frame, n: usize, terms: &Terms) -> [u8; VNET] {
+    let valid = if terms.takes.has(offload_bits::CSUM) { F_DATA_VALID } else { 0 };
+    let vnet = Vnet { flags: f.vnet.flags & (F_NEEDS_CSUM | valid), ..f.vnet };
+    vnet.to_le(u16::try_from(n).unwrap_or(u16::MAX))
+}
+
+/// Writes it to the front of a segment that has room for it.
+#[inline]
+fn write_header(to: &Seg, f: &Frame, n: usize, terms: &Terms) {
+    let bytes = header(f, n, terms);
+    if terms.header == 12 {
+        to.set_first(&bytes);
+    } else if let Some(short) = bytes.first_chunk::<10>() {
+        to.set_first(short);
     }
 }
 
@@ -381,7 +380,13 @@ struct Cursor<'a> {
     now: Seg,
 }
 
-impl Cursor<'_> {
+impl<'a> Cursor<'a> {
+    fn over(segs: &'a [Seg]) -> Self {
+        let mut segs = segs.iter();
+        let now = segs.next().copied().unwrap_or(Seg::EMPTY);
+        Self { segs, now }
+    }
+
     #[inline]
     fn step(&mut self, n: u32) -> bool {
         self.now = self.now.skip(n);

@@ -52,9 +52,9 @@ impl Guest {
     /// A guest and the device for its ring.
     pub(crate) fn new(size: u16, terms: &Terms) -> (Self, Device) {
         let (memory, _fd) = memory();
-        let ring = || SplitRing::new(memory.clone(), size, addr(0, size)).unwrap();
-        let driver = Driver::new(ring(), terms.event_idx);
-        let device = Device::new(ring(), 0, terms);
+        let ring = SplitRing::new(memory.clone(), size, addr(0, size)).unwrap();
+        let driver = Driver::new(ring, terms.event_idx);
+        let device = Device::new(&memory, size, addr(0, size), 0, terms).unwrap();
         (Self { memory, driver }, device)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use libfuzzer_sys::fuzz_target;
 use netreeve_dataplane::frame::Batch;
 use netreeve_dataplane::mem::guest::{GuestMemory, Layout, Region};
-use netreeve_dataplane::mem::split::{RingAddr, SplitRing};
+use netreeve_dataplane::mem::split::RingAddr;
 use netreeve_dataplane::stats::Stats;
 use netreeve_dataplane::virtq::{Device, Giver, Taker, Terms};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -24,10 +24,10 @@ fuzz_target!(|data: &[u8]| {
     let layout = Layout { gpa: 0, uva: 0, len: PAGES, offset: 0 };
     let memory = Arc::new(GuestMemory::new(vec![Region::map(layout, fd).unwrap()]).unwrap());
     let terms = Terms::of(u64::from_le_bytes(*acked));
-    let ring = || SplitRing::new(memory.clone(), SIZE, AT).unwrap();
+    let device = || Device::new(&memory, SIZE, AT, 0, &terms).unwrap();
     let mut stats = Stats::default();
     let mut batch = Batch::new();
-    let mut giver = Giver::new(Device::new(ring(), 0, &terms));
+    let mut giver = Giver::new(device());
     for turn in 0..20 {
         batch.clear();
         giver.recv(&mut batch, &terms, &mut stats);
@@ -41,7 +41,7 @@ fuzz_target!(|data: &[u8]| {
     // What was given is taken by the same hostile guest's receive ring, copied and landed.
     batch.clear();
     giver.recv(&mut batch, &terms, &mut stats);
-    let mut taker = Taker::new(Device::new(ring(), 0, &terms));
+    let mut taker = Taker::new(device());
     let (taken, _) = taker.send(&batch, &terms, &mut stats);
     assert!(taken <= batch.len());
     let mut landing = Batch::new();

@@ -5,8 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::mem::Seg;
-use crate::virtq::Device;
-use crate::virtq::device::Pop;
+use crate::virtq::{Chains, Device};
 
 const CLASS_MQ: u8 = 4;
 const VQ_PAIRS_SET: u8 = 0;
@@ -27,24 +26,29 @@ pub(super) struct Served {
 /// Serves the commands that wait; `max` is the number of queue pairs.
 pub(super) fn serve(dev: &mut Device, max: u16) -> Served {
     let mut out = Served::default();
-    let mut segs: Vec<Seg> = Vec::new();
+    let mut chains = Chains::default();
     for _ in 0..MOST {
-        segs.clear();
-        match dev.pop(&mut segs) {
-            Pop::Chain(c) => {
-                let (read, write) = segs.split_at_checked(usize::from(c.readable)).unwrap_or_default();
-                let pairs = command(read).filter(|n| (1..=max).contains(n));
-                out.pairs = pairs.or(out.pairs);
-                let ack = [if pairs.is_some() { OK } else { ERR }];
-                let wrote = write.first().map_or(0, |s| s.copy_in(&ack));
-                dev.complete(c.head, u32::try_from(wrote).unwrap_or(0));
+        chains.clear();
+        if dev.fetch(&mut chains, 1) == 0 {
+            if dev.arm() {
+                continue;
             }
-            Pop::Bad { head } => dev.complete(head.unwrap_or(u16::MAX), 0),
-            Pop::Empty if dev.arm() => {}
-            Pop::Empty => break,
+            break;
         }
+        let Some(c) = chains.get(0).filter(|c| !c.bad) else {
+            out.call |= dev.complete(chains.all());
+            continue;
+        };
+        let (read, write) = chains.segs(c).split_at_checked(usize::from(c.readable)).unwrap_or_default();
+        let pairs = command(read).filter(|n| (1..=max).contains(n));
+        out.pairs = pairs.or(out.pairs);
+        let ack = [if pairs.is_some() { OK } else { ERR }];
+        let wrote = write.first().map_or(0, |s| s.copy_in(&ack));
+        if let Some(c) = chains.get_mut(0) {
+            c.written = u32::try_from(wrote).unwrap_or(0);
+        }
+        out.call |= dev.complete(chains.all());
     }
-    out.call = dev.publish();
     out
 }
 

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::mem::guest::GuestMemory;
-use crate::mem::split::{RingAddr, SplitRing};
+use crate::mem::split::RingAddr;
 use crate::stats::{Reason, Stats};
 use crate::virtq::{Device, Giver, Taker, Terms};
 
@@ -101,10 +101,8 @@ impl Ring {
             }
             return running && !ready;
         }
-        let Some(ring) = self.addr.and_then(|at| SplitRing::new(memory.clone(), self.num, at)) else {
-            return false;
-        };
-        let device = Device::new(ring, self.base, terms);
+        let device = self.addr.and_then(|at| Device::new(memory, self.num, at, self.base, terms));
+        let Some(device) = device else { return false };
         self.engine = match role {
             Role::Receive => Some(Engine::Taker(Taker::new(device))),
             Role::Transmit => Some(Engine::Giver(Giver::new(device))),
