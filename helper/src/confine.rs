@@ -22,8 +22,9 @@ use nix::unistd::alarm;
 use crate::sys::process;
 use crate::syscalls;
 
-/// Descriptors that the helper may have open: each AF_XDP grant in a session holds some.
-const MAX_OPEN: u64 = 65536;
+/// Descriptors that the helper may have open: each AF_XDP grant in a session holds some. The unit's `LimitNOFILE=` is as
+/// much.
+pub const MAX_OPEN: u64 = 65536;
 
 /// Sheds what the starter chose: environment, descriptors (but `keep`), signals, timers, umask. Before
 /// anything else.

@@ -21,12 +21,15 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 
 use crate::accounts::Accounts;
 use crate::caller;
+use crate::confine::MAX_OPEN;
 use crate::policy::Caller;
-use crate::provide::TICK;
+use crate::provide::{MAX_KEPT, TICK};
 use crate::serve::{Desk, FIRST_REQUEST, Session};
 
 /// Most sessions over all users.
 const MAX_SESSIONS: usize = 256;
+/// A session's channel and what it keeps, for all, and what serving one request takes meanwhile, find room.
+const _: () = assert!((1 + MAX_KEPT) * MAX_SESSIONS as u64 + 64 <= MAX_OPEN, "raise confine::MAX_OPEN");
 /// How long a service without a session stays.
 pub const IDLE: Duration = Duration::from_secs(60);
 

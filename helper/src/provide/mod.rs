@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use netreeve_shared::grant::{ActiveGrant, Grant};
 use netreeve_shared::refusal::{Refusal, Step};
-use netreeve_shared::request::{Request, TapRequest, XskRequest};
+use netreeve_shared::request::{MAX_XSK_QUEUES, Request, TapRequest, XskRequest};
 use nix::errno::Errno;
 
 pub use crate::policy::Limits;
@@ -26,6 +26,10 @@ use xsk::Sockets;
 const HEADER: u8 = 12;
 /// Most AF_XDP grants that a session holds open (not yet activated, or pinned): each keeps descriptors here.
 const MAX_HELD: usize = 16;
+/// Descriptors of a loaded program: itself, its four maps, its BTF, its link.
+const OF_PROGRAM: u64 = 7;
+/// Most descriptors that a session keeps: of each grant a socket a queue and, if it is pinned, a program.
+pub const MAX_KEPT: u64 = MAX_HELD as u64 * (MAX_XSK_QUEUES as u64 + OF_PROGRAM);
 
 /// How often [`Provider::tick`] is to be called while [`Provider::wants_tick`].
 pub const TICK: Duration = Duration::from_millis(100);
