@@ -430,6 +430,33 @@ fn message(m: &FromDataplane) -> Vec<u8> {
 }
 
 #[test]
+fn what_a_dataplane_writes_to_its_standard_error_comes_as_our_lines() {
+    let dir = Dir::new("errors");
+    let end = |name: &str| format!("server=on,addr.type=unix,addr.path={}", dir.at(name));
+    let run = |says: &str| {
+        let program = hostile(&dir, "program", &[]);
+        fs::write(&program, format!("#!/bin/sh\n{says}\n")).unwrap();
+        let mut command = Command::new(NETREEVE);
+        command.args(["run", "--sandbox", "seccomp", "--dataplane", &program]);
+        command.args(["--netdev", &format!("stream,id=n0,{}", end("a"))]);
+        command.args(["--device", &format!("stream,netdev=n0,{}", end("b"))]);
+        let out = command.stdin(Stdio::null()).output().unwrap();
+        (out.status.code(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (code, said) = run("printf 'panicked\\033[2J at\\nnetreeve: a lie' >&2; exit 101");
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("netreeve: the dataplane says: panicked?[2J at\n"), "{said}");
+    assert!(said.contains("netreeve: the dataplane says: netreeve: a lie\n"), "{said}");
+    assert!(said.contains("exited with status 101"), "{said}");
+    let (code, said) = run("exec yes >&2");
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("it writes to its standard error without end"), "{said}");
+    let lines = said.lines().filter(|l| l.ends_with("says: y")).count();
+    // A burst a second; the machine may be slow.
+    assert!((1..=60).contains(&lines), "{lines} lines");
+}
+
+#[test]
 fn a_dataplane_that_says_what_it_may_not_is_ended() {
     let dir = Dir::new("hostile");
     let netdev = format!("stream,id=n0,server=on,addr.type=unix,addr.path={}", dir.at("a"));

@@ -6,7 +6,8 @@
 //! descriptors; so everything else can go, in two steps with the opening of the ports between them.
 //!
 //! 1. [`walls`], as the first thing in the process: one thread, nothing read from anybody yet.
-//!    - Descriptors that were not handed over are closed; 0 and 1 become `/dev/null`; 2 becomes write-only.
+//!    - Descriptors that were not handed over are closed; 0 and 1 become `/dev/null`; 2 becomes write-only (from
+//!      `netreeve` it is a pipe, which it is anyway; the supervisor shows what comes, see `supervise::overheard`).
 //!    - Root leaves: a process started as root takes a uid and gid that nobody has, derived from its pid, so that two
 //!      dataplanes cannot signal, trace or limit each other even if all the rest failed. Its capabilities live on for
 //!      the next step only.

@@ -17,6 +17,8 @@ use netreeve_shared::codec::{self, Header};
 use crate::engine::KIND;
 use crate::fault::{Exit, Fault};
 use crate::handover::{FromDataplane, Plan, ToDataplane};
+use crate::supervise::overheard::Overheard;
+use crate::supervise::say;
 use crate::supervise::slot::Slot;
 use crate::sys;
 
@@ -28,6 +30,9 @@ const TOO_MANY: u32 = 1000;
 const DYING: Duration = Duration::from_millis(100);
 /// Messages that are answered before others get their turn.
 const AT_ONCE: usize = 64;
+
+/// Lines of standard error that are shown of one that was told to end.
+const LAST_LINES: usize = 20;
 
 /// Descriptors that a message may bring: a ring's kick, call and error.
 const MOST_FDS: usize = 3;
@@ -55,6 +60,8 @@ pub struct Dataplane {
     pub ready: Option<Instant>,
     /// What it said before it ended, if it said why.
     pub last_words: Option<String>,
+    /// Its standard error. Not ours: it could write to our user's terminal or log whatever it likes.
+    pub errors: Overheard,
     window: (Instant, u32),
 }
 
@@ -65,15 +72,21 @@ impl Program {
     /// It cannot be started, or does not take what it is given.
     pub fn start(&self, plan: &Plan, slots: &mut [Slot]) -> Result<Dataplane, Fault> {
         let mut command = Command::new(&self.path);
-        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
+        command
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .current_dir("/");
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
         }
         sys::process::tie(&mut command, std::process::id());
-        let (channel, child) = channel::spawn(command).map_err(|e| self.not_started(&e))?;
+        let (channel, mut child) = channel::spawn(command).map_err(|e| self.not_started(&e))?;
+        let errors = Overheard::new(child.stderr.take()).map_err(|e| self.not_started(&e))?;
         let now = Instant::now();
         let mut new =
-            Dataplane { channel, child, born: now, ready: None, last_words: None, window: (now, 0) };
+            Dataplane { channel, child, born: now, ready: None, last_words: None, errors, window: (now, 0) };
         match new.hand_over(plan, slots) {
             Ok(()) => Ok(new),
             // It is dead already: what it said and how it died is heard as with any other.
@@ -82,6 +95,7 @@ impl Program {
             }
             Err(e) => {
                 let why = format!("{e}; it {}", in_words(new.closed()));
+                new.errors.rest().iter().for_each(|line| say::say(&in_its_words(line)));
                 let fix = "see what it said above; netreeve doctor";
                 Err(Fault::new(Exit::Unavailable, "handing over to the dataplane", why, fix))
             }
@@ -214,6 +228,9 @@ impl Dataplane {
             }
         }
         self.kill();
+        for line in self.errors.rest().iter().take(LAST_LINES) {
+            say::say(&in_its_words(line));
+        }
     }
 }
 
@@ -228,6 +245,12 @@ fn read(m: channel::Message) -> io::Result<Heard> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors where none belong"));
     }
     Ok((message, m.fds))
+}
+
+/// A line of a dataplane's standard error, for its user.
+#[must_use]
+pub fn in_its_words(line: &str) -> String {
+    format!("the dataplane says: {line}")
 }
 
 /// How a process ended, in words.

@@ -16,6 +16,7 @@ use crate::supervise::{Supervisor, child, command, link_watch};
 struct Woken {
     signal: bool,
     dataplane: bool,
+    errors: bool,
     links: bool,
 }
 
@@ -24,6 +25,9 @@ impl Supervisor {
     pub(super) fn turn(&mut self) -> Result<(), Fault> {
         self.start_if_due(Instant::now())?;
         let woken = self.wait()?;
+        if woken.errors {
+            self.overhear(Instant::now())?;
+        }
         if woken.dataplane {
             self.listen(Instant::now())?;
         }
@@ -46,6 +50,7 @@ impl Supervisor {
             fds.len() - 1
         };
         let dataplane = self.dataplane.as_ref().map(|d| add(d.fd(), PollFlags::POLLIN));
+        let errors = self.dataplane.as_ref().and_then(|d| Some(add(d.errors.fd()?, PollFlags::POLLIN)));
         let links = self.links.as_ref().map(|l| add(l.fd(), PollFlags::POLLIN));
         for fd in self.slots.iter().filter_map(|s| s.dialler.as_ref()?.fd()) {
             add(fd, PollFlags::POLLOUT);
@@ -58,6 +63,7 @@ impl Supervisor {
         Ok(Woken {
             signal: ready(0),
             dataplane: dataplane.is_some_and(ready),
+            errors: errors.is_some_and(ready),
             links: links.is_some_and(ready),
         })
     }

@@ -80,6 +80,22 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Its standard error is readable.
+    pub(super) fn overhear(&mut self, now: Instant) -> Result<(), Fault> {
+        let Some(d) = &mut self.dataplane else { return Ok(()) };
+        match d.errors.hear(now) {
+            Ok(lines) => {
+                lines.iter().for_each(|line| self.voice.say_of_others(&child::in_its_words(line)));
+                Ok(())
+            }
+            Err(e) => {
+                d.last_words = Some(format!("is ended: {e}"));
+                let status = d.kill();
+                self.died(now, status)
+            }
+        }
+    }
+
     /// One message. What it gives is why this dataplane has to be replaced.
     fn heard(
         &mut self,
@@ -222,6 +238,9 @@ impl Supervisor {
     /// The dataplane is dead and waited for.
     pub(super) fn died(&mut self, now: Instant, status: Option<ExitStatus>) -> Result<(), Fault> {
         let Some(mut dead) = self.dataplane.take() else { return Ok(()) };
+        for line in dead.errors.rest() {
+            self.voice.say_of_others(&child::in_its_words(&line));
+        }
         self.hear_the_rest(&mut dead, now);
         self.counters.forget();
         let words = dead.last_words.clone().unwrap_or_else(|| child::in_words(status));

@@ -19,6 +19,7 @@ mod events;
 mod life;
 pub mod link_watch;
 pub mod listen;
+pub mod overheard;
 pub mod ready;
 pub mod say;
 mod signals;

@@ -38,6 +38,9 @@ impl Voice {
         let now = Instant::now();
         if now.duration_since(self.window) > Duration::from_secs(1) {
             self.window = now;
+            if self.lines > BURST {
+                say(&format!("{} lines more are left out", self.lines - BURST));
+            }
             self.lines = 0;
         }
         self.lines = self.lines.saturating_add(1);
