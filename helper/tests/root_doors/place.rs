@@ -28,6 +28,9 @@ pub(crate) fn place(policy: &str) {
         nix::unistd::geteuid().is_root(),
         "this test makes interfaces; run it as root: cargo test -p netreeve-helper --test root_doors"
     );
+    // Whatever started this test may have left descriptors open: the programs under test must not see them.
+    // SAFETY: only sets close-on-exec.
+    assert_eq!(unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) }, 0);
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
