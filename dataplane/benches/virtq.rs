@@ -1,5 +1,8 @@
-//! Cost of a frame on the device side of a split ring: nanoseconds of thread CPU time, with the driver's share taken
-//! out. Prints one line for each case; `cargo bench -p netreeve-dataplane --bench virtq`.
+//! Cost of a frame on either side of a ring, split and packed: nanoseconds of thread CPU time, the other side's share
+//! taken out. Prints one line for each case.
+//!
+//! `cargo bench -p netreeve-dataplane --bench virtq -- [split|packed] [ring|transmit|receive|land|pass] [batches]`; with
+//! one case and a number of batches it is what to run under an instruction counter.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -11,7 +14,7 @@ use std::time::Duration;
 
 use netreeve_dataplane::frame::Batch;
 use netreeve_dataplane::mem::guest::{GuestMemory, Layout, Region};
-use netreeve_dataplane::mem::split::{RingAddr, SplitRing};
+use netreeve_dataplane::mem::split::RingAddr;
 use netreeve_dataplane::stats::Stats;
 use netreeve_dataplane::virtq::{Buf, Chains, Device, Driver, Giver, Taker, Terms, terms::feature as f};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -27,30 +30,69 @@ fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
 }
 
+/// What was asked for on the command line.
+struct Asked {
+    words: Vec<String>,
+    batches: usize,
+}
+
+impl Asked {
+    fn read() -> Self {
+        let args: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+        let batches = args.iter().find_map(|a| a.parse().ok()).unwrap_or(BATCHES);
+        Self { words: args.into_iter().filter(|a| a.parse::<usize>().is_err()).collect(), batches }
+    }
+
+    /// One of these words was named, or none of its kind was.
+    fn wants(&self, name: &str, kind: &[&str]) -> bool {
+        let named = |n: &&&str| self.words.iter().any(|w| w == **n);
+        kind.iter().find(named).is_none_or(|_| self.words.iter().any(|w| w == name))
+    }
+
+    /// Runs `round` many times and gives the nanoseconds for one frame.
+    fn measure(&self, mut round: impl FnMut() -> usize) -> f64 {
+        for _ in 0..self.batches / 40 {
+            round();
+        }
+        let mut runs: Vec<f64> = (0..5)
+            .map(|_| {
+                let start = now();
+                let frames: usize = (0..self.batches / 5).map(|_| round()).sum();
+                (now() - start).as_nanos() as f64 / frames as f64
+            })
+            .collect();
+        runs.sort_by(f64::total_cmp);
+        runs.get(runs.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
 struct Side {
     driver: Driver,
     device: Device,
     terms: Terms,
+    at: u64,
 }
 
-fn side() -> Side {
-    let fd = memfd_create(c"bench", MFdFlags::MFD_CLOEXEC).unwrap();
-    nix::unistd::ftruncate(&fd, i64::try_from(MEMORY).unwrap()).unwrap();
-    let layout = Layout { gpa: 0, uva: 0, len: MEMORY, offset: 0 };
-    let memory = Arc::new(GuestMemory::new(vec![Region::map(layout, fd).unwrap()]).unwrap());
-    let terms = Terms::of(f::VERSION_1 | f::MRG_RXBUF | f::CSUM | f::GUEST_CSUM | f::EVENT_IDX);
-    let at = RingAddr { desc: 0, avail: 0x2000, used: 0x4000 };
-    let ring = || SplitRing::new(memory.clone(), RING, at).unwrap();
-    Side {
-        driver: Driver::new(ring(), true),
-        device: Device::new(&memory, RING, at, 0, &terms).unwrap(),
-        terms,
+impl Side {
+    fn new(packed: bool) -> Self {
+        let fd = memfd_create(c"bench", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&fd, i64::try_from(MEMORY).unwrap()).unwrap();
+        let layout = Layout { gpa: 0, uva: 0, len: MEMORY, offset: 0 };
+        let memory = Arc::new(GuestMemory::new(vec![Region::map(layout, fd).unwrap()]).unwrap());
+        let format = if packed { f::RING_PACKED } else { 0 };
+        let terms = Terms::of(f::VERSION_1 | f::MRG_RXBUF | f::CSUM | f::GUEST_CSUM | f::EVENT_IDX | format);
+        let at = RingAddr { desc: 0, avail: 0x2000, used: 0x4000 };
+        let mut driver = Driver::new(&memory, RING, at, &terms).unwrap();
+        driver.hush();
+        let base = u16::try_from(driver.base() & 0xffff).unwrap();
+        let device = Device::new(&memory, RING, at, base, &terms).unwrap();
+        Self { driver, device, terms, at: 0 }
     }
 }
 
-/// Lends `n` buffers to the device.
-fn lend(driver: &mut Driver, n: usize, at: &mut u64, len: u32, write: bool) {
-    for _ in 0..n {
+/// Lends a burst of buffers to the device.
+fn lend(driver: &mut Driver, at: &mut u64, len: u32, write: bool) {
+    for _ in 0..BURST {
         let addr = BUFS + (*at % u64::from(RING)) * 2048;
         *at += 1;
         driver.add(&[Buf { addr, len, write }]).unwrap();
@@ -62,90 +104,72 @@ fn reclaim(driver: &mut Driver) -> usize {
     std::iter::from_fn(|| driver.take()).count()
 }
 
-/// Runs `round` many times and gives the nanoseconds for one frame.
-fn measure(mut round: impl FnMut() -> usize) -> f64 {
-    let batches = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(BATCHES);
-    for _ in 0..batches / 40 {
-        round();
-    }
-    let mut runs: Vec<f64> = (0..5)
-        .map(|_| {
-            let start = now();
-            let frames: usize = (0..batches / 5).map(|_| round()).sum();
-            (now() - start).as_nanos() as f64 / frames as f64
-        })
-        .collect();
-    runs.sort_by(f64::total_cmp);
-    runs.get(runs.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// The driver's own share: lend and take back, with the device only completing.
-fn driver_alone() -> f64 {
-    let Side { mut driver, mut device, .. } = side();
-    let (mut at, mut chains) = (0, Chains::default());
-    let both = measure(|| {
-        lend(&mut driver, BURST, &mut at, 76, false);
+/// The rings alone. Gives the driver's share: lend and take back, with the device only completing.
+fn ring(asked: &Asked, packed: bool) -> f64 {
+    let Side { mut driver, mut device, mut at, .. } = Side::new(packed);
+    let mut chains = Chains::default();
+    let both = asked.measure(|| {
+        lend(&mut driver, &mut at, 76, false);
         chains.clear();
         device.fetch(&mut chains, BURST);
         device.complete(chains.all());
         reclaim(&mut driver)
     });
-    // The bare ring on the device side, measured by walking the same chains again and again.
-    lend(&mut driver, BURST, &mut at, 76, false);
-    let bare = measure(|| {
+    // The same chains fetched and put back again and again.
+    lend(&mut driver, &mut at, 76, false);
+    let fetch = asked.measure(|| {
         chains.clear();
         let n = device.fetch(&mut chains, BURST);
         device.unfetch(chains.all());
         n
     });
-    println!("driver and bare device ring           {both:6.1} ns/frame");
-    println!("fetch alone                           {bare:6.1} ns/frame");
-    both - bare
+    println!("  both sides of the bare ring          {both:6.1} ns/frame");
+    println!("  the device's fetching alone          {fetch:6.1} ns/frame");
+    // Completing costs about as much as fetching at most.
+    (both - 2.0 * fetch).max(0.0)
 }
 
-fn transmit(len: u32, driver_share: f64) {
-    let Side { mut driver, device, terms } = side();
-    let (mut giver, mut b, mut stats, mut at) = (Giver::new(device), Batch::new(), Stats::default(), 0);
-    let ns = measure(|| {
-        lend(&mut driver, BURST, &mut at, 12 + len, false);
+fn line(what: &str, len: u32, ns: f64, driver: f64) {
+    println!("  {what} {len:5} bytes        {ns:6.1} ns/frame, without the driver {:6.1}", ns - driver);
+}
+
+fn transmit(asked: &Asked, packed: bool, len: u32, share: f64) {
+    let Side { mut driver, device, terms, mut at } = Side::new(packed);
+    let (mut giver, mut b, mut stats) = (Giver::new(device), Batch::new(), Stats::default());
+    let ns = asked.measure(|| {
+        lend(&mut driver, &mut at, 12 + len, false);
         b.clear();
         giver.recv(&mut b, &terms, &mut stats);
         let n = b.len();
         giver.release(&b, n, &mut stats);
         reclaim(&mut driver)
     });
-    println!(
-        "guest transmits {len:5} bytes           {ns:6.1} ns/frame, device side {:6.1}",
-        ns - driver_share
-    );
+    line("guest transmits", len, ns, share);
 }
 
-fn receive(len: usize, driver_share: f64) {
-    let Side { mut driver, device, terms } = side();
-    let (mut taker, mut stats, mut at) = (Taker::new(device), Stats::default(), 0);
+fn receive(asked: &Asked, packed: bool, len: u32, share: f64) {
+    let Side { mut driver, device, terms, mut at } = Side::new(packed);
+    let (mut taker, mut stats) = (Taker::new(device), Stats::default());
     // The frames come out of another guest's memory.
-    let Side { driver: mut other, device, .. } = side();
-    let (mut giver, mut b, mut from) = (Giver::new(device), Batch::new(), 0);
-    lend(&mut other, BURST, &mut from, 12 + u32::try_from(len).unwrap(), false);
+    let mut other = Side::new(packed);
+    lend(&mut other.driver, &mut other.at, 12 + len, false);
+    let (mut giver, mut b) = (Giver::new(other.device), Batch::new());
     giver.recv(&mut b, &terms, &mut Stats::default());
-    let ns = measure(|| {
-        lend(&mut driver, BURST, &mut at, 2048, true);
+    let ns = asked.measure(|| {
+        lend(&mut driver, &mut at, 2048, true);
         let (n, _) = taker.send(&b, &terms, &mut stats);
         assert_eq!(n, BURST);
         reclaim(&mut driver)
     });
-    println!(
-        "guest receives  {len:5} bytes (copied)  {ns:6.1} ns/frame, device side {:6.1}",
-        ns - driver_share
-    );
+    line("guest receives (copied)", len, ns, share);
 }
 
-fn land(len: u32, driver_share: f64) {
-    let Side { mut driver, device, terms } = side();
-    let (mut taker, mut b, mut stats, mut at) = (Taker::new(device), Batch::new(), Stats::default(), 0);
+fn land(asked: &Asked, packed: bool, len: u32, share: f64) {
+    let Side { mut driver, device, terms, mut at } = Side::new(packed);
+    let (mut taker, mut b, mut stats) = (Taker::new(device), Batch::new(), Stats::default());
     let mut room = Vec::new();
-    let ns = measure(|| {
-        lend(&mut driver, BURST, &mut at, 2048, true);
+    let ns = asked.measure(|| {
+        lend(&mut driver, &mut at, 2048, true);
         b.clear();
         taker.lend(&mut b, &terms, &mut stats);
         for _ in 0..BURST {
@@ -164,29 +188,44 @@ fn land(len: u32, driver_share: f64) {
         assert_eq!(n, BURST);
         reclaim(&mut driver)
     });
-    println!(
-        "guest receives  {len:5} bytes (landed)  {ns:6.1} ns/frame, device side {:6.1}",
-        ns - driver_share
-    );
+    line("guest receives (landed)", len, ns, share);
 }
 
+/// From guest to guest: both drivers' shares are in it.
+fn pass(asked: &Asked, packed: bool, len: u32, share: f64) {
+    let (mut from, mut to) = (Side::new(packed), Side::new(packed));
+    let (mut giver, mut taker) = (Giver::new(from.device), Taker::new(to.device));
+    let (mut b, mut stats) = (Batch::new(), Stats::default());
+    let ns = asked.measure(|| {
+        lend(&mut from.driver, &mut from.at, 12 + len, false);
+        lend(&mut to.driver, &mut to.at, 2048, true);
+        b.clear();
+        giver.recv(&mut b, &from.terms, &mut stats);
+        let (n, _) = taker.send(&b, &to.terms, &mut stats);
+        giver.release(&b, n, &mut stats);
+        reclaim(&mut from.driver);
+        reclaim(&mut to.driver)
+    });
+    line("guest to guest ", len, ns, 2.0 * share);
+}
+
+type Case = fn(&Asked, bool, u32, f64);
+
 fn main() {
-    let only = std::env::args().skip(1).find(|a| a.chars().all(char::is_alphabetic));
-    let wanted = |name: &str| only.as_ref().is_none_or(|o| o == name);
-    let share = if wanted("ring") { driver_alone() } else { 0.0 };
-    for len in [64, 1500] {
-        if wanted("transmit") {
-            transmit(len, share);
+    let asked = Asked::read();
+    let cases: [(&str, Case); 4] =
+        [("transmit", transmit), ("receive", receive), ("land", land), ("pass", pass)];
+    let kinds = ["ring", "transmit", "receive", "land", "pass"];
+    for (format, packed) in [("split", false), ("packed", true)] {
+        if !asked.wants(format, &["split", "packed"]) {
+            continue;
         }
-    }
-    for len in [64, 1500] {
-        if wanted("receive") {
-            receive(usize::try_from(len).unwrap(), share);
-        }
-    }
-    for len in [64, 1500] {
-        if wanted("land") {
-            land(len, share);
+        println!("{format}, {RING} places, {BURST} frames at a time");
+        let share = if asked.wants("ring", &kinds) { ring(&asked, packed) } else { 0.0 };
+        for (_, case) in cases.iter().filter(|(name, _)| asked.wants(name, &kinds)) {
+            for len in [64, 1500] {
+                case(&asked, packed, len, share);
+            }
         }
     }
 }

@@ -71,16 +71,22 @@ impl Vnet {
     /// Writes the little-endian form with `num_buffers`.
     #[must_use]
     pub fn to_le(&self, num_buffers: u16) -> [u8; LEN] {
-        // Written as two words: who copies it on at once would otherwise wait for its bytes to come together.
+        let (low, high) = self.words(num_buffers);
+        let [f, t, h0, h1, g0, g1, s0, s1] = low.to_le_bytes();
+        let [o0, o1, n0, n1] = high.to_le_bytes();
+        [f, t, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1]
+    }
+
+    /// The same as two words: who writes it to memory in smaller parts and copies it on waits for them to come together.
+    #[must_use]
+    #[inline]
+    pub fn words(&self, num_buffers: u16) -> (u64, u32) {
         let low = u64::from(self.flags)
             | u64::from(self.gso_type) << 8
             | u64::from(self.hdr_len) << 16
             | u64::from(self.gso_size) << 32
             | u64::from(self.csum_start) << 48;
-        let high = u32::from(self.csum_offset) | u32::from(num_buffers) << 16;
-        let [f, t, h0, h1, g0, g1, s0, s1] = low.to_le_bytes();
-        let [o0, o1, n0, n1] = high.to_le_bytes();
-        [f, t, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1]
+        (low, u32::from(self.csum_offset) | u32::from(num_buffers) << 16)
     }
 
     /// The segmentation type without the ECN bit.

@@ -6,6 +6,7 @@
 
 pub mod buf;
 pub mod guest;
+pub mod packed;
 pub mod seg;
 pub mod sigbus;
 pub mod split;

@@ -152,14 +152,16 @@ impl Seg {
         Some(to)
     }
 
-    /// Writes `N` bytes at the front. False: there is no room for them.
+    /// Writes a little-endian word and one half as long behind it to the front. False: there is no room for them.
     #[inline]
-    pub fn set_first<const N: usize>(&self, bytes: &[u8; N]) -> bool {
-        if self.len < N {
+    pub fn set_words(&self, low: u64, high: u32) -> bool {
+        if self.len < 12 {
             return false;
         }
-        // SAFETY: as for `first`, with the roles exchanged.
-        unsafe { copy(bytes.as_ptr(), self.ptr, N) };
+        // SAFETY: 12 bytes are mapped at ptr (type invariant); alignment is not assumed.
+        unsafe { self.ptr.cast::<u64>().write_unaligned(low.to_le()) };
+        // SAFETY: as above.
+        unsafe { self.ptr.wrapping_add(8).cast::<u32>().write_unaligned(high.to_le()) };
         true
     }
 

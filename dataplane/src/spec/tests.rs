@@ -234,6 +234,7 @@ fn every_option_of_vhost_user() {
         ("path=/p,ctrl_vq=off", VhostUser { hide: 0x7f << 17, ..plain() }),
         ("path=/p,mq=off", VhostUser { hide: 1 << 22, ..plain() }),
         ("path=/p,indirect_desc=off,event_idx=off", VhostUser { hide: 3 << 28, ..plain() }),
+        ("path=/p,packed=off,in_order=off", VhostUser { hide: 3 << 34, ..plain() }),
     ];
     for (text, want) in table {
         let netdev = format!("tap,id=n0,queues={}", want.queues);

@@ -57,6 +57,8 @@ const SWITCHES: &[(&str, u64)] = &[
     ("mq", bits(&[22])),
     ("indirect_desc", bits(&[28])),
     ("event_idx", bits(&[29])),
+    ("packed", bits(&[34])),
+    ("in_order", bits(&[35])),
 ];
 
 /// Reads the options of `vhost-user`.

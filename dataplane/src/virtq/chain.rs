@@ -111,6 +111,25 @@ impl Chains {
         self.segs.get(c.first as usize).copied()
     }
 
+    /// Asks the processor for the first bytes of segment number `i`, to be read soon: another core has written them.
+    /// Nearly always a chain has one segment, so that this is chain number `i`.
+    #[inline]
+    pub fn ask_for(&self, i: usize) {
+        if let Some(s) = self.segs.get(i) {
+            s.prefetch();
+            s.prefetch_at(64);
+        }
+    }
+
+    /// The same for bytes that are to be written: another core has read them.
+    #[inline]
+    pub fn ask_to_write(&self, i: usize) {
+        if let Some(s) = self.segs.get(i) {
+            s.prefetch_to_write();
+            s.prefetch_to_write_at(64);
+        }
+    }
+
     /// The segments of the `n` chains from number `from` on.
     #[must_use]
     #[inline]
@@ -200,7 +219,7 @@ impl Walk<'_> {
     }
 
     /// Adds the buffers of an indirect table, each entry of which is copied once. In a split ring's table entries name
-    /// the next one (virtio 1.2 §2.7.5.3), in a packed ring's all follow one another (§2.8.8).
+    /// the next one (virtio 1.2 §2.7.5.3); in a packed ring's, where flags stand last, all follow one another (§2.8.7).
     pub(super) fn table(&mut self, d: &Desc, linked: bool) -> Option<()> {
         if d.len == 0 || !d.len.is_multiple_of(DESC) {
             return None;
@@ -212,7 +231,10 @@ impl Walk<'_> {
             if table.skip(at).copy_out(&mut raw) != raw.len() {
                 return None;
             }
-            let e = Desc::from_le(raw);
+            let mut e = Desc::from_le(raw);
+            if !linked {
+                e.flags = e.next;
+            }
             if e.flags & F_INDIRECT != 0 {
                 return None;
             }
@@ -224,6 +246,11 @@ impl Walk<'_> {
             at = if linked { u32::from(e.next) * DESC } else { at + DESC };
         }
         None
+    }
+
+    /// Leaves it out.
+    pub(super) fn forget(self) {
+        self.chains.segs.truncate(self.before);
     }
 
     /// Ends the chain, good or bad.

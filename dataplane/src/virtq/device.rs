@@ -9,9 +9,11 @@
 use std::sync::Arc;
 
 pub use super::chain::{Chain, Chains, MAX_BYTES, MAX_SEGS};
+use super::packed::{self, Packed};
 use super::split::Split;
 use super::terms::Terms;
 use crate::mem::guest::GuestMemory;
+use crate::mem::packed::PackedRing;
 use crate::mem::sigbus;
 use crate::mem::split::{RingAddr, SplitRing};
 
@@ -31,11 +33,40 @@ pub(super) struct State {
     seen_hits: u32,
 }
 
+/// The ring itself, in its format.
+#[derive(Debug)]
+enum Side {
+    Split(Split),
+    Packed(Packed),
+}
+
+/// Does the same with either format.
+macro_rules! either {
+    ($side:expr, $s:pat => $do:expr) => {
+        match $side {
+            Side::Split($s) => $do,
+            Side::Packed($s) => $do,
+        }
+    };
+}
+
 /// The device side of one ring.
 #[derive(Debug)]
 pub struct Device {
     state: State,
-    side: Split,
+    side: Side,
+}
+
+/// Where the device of a ring had come to that was stopped without being asked, at whatever moment: the position from
+/// which another goes on (the base that vhost-user speaks of; of a packed ring the lower 16 bits). None: there is no such
+/// ring, or it makes no sense. Only true of rings that a [`Device`] served: all that it completes, it completes in order
+/// and at once.
+#[must_use]
+pub fn recover(memory: &Arc<GuestMemory>, size: u16, at: RingAddr, packed: bool) -> Option<u16> {
+    if packed {
+        return packed::recover(&PackedRing::new(memory.clone(), size, at)?).map(|p| p.bits());
+    }
+    Some(SplitRing::new(memory.clone(), size, at)?.used_idx())
 }
 
 impl Device {
@@ -52,7 +83,12 @@ impl Device {
             armed: true,
             seen_hits: sigbus::hits(),
         };
-        let mut d = Self { state, side: Split::new(SplitRing::new(memory.clone(), size, at)?, base) };
+        let side = if terms.packed {
+            Side::Packed(Packed::new(PackedRing::new(memory.clone(), size, at)?, base)?)
+        } else {
+            Side::Split(Split::new(SplitRing::new(memory.clone(), size, at)?, base))
+        };
+        let mut d = Self { state, side };
         d.arm();
         Some(d)
     }
@@ -61,20 +97,20 @@ impl Device {
     #[must_use]
     #[inline]
     pub fn memory(&self) -> &Arc<GuestMemory> {
-        self.side.ring.memory()
+        either!(&self.side, s => s.ring.memory())
     }
 
     /// Places of the ring.
     #[must_use]
     #[inline]
     pub fn size(&self) -> u16 {
-        self.side.ring.size()
+        either!(&self.side, s => s.ring.size())
     }
 
     /// The position of the next chain: where another device would go on.
     #[must_use]
     pub fn base(&self) -> u16 {
-        self.side.base()
+        either!(&self.side, s => s.base())
     }
 
     /// The driver broke the ring, or the memory went away: it is not served any more.
@@ -99,7 +135,7 @@ impl Device {
     /// A chain is available.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        !self.state.stopped && self.side.has_work()
+        !self.state.stopped && either!(&self.side, s => s.has_work())
     }
 
     /// Appends up to `most` of the next chains to `into`; says how many.
@@ -110,34 +146,34 @@ impl Device {
         }
         let before = into.len();
         let most = u16::try_from(most).unwrap_or(u16::MAX);
-        self.side.fetch(&mut self.state, into, most);
+        either!(&mut self.side, s => s.fetch(&mut self.state, into, most));
         into.len() - before
     }
 
     /// Puts the chains fetched last, and not completed, back.
     #[inline]
     pub fn unfetch(&mut self, chains: &[Chain]) {
-        let slots = Split::slots(chains);
-        self.side.unfetch(slots);
-        self.state.open = self.state.open.wrapping_sub(slots);
+        either!(&mut self.side, s => s.unfetch(&mut self.state, chains));
     }
 
     /// Completes the chains fetched first, which the driver sees at once. True: it wants to be interrupted.
     #[inline]
     pub fn complete(&mut self, done: &[Chain]) -> bool {
-        let slots = Split::slots(done);
-        self.state.open = self.state.open.wrapping_sub(slots);
         if done.is_empty() || self.state.stopped {
             return false;
         }
-        self.side.complete(&self.state, done)
+        self.hush();
+        either!(&mut self.side, s => s.complete(&mut self.state, done))
     }
 
     /// Busy: kicks would only disturb.
     #[inline]
     pub fn hush(&mut self) {
         if std::mem::take(&mut self.state.armed) {
-            self.side.hush(&self.state);
+            match &mut self.side {
+                Side::Split(s) => s.hush(&self.state),
+                Side::Packed(s) => s.hush(),
+            }
         }
     }
 
@@ -148,7 +184,7 @@ impl Device {
             return false;
         }
         self.state.armed = true;
-        self.side.arm(&self.state);
+        either!(&mut self.side, s => s.arm(&self.state));
         self.has_work()
     }
 }

@@ -14,16 +14,17 @@ const ALL: Terms = Terms {
     gives: crate::port::Offloads::NONE,
     event_idx: false,
     indirect: true,
+    packed: false,
 };
 
 /// Puts raw descriptors in the table and makes `head` available.
 fn raw(g: &mut Guest, descs: &[Desc], head: u16) {
     for (i, d) in descs.iter().enumerate() {
-        g.driver.ring().set_desc(u16::try_from(i).unwrap(), *d);
+        g.split().set_desc(u16::try_from(i).unwrap(), *d);
     }
-    let at = g.driver.ring().avail_idx();
-    g.driver.ring().set_avail_entry(at, head);
-    g.driver.ring().set_avail_idx(at.wrapping_add(1));
+    let at = g.split().avail_idx();
+    g.split().set_avail_entry(at, head);
+    g.split().set_avail_idx(at.wrapping_add(1));
 }
 
 fn d(addr: u64, len: u32, flags: u16, next: u16) -> Desc {
@@ -126,15 +127,15 @@ fn indirect_tables() {
 #[test]
 fn an_index_that_jumps_stops_the_ring() {
     let (g, mut dev) = Guest::new(8, &ALL);
-    g.driver.ring().set_avail_idx(9);
+    g.split().set_avail_idx(9);
     let mut chains = Chains::default();
     assert_eq!(dev.fetch(&mut chains, 8), 0);
     assert!(dev.stopped());
-    g.driver.ring().set_avail_idx(1);
+    g.split().set_avail_idx(1);
     assert_eq!(dev.fetch(&mut chains, 8), 0, "it stays stopped");
     assert!(!dev.arm());
     assert!(!dev.complete(&[]));
-    assert_eq!(g.driver.ring().used_idx(), 0);
+    assert_eq!(g.split().used_idx(), 0);
 }
 
 #[test]
@@ -145,7 +146,7 @@ fn more_chains_than_the_ring_holds_stop_it() {
     }
     let mut chains = Chains::default();
     assert_eq!(dev.fetch(&mut chains, 5), 5);
-    g.driver.ring().set_avail_idx(9);
+    g.split().set_avail_idx(9);
     assert_eq!(dev.fetch(&mut chains, 3), 3, "known before");
     assert_eq!(dev.fetch(&mut chains, 1), 0);
     assert!(dev.stopped());
@@ -174,7 +175,7 @@ fn interrupts_by_flag_and_by_index() {
     assert!(round(&mut dev));
     assert!(!dev.complete(&[]), "nothing new");
     assert_eq!(g.driver.take(), Some((h, 0)));
-    g.driver.ring().set_avail_flags(1);
+    g.split().set_avail_flags(1);
     g.readable(&[(BUFS, 60)]);
     assert!(!round(&mut dev), "the driver wants quiet");
 
@@ -257,14 +258,14 @@ proptest! {
             d(place(a), if small { len % 300 / 4 * 4 } else { len >> 12 }, flags, next)
         };
         for (i, e) in table.iter().enumerate() {
-            g.driver.ring().set_desc(u16::try_from(i).unwrap(), make(e));
+            g.split().set_desc(u16::try_from(i).unwrap(), make(e));
         }
         let bytes: Vec<u8> = indirect.iter().flat_map(|e| make(e).to_le()).collect();
         g.put(BUFS + 0x3000, &bytes);
         for (i, h) in heads.iter().enumerate() {
-            g.driver.ring().set_avail_entry(u16::try_from(i).unwrap(), *h);
+            g.split().set_avail_entry(u16::try_from(i).unwrap(), *h);
         }
-        g.driver.ring().set_avail_idx(idx);
+        g.split().set_avail_idx(idx);
         let mut chains = Chains::default();
         let mut served = 0u16;
         while dev.fetch(&mut chains, 3) > 0 {
@@ -283,7 +284,7 @@ proptest! {
         let stop = idx > 16 || beyond.is_some_and(|b| b < idx);
         prop_assert_eq!(dev.stopped(), stop);
         prop_assert!(served <= beyond.unwrap_or(16));
-        prop_assert!(stop || g.driver.ring().used_idx() == served);
+        prop_assert!(stop || g.split().used_idx() == served);
         prop_assert!(Arc::strong_count(&g.memory) >= 2);
     }
 }

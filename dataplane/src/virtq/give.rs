@@ -5,7 +5,7 @@
 //! put back and given again.
 #![forbid(unsafe_code)]
 
-use netreeve_shared::vnet::{F_NEEDS_CSUM, LEN as VNET, Vnet};
+use netreeve_shared::vnet::{self, F_NEEDS_CSUM, LEN as VNET, Vnet};
 
 use super::chain::{Chain, Chains};
 use super::device::Device;
@@ -59,35 +59,27 @@ impl Giver {
         self.rewind(0);
         // A hostile ring of nothing but bad chains costs one batch of them for each turn.
         let n = self.dev.fetch(&mut self.chains, b.room().min(BATCH));
-        for i in 0..n.min(AHEAD) {
-            self.ask_for(i);
+        for i in 0..AHEAD {
+            self.chains.ask_for(i);
         }
-        for i in 0..n {
-            self.ask_for(i + AHEAD);
-            let Some(c) = self.chains.get(i) else { break };
+        let (mut bad, mut given) = (0, 0);
+        for (i, c) in self.chains.all().iter().enumerate() {
+            self.chains.ask_for(i.wrapping_add(AHEAD));
             match give(b, c, &self.chains, terms) {
-                Ok(()) => self.given += 1,
+                Ok(()) => given += 1,
                 // Chains are completed in order: what is bad waits until what is before it has gone.
-                Err(_) if self.given > 0 => break,
+                Err(_) if given > 0 => break,
                 Err(why) => {
-                    self.bad += 1;
+                    bad += 1;
                     stats.drop(why);
                 }
             }
         }
+        (self.bad, self.given) = (bad, given);
         if n > 0 {
             self.dev.hush();
         }
         self.bad > 0 && self.dev.complete(self.chains.range(0, self.bad))
-    }
-
-    /// Asks for the first bytes of a chain's frame.
-    #[inline]
-    fn ask_for(&self, i: usize) {
-        if let Some(next) = self.chains.get(i).and_then(|c| self.chains.first(c)) {
-            next.prefetch();
-            next.prefetch_at(64);
-        }
     }
 
     /// The first `taken` frames went on: their chains go back to the driver, the others are put back. True: the driver
@@ -121,14 +113,17 @@ fn give(b: &mut Batch, c: &Chain, chains: &Chains, terms: &Terms) -> Result<(), 
     if len > MAX_SUPER {
         return Err(Reason::Oversize);
     }
-    // Usually one buffer, and 12 bytes of it are there whatever the header's size: the shortest frame is longer.
+    // Usually one buffer and no work, and 12 bytes are there whatever the header's size: the shortest frame is longer.
+    // Word by word on the way to the frame: what is gathered in memory from smaller parts is waited for.
     if c.readable == 1
         && let Some(seg) = chains.first(c)
         && let Some(raw) = seg.first::<VNET>()
+        && let Vnet { gso_type: vnet::GSO_NONE, .. } = Vnet::from_le(&raw)
+        && !Vnet::from_le(&raw).needs_csum()
     {
-        let vnet = header(&raw, len, terms)?;
         let Some(f) = b.push() else { return Err(Reason::Full) };
-        (f.vnet, f.len, f.cookie) = (vnet, len, c.id.into());
+        f.vnet = Vnet { flags: 0, ..Vnet::from_le(&raw) };
+        (f.len, f.cookie) = (len, c.id.into());
         let seg = seg.skip(terms.header);
         if f.head_from(&seg) < len {
             b.push_seg(seg.skip(u32::try_from(HEAD).unwrap_or(0)));
@@ -138,7 +133,7 @@ fn give(b: &mut Batch, c: &Chain, chains: &Chains, terms: &Terms) -> Result<(), 
     give_scattered(b, c, chains.segs(c), terms)
 }
 
-/// The same for a frame in several buffers.
+/// The same for a frame in several buffers, or with work left on it.
 #[inline(never)]
 fn give_scattered(b: &mut Batch, c: &Chain, segs: &[Seg], terms: &Terms) -> Result<(), Reason> {
     let len = c.bytes - terms.header;
@@ -162,18 +157,13 @@ fn give_scattered(b: &mut Batch, c: &Chain, segs: &[Seg], terms: &Terms) -> Resu
 }
 
 /// Reads a header and checks what can be checked before anything is given.
-#[inline(always)]
 fn header(raw: &[u8; VNET], len: u32, terms: &Terms) -> Result<Vnet, Reason> {
     let mut vnet = Vnet::from_le(raw);
     // All else is for the other direction.
     vnet.flags &= F_NEEDS_CSUM;
-    if vnet.is_plain() || has_leave(&vnet, len, terms) { Ok(vnet) } else { Err(Reason::BadHeader) }
-}
-
-/// The work that a header asks for makes sense, and was negotiated.
-#[inline(never)]
-fn has_leave(vnet: &Vnet, len: u32, terms: &Terms) -> bool {
-    vnet.check(len).is_ok() && work(vnet).within(terms.gives)
+    // The work that it asks for makes sense, and was negotiated.
+    let good = vnet.check(len).is_ok() && work(&vnet).within(terms.gives);
+    if good { Ok(vnet) } else { Err(Reason::BadHeader) }
 }
 
 /// Copies up to [`HEAD`] bytes after the virtio-net header into the frame's head, gathering them from small buffers.
@@ -193,6 +183,15 @@ fn fill_head(f: &mut Frame, segs: &[Seg], header: u32) -> (usize, u32) {
     (segs.len(), 0)
 }
 
+/// The same tests for either format.
 #[cfg(test)]
-#[path = "give_tests.rs"]
-mod tests;
+mod tests {
+    mod split {
+        const PACKED: bool = false;
+        include!("give_tests.rs");
+    }
+    mod packed {
+        const PACKED: bool = true;
+        include!("give_tests.rs");
+    }
+}

@@ -1,13 +1,15 @@
-//! Split virtqueues (virtio 1.2 §2.7), device side and a small driver side, and how frames pass through them.
+//! Virtqueues, split and packed (virtio 1.2 §2.7, §2.8), device side and driver side, and how frames pass through them.
 //!
 //! Trust: none; the other side writes the rings and buffers as it likes. Promise: bounded work for each chain and each
-//! turn, every descriptor read once, one index store for each batch, bad chains completed with length 0 and counted.
+//! turn, every descriptor read once, bad chains completed with length 0 and counted, every chain completed in ring order
+//! (which is what `IN_ORDER` promises).
 #![forbid(unsafe_code)]
 
 pub mod chain;
 pub mod device;
 pub mod driver;
 pub mod give;
+mod packed;
 mod split;
 pub mod take;
 pub mod terms;
@@ -15,7 +17,7 @@ pub mod terms;
 pub(crate) mod testing;
 
 pub use chain::{Chain, Chains};
-pub use device::Device;
+pub use device::{Device, recover};
 pub use driver::{Buf, Driver};
 pub use give::Giver;
 pub use take::Taker;

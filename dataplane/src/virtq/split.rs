@@ -117,25 +117,22 @@ impl Split {
         None
     }
 
-    /// Places that these chains take: one each, whatever their descriptors.
     #[inline]
-    pub(super) fn slots(chains: &[Chain]) -> u16 {
-        u16::try_from(chains.len()).unwrap_or(u16::MAX)
-    }
-
-    #[inline]
-    pub(super) fn unfetch(&mut self, slots: u16) {
-        self.next = self.next.wrapping_sub(slots);
+    pub(super) fn unfetch(&mut self, s: &mut State, chains: &[Chain]) {
+        let n = u16::try_from(chains.len()).unwrap_or(u16::MAX);
+        s.open = s.open.wrapping_sub(n);
+        self.next = self.next.wrapping_sub(n);
     }
 
     /// Completes these chains. True: the driver wants to be interrupted.
     #[inline]
-    pub(super) fn complete(&mut self, s: &State, done: &[Chain]) -> bool {
+    pub(super) fn complete(&mut self, s: &mut State, done: &[Chain]) -> bool {
         let mut at = self.used;
         for c in done {
             self.ring.set_used_entry(at, c.id, c.written);
             at = at.wrapping_add(1);
         }
+        s.open = s.open.wrapping_sub(at.wrapping_sub(self.used));
         self.used = at;
         self.ring.set_used_idx(at);
         SplitRing::barrier();

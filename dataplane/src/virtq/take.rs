@@ -170,7 +170,7 @@ impl Taker {
             self.more(waiting - (self.chains.len() - next), terms, stats);
         }
         for i in 0..AHEAD.min(waiting) {
-            self.ask_for(next + i);
+            self.chains.ask_to_write(next + i);
         }
         let (mut whole, mut taken, before) = (0, 0, stats.tx_frames);
         for f in b.frames() {
@@ -219,15 +219,6 @@ impl Taker {
         self.lent < MAX_LENT && (self.empty() > self.lent || self.dev.has_work())
     }
 
-    /// Asks for the first bytes of an empty chain.
-    #[inline]
-    fn ask_for(&self, i: usize) {
-        if let Some(next) = self.chains.get(i).and_then(|c| self.chains.first(c)) {
-            next.prefetch_to_write();
-            next.prefetch_to_write_at(64);
-        }
-    }
-
     /// Finishes a frame that its giver put into the landing: its head as judged, its header, its used elements.
     #[inline]
     fn landed(&mut self, f: &Frame, slot: usize, slots: usize, terms: &Terms, stats: &mut Stats) {
@@ -237,9 +228,16 @@ impl Taker {
             stats.drop(if f.len + terms.header > room { Reason::Oversize } else { Reason::Offload });
             return;
         }
-        let mut to = Cursor::over(self.chains.run(first, slots));
-        to.skip(terms.header);
-        to.put(f.head());
+        // Usually one buffer in one piece.
+        if let (1, Some(to)) = (slots, self.chains.get(first).filter(|c| c.writable == 1))
+            && let Some(to) = self.chains.first(to)
+        {
+            to.skip(terms.header).copy_in(f.head());
+        } else {
+            let mut to = Cursor::over(self.chains.run(first, slots));
+            to.skip(terms.header);
+            to.put(f.head());
+        }
         self.finish(f, first, slots, terms, stats);
     }
 
@@ -249,13 +247,13 @@ impl Taker {
         if !fits(f, terms) {
             return Put::Drop(Reason::Offload);
         }
-        self.ask_for(*next + AHEAD);
+        self.chains.ask_to_write(next.wrapping_add(AHEAD));
         // Usually one buffer in one piece is enough.
         let total = f.len.wrapping_add(terms.header);
         if let Some(c) = self.chains.get(*next).filter(|c| c.bytes >= total && c.writable == 1)
             && let Some(to) = self.chains.first(c)
         {
-            write_header(&to, f, 1, terms);
+            write_header(&[to], f, 1, terms);
             let mut to = to.skip(terms.header);
             to = to.skip(put_bytes(&to, f.head()));
             for seg in b.body(f) {
@@ -318,11 +316,7 @@ impl Taker {
 
     /// Header and lengths of a frame that lies in `n` chains from index `first` on.
     fn finish(&mut self, f: &Frame, first: usize, n: usize, terms: &Terms, stats: &mut Stats) {
-        let run = self.chains.run(first, n);
-        match run.first() {
-            Some(s) if s.len() >= terms.header => write_header(s, f, n, terms),
-            _ => Cursor::over(run).put(header(f, n, terms).get(..terms.header as usize).unwrap_or_default()),
-        }
+        write_header(self.chains.run(first, n), f, n, terms);
         let mut left = f.len + terms.header;
         for i in first..first + n {
             if let Some(c) = self.chains.get_mut(i) {
@@ -349,23 +343,32 @@ fn fits(f: &Frame, terms: &Terms) -> bool {
     f.vnet.is_plain() || work(&f.vnet).within(terms.takes)
 }
 
-/// A frame's header as the driver gets it, before a frame that lies in `n` chains.
+/// A frame's header as the driver gets it.
 #[inline]
-fn header(f: &Frame, n: usize, terms: &Terms) -> [u8; VNET] {
+fn header(f: &Frame, terms: &Terms) -> Vnet {
     let valid = if terms.takes.has(offload_bits::CSUM) { F_DATA_VALID } else { 0 };
-    let vnet = Vnet { flags: f.vnet.flags & (F_NEEDS_CSUM | valid), ..f.vnet };
-    vnet.to_le(u16::try_from(n).unwrap_or(u16::MAX))
+    Vnet { flags: f.vnet.flags & (F_NEEDS_CSUM | valid), ..f.vnet }
 }
 
-/// Writes it to the front of a segment that has room for it.
+/// Writes the header of a frame that lies in `n` chains to the front of their segments.
 #[inline]
-fn write_header(to: &Seg, f: &Frame, n: usize, terms: &Terms) {
-    let bytes = header(f, n, terms);
-    if terms.header == 12 {
-        to.set_first(&bytes);
-    } else if let Some(short) = bytes.first_chunk::<10>() {
-        to.set_first(short);
+fn write_header(run: &[Seg], f: &Frame, n: usize, terms: &Terms) {
+    let n = u16::try_from(n).unwrap_or(u16::MAX);
+    if terms.header == 12
+        && let Some(first) = run.first()
+    {
+        let (low, high) = header(f, terms).words(n);
+        if first.set_words(low, high) {
+            return;
+        }
     }
+    scatter_header(run, &header(f, terms).to_le(n), terms);
+}
+
+/// The same for a header of another size, or in small pieces.
+#[inline(never)]
+fn scatter_header(run: &[Seg], bytes: &[u8; VNET], terms: &Terms) {
+    Cursor::over(run).put(bytes.get(..terms.header as usize).unwrap_or_default());
 }
 
 /// Copies bytes to the front of a segment; says how many.
@@ -432,6 +435,15 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// The same tests for either format.
 #[cfg(test)]
-#[path = "take_tests.rs"]
-mod tests;
+mod tests {
+    mod split {
+        const PACKED: bool = false;
+        include!("take_tests.rs");
+    }
+    mod packed {
+        const PACKED: bool = true;
+        include!("take_tests.rs");
+    }
+}

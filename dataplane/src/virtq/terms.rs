@@ -27,6 +27,8 @@ pub mod feature {
     /// `VHOST_USER_F_PROTOCOL_FEATURES`.
     pub const PROTOCOL: u64 = 1 << 30;
     pub const VERSION_1: u64 = 1 << 32;
+    pub const RING_PACKED: u64 = 1 << 34;
+    pub const IN_ORDER: u64 = 1 << 35;
     pub const GUEST_USO4: u64 = 1 << 54;
     pub const GUEST_USO6: u64 = 1 << 55;
     pub const HOST_USO: u64 = 1 << 56;
@@ -47,6 +49,8 @@ pub struct Terms {
     pub event_idx: bool,
     /// Indirect descriptors.
     pub indirect: bool,
+    /// Packed rings.
+    pub packed: bool,
 }
 
 impl Default for Terms {
@@ -85,6 +89,7 @@ impl Terms {
             gives: set(f::CSUM, &gives),
             event_idx: has(f::EVENT_IDX),
             indirect: has(f::INDIRECT_DESC),
+            packed: has(f::RING_PACKED),
         }
     }
 }

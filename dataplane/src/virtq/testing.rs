@@ -7,8 +7,9 @@ use std::sync::Arc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
-use super::{Buf, Device, Driver, Terms};
+use super::{Buf, Device, Driver, Terms, recover};
 use crate::mem::guest::{GuestMemory, Layout, Region};
+use crate::mem::packed::PackedRing;
 use crate::mem::split::{RingAddr, SplitRing};
 
 /// Guest physical address of the memory.
@@ -52,10 +53,25 @@ impl Guest {
     /// A guest and the device for its ring.
     pub(crate) fn new(size: u16, terms: &Terms) -> (Self, Device) {
         let (memory, _fd) = memory();
-        let ring = SplitRing::new(memory.clone(), size, addr(0, size)).unwrap();
-        let driver = Driver::new(ring, terms.event_idx);
-        let device = Device::new(&memory, size, addr(0, size), 0, terms).unwrap();
+        let at = addr(0, size);
+        let driver = Driver::new(&memory, size, at, terms).unwrap();
+        let base = u16::try_from(driver.base() & 0xffff).unwrap();
+        let device = Device::new(&memory, size, at, base, terms).unwrap();
         (Self { memory, driver }, device)
+    }
+
+    /// The split ring, to be tampered with.
+    pub(crate) fn split(&self) -> &SplitRing {
+        self.driver.split().unwrap()
+    }
+
+    /// Places completed in a ring that has not gone round twice.
+    pub(crate) fn completed(&self) -> u16 {
+        let packed = self.driver.packed();
+        let size = packed.map_or_else(|| self.split().size(), PackedRing::size);
+        let at = recover(&self.memory, size, addr(0, size), packed.is_some()).unwrap();
+        let Some(_) = packed else { return at };
+        if at & 0x8000 == 0 { size + at } else { at & 0x7fff }
     }
 
     pub(crate) fn put(&self, gpa: u64, bytes: &[u8]) {

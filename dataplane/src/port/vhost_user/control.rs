@@ -101,6 +101,6 @@ mod tests {
         g.readable(&[(BUFS, 4)]);
         g.readable(&[(3, 4)]);
         serve(&mut dev, 4);
-        assert_eq!(g.driver.ring().used_idx(), 2);
+        assert_eq!(g.split().used_idx(), 2);
     }
 }

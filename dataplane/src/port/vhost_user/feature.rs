@@ -33,6 +33,7 @@ pub enum FrontEnd {
 #[must_use]
 pub fn offered(plan: &Plan, to: FrontEnd) -> u64 {
     let mut o = f::VERSION_1 | f::PROTOCOL | f::INDIRECT_DESC | f::EVENT_IDX | f::MRG_RXBUF | f::STATUS;
+    o |= f::RING_PACKED | f::IN_ORDER;
     o |= f::CSUM | f::HOST_TSO4 | f::HOST_TSO6 | f::HOST_ECN | f::HOST_USO;
     o |= f::GUEST_CSUM | f::GUEST_TSO4 | f::GUEST_TSO6 | f::GUEST_ECN | f::GUEST_USO4 | f::GUEST_USO6;
     if plan.mac.is_some() {

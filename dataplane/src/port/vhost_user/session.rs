@@ -247,12 +247,16 @@ impl Session {
     fn ring_request(&mut self, r: Request, fd: Option<OwnedFd>) -> Result<(), Bad> {
         match r {
             Request::SetRingNum { index, num } => {
-                let n = u16::try_from(num).ok().filter(|n| n.is_power_of_two() && *n <= MAX_SIZE);
+                let packed = self.acked & f::RING_PACKED != 0;
+                let fits = |n: &u16| (1..=MAX_SIZE).contains(n) && (packed || n.is_power_of_two());
+                let n = u16::try_from(num).ok().filter(fits);
                 let n = n.ok_or(Bad("ring size is not a power of two up to 32768"))?;
                 self.change(index, |r| r.num = n)
             }
             Request::SetRingAddr { index, at } => self.change(index, |r| r.addr = Some(at)),
             Request::SetRingBase { index, base } => {
+                // Of a packed ring, the upper half says where completion is: the same place, for nothing is under way.
+                let base = if self.acked & f::RING_PACKED == 0 { base } else { base & 0xffff };
                 let base = u16::try_from(base).map_err(|_| Bad("ring base"))?;
                 self.change(index, |r| {
                     r.base = base;
@@ -310,7 +314,8 @@ impl Session {
         self.old.extend(r.kick.take());
         r.broken = false;
         let mut p = index.to_ne_bytes().to_vec();
-        p.extend(u32::from(r.base).to_ne_bytes());
+        let used = if self.acked & f::RING_PACKED == 0 { 0 } else { u32::from(r.base) << 16 };
+        p.extend((u32::from(r.base) | used).to_ne_bytes());
         drop(r);
         self.dirty = true;
         self.count_pairs();

@@ -9,10 +9,9 @@ use nix::unistd::ftruncate;
 
 use super::message::request as r;
 use super::*;
-use crate::mem::split::SplitRing;
 use crate::virtq::terms::feature as f;
 use crate::virtq::testing::{BUFS, GPA, SIZE, UVA, addr, memfd, memory};
-use crate::virtq::{Buf, Driver};
+use crate::virtq::{Buf, Driver, Terms};
 
 mod estate;
 
@@ -33,6 +32,8 @@ struct Front {
     calls: Vec<EventFd>,
     errs: Vec<EventFd>,
     changes: Vec<Change>,
+    acked: u64,
+    sent: u64,
 }
 
 fn eventfd() -> EventFd {
@@ -76,6 +77,8 @@ impl Front {
             calls: many(),
             errs: many(),
             changes: Vec::new(),
+            acked: 0,
+            sent: 0,
         }
     }
 
@@ -146,6 +149,7 @@ impl Front {
         let p = self.ask_u64(r::GET_PROTOCOL_FEATURES);
         self.tell(r::SET_PROTOCOL_FEATURES, &words(&[p]), &[]);
         self.tell(r::SET_FEATURES, &words(&[acked]), &[]);
+        self.acked = acked;
     }
 
     fn table(&mut self) {
@@ -156,6 +160,11 @@ impl Front {
     fn start_ring(&mut self, i: usize, base: u32) {
         let index = u32::try_from(i).unwrap();
         let at = addr(i as u64, 16);
+        if self.drivers.len() <= i {
+            let terms = Terms::of(self.acked);
+            self.drivers.push(Driver::new(&self.memory, 16, at, &terms).unwrap());
+        }
+        let base = if base == 0 { self.drivers[i].base() } else { base };
         self.tell(r::SET_VRING_NUM, &state(index, 16), &[]);
         self.tell(r::SET_VRING_BASE, &state(index, base), &[]);
         self.tell(r::SET_VRING_ADDR, &words(&[u64::from(index), at.desc, at.used, at.avail, 0]), &[]);
@@ -164,10 +173,6 @@ impl Front {
             self.tell(number, &words(&[i as u64]), &[fd]);
         }
         self.tell(r::SET_VRING_ENABLE, &state(index, 1), &[]);
-        let ring = SplitRing::new(self.memory.clone(), 16, addr(i as u64, 16)).unwrap();
-        if self.drivers.len() <= i {
-            self.drivers.push(Driver::new(ring, true));
-        }
     }
 
     fn start(&mut self) {
@@ -178,8 +183,12 @@ impl Front {
     }
 
     fn ready(plan: &Plan) -> Self {
+        Self::ready_with(plan, ACK)
+    }
+
+    fn ready_with(plan: &Plan, acked: u64) -> Self {
         let mut x = Self::new(plan);
-        x.negotiate(ACK);
+        x.negotiate(acked);
         x.start();
         assert!(x.ports.iter().all(|p| p.traits().up));
         x
@@ -187,7 +196,8 @@ impl Front {
 
     /// Transmits a frame of 60 bytes on ring `i` (odd).
     fn transmit(&mut self, i: usize, byte: u8) {
-        let at = BUFS + 0x1_0000 * i as u64 + 128 * u64::from(self.drivers[i].ring().avail_idx() % 16);
+        let at = BUFS + 0x1_0000 * i as u64 + 128 * (self.sent % 16);
+        self.sent += 1;
         self.memory.at_gpa(at, 12).unwrap().copy_in(&[0; 12]);
         self.memory.at_gpa(at + 12, 60).unwrap().copy_in(&[byte; 60]);
         self.drivers[i].add(&[Buf { addr: at, len: 72, write: false }]).unwrap();
@@ -253,6 +263,37 @@ fn frames_pass_both_ways() {
     assert!(!x.ports[0].arm_takes());
     x.transmit(1, 1);
     assert!(x.ports[0].arm_gives());
+}
+
+#[test]
+fn a_packed_ring_stops_and_goes_on_at_its_place() {
+    let mut x = Front::ready_with(&plan(1), ACK | f::RING_PACKED | f::IN_ORDER);
+    // In the first round, then in the second.
+    for base in [0x8004_8004u32, 0x8008_8008, 0x800c_800c, 0, 0x0004_0004] {
+        for i in 0..4 {
+            x.transmit(1, i);
+        }
+        assert_eq!(x.turn(0), [0, 1, 2, 3]);
+        assert_eq!(std::iter::from_fn(|| x.drivers[1].take()).count(), 4);
+        assert_eq!(x.ask(r::GET_VRING_BASE, &state(1, 0)), state(1, base));
+        assert!(!x.ports[0].traits().up);
+        if base == 0 {
+            // Not the start of a fresh ring.
+            x.tell(r::SET_VRING_BASE, &state(1, 0), &[]);
+            let kick = x.kicks[1].as_fd().as_raw_fd();
+            x.tell(r::SET_VRING_KICK, &words(&[1]), &[kick]);
+        } else {
+            x.start_ring(1, base);
+        }
+        assert!(x.ports[0].traits().up);
+    }
+    x.post(0, 2);
+    assert_eq!(x.deliver(0, 1), 1);
+    assert_eq!(x.drivers[0].take(), Some((0, 72)));
+    // A size that is no power of two is one for packed rings alone.
+    assert!(x.served(r::SET_VRING_NUM, &state(0, 100), &[]));
+    let mut x = Front::ready(&plan(1));
+    assert!(!x.served(r::SET_VRING_NUM, &state(0, 100), &[]));
 }
 
 #[test]
@@ -397,7 +438,7 @@ fn memory_cut_short_ends_the_connection_and_not_the_process() {
 #[test]
 fn an_index_that_jumps_stops_its_ring_alone() {
     let mut x = Front::ready(&plan(1));
-    let ring = x.drivers[1].ring();
+    let ring = x.drivers[1].split().unwrap();
     ring.set_avail_idx(ring.avail_idx().wrapping_add(17));
     assert_eq!(x.turn(0).len(), 0);
     assert_eq!(count(&x.errs[1]), 1);
@@ -409,7 +450,7 @@ fn an_index_that_jumps_stops_its_ring_alone() {
     // The front end starts it anew.
     let base = x.ask(r::GET_VRING_BASE, &state(1, 0));
     assert_eq!(base, state(1, 0));
-    x.drivers[1].ring().set_avail_idx(0);
+    x.drivers[1].split().unwrap().set_avail_idx(0);
     x.start_ring(1, 0);
     x.transmit(1, 3);
     assert_eq!(x.turn(0), [3]);

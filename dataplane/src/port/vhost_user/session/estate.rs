@@ -1,6 +1,6 @@
 //! What a session leaves to the next dataplane, so that the front end never learns that one died.
 //!
-//! A batch is completed in order and within its turn, so a ring's position lies in guest memory (the used index) and
+//! A batch is completed in order and within its turn, so a ring's position lies in guest memory ([`recover`]) and
 //! everything else was said by the front end: the connection, its memory and the rings' descriptors are all that the
 //! next dataplane needs. It is only whole between two messages; whoever keeps it is told when it is not.
 //!
@@ -21,8 +21,10 @@ use super::super::message::{Bad, RingFd};
 use super::super::ring::{Ring, lock};
 use super::{Session, Shared, back_channel, fit};
 use crate::mem::guest::{GuestMemory, Layout, MAX_REGIONS, Region};
-use crate::mem::split::{RingAddr, SplitRing};
+use crate::mem::split::RingAddr;
 use crate::port::{Keep, Left};
+use crate::virtq::recover;
+use crate::virtq::terms::feature as f;
 
 /// One piece; its descriptors travel beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,9 +185,8 @@ impl Session {
             ..Ring::default()
         };
         if let (true, Some(at)) = (said.runs, said.addr) {
-            let ring =
-                SplitRing::new(self.memory.clone(), said.num, at).ok_or(Bad("a ring outside of memory"))?;
-            r.base = ring.used_idx();
+            let packed = self.acked & f::RING_PACKED != 0;
+            r.base = recover(&self.memory, said.num, at, packed).ok_or(Bad("a ring outside of memory"))?;
         }
         Ok(())
     }
