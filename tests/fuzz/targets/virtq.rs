@@ -1,4 +1,5 @@
-//! A hostile guest: its rings and buffers are the input; both directions are served until nothing more is to be had.
+//! A hostile guest: its rings, split or packed, and buffers are the input; both directions are served until nothing more
+//! is to be had. Then a driver meets the same memory as if a hostile device had written it.
 #![no_main]
 
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use netreeve_dataplane::frame::Batch;
 use netreeve_dataplane::mem::guest::{GuestMemory, Layout, Region};
 use netreeve_dataplane::mem::split::RingAddr;
 use netreeve_dataplane::stats::Stats;
-use netreeve_dataplane::virtq::{Device, Giver, Taker, Terms};
+use netreeve_dataplane::virtq::{Buf, Device, Driver, Giver, Taker, Terms, recover};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 const PAGES: u64 = 16 * 4096;
@@ -24,7 +25,9 @@ fuzz_target!(|data: &[u8]| {
     let layout = Layout { gpa: 0, uva: 0, len: PAGES, offset: 0 };
     let memory = Arc::new(GuestMemory::new(vec![Region::map(layout, fd).unwrap()]).unwrap());
     let terms = Terms::of(u64::from_le_bytes(*acked));
-    let device = || Device::new(&memory, SIZE, AT, 0, &terms).unwrap();
+    // In a packed ring anywhere and in either round.
+    let base = if terms.packed { u16::from(acked[7] & 15) | u16::from(acked[7] & 0x80) << 8 } else { 0 };
+    let device = || Device::new(&memory, SIZE, AT, base, &terms).unwrap();
     let mut stats = Stats::default();
     let mut batch = Batch::new();
     let mut giver = Giver::new(device());
@@ -58,5 +61,16 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         taker.send(&landing, &terms, &mut stats);
+    }
+    if let Some(base) = recover(&memory, SIZE, AT, terms.packed) {
+        assert!(!terms.packed || base & 0x7fff < SIZE);
+    }
+    let mut driver = Driver::new(&memory, SIZE, AT, &terms).unwrap();
+    for n in 1..8 {
+        driver.add(&vec![Buf { addr: 4096, len: 64, write: n % 2 == 0 }; n]);
+        driver.publish();
+        while driver.take().is_some() {}
+        driver.arm();
+        assert!(driver.free() <= usize::from(SIZE));
     }
 });

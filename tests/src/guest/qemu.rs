@@ -24,6 +24,7 @@ pub struct Qemu<'a> {
     files: Option<PathBuf>,
     nics: u32,
     queues: u32,
+    packed: bool,
 }
 
 impl<'a> Qemu<'a> {
@@ -39,6 +40,13 @@ impl<'a> Qemu<'a> {
         self
     }
 
+    /// Packed rings for the NICs added from here on, if the back-end has them too.
+    #[must_use]
+    pub fn packed(mut self) -> Qemu<'a> {
+        self.packed = true;
+        self
+    }
+
     /// Adds a NIC on a `-netdev` string, whose `id` must be `n` and the NIC's number, from 0.
     #[must_use]
     pub fn netdev(mut self, netdev: &str) -> Qemu<'a> {
@@ -49,7 +57,8 @@ impl<'a> Qemu<'a> {
         let mq =
             if self.queues > 1 { format!(",mq=on,vectors={}", 2 * self.queues + 2) } else { String::new() };
         let mac = format!("52:54:00:00:00:{:02x}", 0x10 + nic);
-        self.network.push(format!("virtio-net-pci,netdev=n{nic},romfile=,mac={mac}{mq}"));
+        let packed = if self.packed { ",packed=on" } else { "" };
+        self.network.push(format!("virtio-net-pci,netdev=n{nic},romfile=,mac={mac}{mq}{packed}"));
         self
     }
 

@@ -39,12 +39,13 @@ enum Listens {
 }
 
 /// The guest is untouched, and never learns that a dataplane died: its carrier stays.
-fn killed_under_qemu(road: Road, listens: Listens, load: bool) {
+fn killed_under_qemu(road: Road, listens: Listens, load: bool, packed: bool) {
     let theirs = listens == Listens::Qemu;
     let device = if theirs { "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20" } else { DEVICE };
     let house = house(road, device, 1500);
-    let guest =
-        house.scene.qemu().user(USER).vhost_user(&house.scene.path("vm.sock"), theirs).boot().unwrap();
+    let qemu = house.scene.qemu().user(USER);
+    let qemu = if packed { qemu.packed() } else { qemu };
+    let guest = qemu.vhost_user(&house.scene.path("vm.sock"), theirs).boot().unwrap();
     settle(&guest, 1500);
     let changes = "cat /sys/class/net/eth0/carrier_changes";
     let carrier = guest.ok(changes).unwrap();
@@ -72,22 +73,28 @@ fn killed_under_qemu(road: Road, listens: Listens, load: bool) {
 
 #[test]
 fn a_killed_dataplane_is_replaced_under_qemu_on_a_tap() {
-    killed_under_qemu(Road::Bridge, Listens::Netreeve, false);
+    killed_under_qemu(Road::Bridge, Listens::Netreeve, false, false);
 }
 
 #[test]
 fn a_killed_dataplane_is_replaced_under_qemu_on_af_xdp() {
-    killed_under_qemu(Road::AfXdp, Listens::Qemu, false);
+    killed_under_qemu(Road::AfXdp, Listens::Qemu, false, false);
 }
 
 #[test]
 fn a_killed_dataplane_is_replaced_under_load_on_a_tap() {
-    killed_under_qemu(Road::Bridge, Listens::Qemu, true);
+    killed_under_qemu(Road::Bridge, Listens::Qemu, true, false);
 }
 
 #[test]
 fn a_killed_dataplane_is_replaced_under_load_on_af_xdp() {
-    killed_under_qemu(Road::AfXdp, Listens::Netreeve, true);
+    killed_under_qemu(Road::AfXdp, Listens::Netreeve, true, false);
+}
+
+/// No index of a packed ring says where the dead dataplane was: its successor finds the place.
+#[test]
+fn a_killed_dataplane_is_replaced_under_load_with_packed_rings() {
+    killed_under_qemu(Road::Bridge, Listens::Netreeve, true, true);
 }
 
 /// TCP outlives the kill: what was in flight is sent again.

@@ -13,6 +13,10 @@ const HIDDEN: &[(&str, &str)] = &[
     ("event_idx=off", "tx-checksumming: on"),
     ("indirect_desc=off", "tx-checksumming: on"),
     ("ctrl_vq=off", "tx-checksumming: on"),
+    // User-Mode Linux takes packed rings if it is offered them.
+    ("packed=off", "tx-checksumming: on"),
+    ("packed=off,in_order=off,event_idx=off", "tx-checksumming: on"),
+    ("event_idx=off,indirect_desc=off,mrg_rxbuf=off", "tx-checksumming: on"),
     ("status=off", "tx-checksumming: on"),
     (
         "csum=off,mrg_rxbuf=off,event_idx=off,indirect_desc=off,ctrl_vq=off,status=off",

@@ -4,8 +4,9 @@ use crate::{DEVICE, House, house, pings, settle, streams};
 use netreeve_tests::bins::peer;
 use netreeve_tests::guest::qemu::Qemu;
 use netreeve_tests::leftovers::Ground;
-use netreeve_tests::peers::{iperf_from_guest, iperf_server};
-use netreeve_tests::scene::{BRIDGE, FAR4, PATIENCE, Road, Scene, USER};
+use netreeve_tests::peers::{iperf_from_guest, iperf_server, ping_from};
+use netreeve_tests::proc::Proc;
+use netreeve_tests::scene::{BRIDGE, FAR4, GUEST4, PATIENCE, Road, Scene, USER};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -35,6 +36,21 @@ fn we_dial_qemus_vhost_user_socket() {
     let house = house(Road::AfXdp, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20", 1500);
     let socket = house.scene.path("vm.sock");
     attached(house, |qemu| qemu.vhost_user(&socket, true));
+}
+
+/// The guest's driver says which features it and the device agreed on: number 34 is the packed ring.
+#[test]
+fn qemu_with_packed_rings() {
+    let house = house(Road::Bridge, "vhost-user,netdev=n0,path=vm.sock", 1500);
+    let socket = house.scene.path("vm.sock");
+    let guest = house.scene.qemu().user(USER).packed().vhost_user(&socket, false).boot().unwrap();
+    let features = guest.ok("cat /sys/class/net/eth0/device/features").unwrap();
+    assert_eq!(features.as_bytes().get(34), Some(&b'1'), "{features}");
+    settle(&guest, 1500);
+    pings(&house.scene, &guest, 1400);
+    streams(&house.scene, &guest, BROKEN);
+    guest.power_off(PATIENCE).unwrap();
+    house.end();
 }
 
 /// Two queue pairs from the guest's processors to the tap, one lane each.
@@ -155,28 +171,65 @@ fn netreeve_starts_the_helper_itself() {
     }
 }
 
-/// DPDK's virtio-user as the driver: no guest, a flood of frames.
-#[test]
-fn dpdk_drives_the_ring() {
-    let house = house(Road::Bridge, "vhost-user,netdev=n0,path=vm.sock", 1500);
-    let before = house.scene.far.counter("nv1", "rx_packets").unwrap();
+/// dpdk-testpmd with virtio-user on our socket, until dropped.
+fn testpmd(house: &House, options: &str, forward: &str) -> Proc {
     let mut command = Command::new(peer("dpdk-testpmd").unwrap());
     let socket = house.scene.path("vm.sock");
     // Its runtime files go into the scene, and with it.
     command.env("XDG_RUNTIME_DIR", house.scene.path("")).env("RUNTIME_DIRECTORY", house.scene.path(""));
     command.args(["--no-pci", "--no-huge", "-m", "256", "--lcores", "0@0,1@1", "--no-telemetry", "--vdev"]);
-    command.arg(format!("net_virtio_user0,path={},queues=1,queue_size=256", socket.display()));
-    command.args(["--", "--forward-mode=txonly", "--total-num-mbufs=16384", "--stats-period=1", "-a"]);
-    let mut testpmd = house.scene.host.spawn_with_input("dpdk-testpmd", command).unwrap();
-    let input = testpmd.input();
+    command.arg(format!("net_virtio_user0,path={},queues=1,queue_size=256{options}", socket.display()));
+    command.args(["--", "--total-num-mbufs=16384", "--stats-period=1", "-a"]);
+    command.arg(format!("--forward-mode={forward}"));
+    let testpmd = house.scene.host.spawn_with_input("dpdk-testpmd", command).unwrap();
     testpmd.wait_for("NIC statistics for port 0", Duration::from_secs(30)).unwrap();
-    std::thread::sleep(Duration::from_secs(2));
-    drop(input);
-    drop(testpmd);
-    let sent = house.scene.far.counter("nv1", "rx_packets").unwrap() - before;
-    eprintln!("{sent} frames in about two seconds");
-    assert!(sent > 20_000, "only {sent} frames arrived");
-    house.end();
+    testpmd
+}
+
+/// Ring formats and ways of going through them, as DPDK's driver names them.
+const RINGS: &[&str] = &[
+    ",packed_vq=0,in_order=0",
+    ",packed_vq=0,in_order=1",
+    ",packed_vq=1,in_order=0",
+    ",packed_vq=1,in_order=1",
+    ",packed_vq=0,in_order=1,mrg_rxbuf=0",
+    ",packed_vq=1,in_order=0,mrg_rxbuf=0",
+];
+
+/// DPDK's virtio-user as the driver: no guest, a flood of frames.
+#[test]
+fn dpdk_drives_the_ring() {
+    for options in RINGS {
+        let house = house(Road::Bridge, "vhost-user,netdev=n0,path=vm.sock", 1500);
+        let before = house.scene.far.counter("nv1", "rx_packets").unwrap();
+        let mut testpmd = testpmd(&house, options, "txonly");
+        let input = testpmd.input();
+        std::thread::sleep(Duration::from_secs(2));
+        drop(input);
+        drop(testpmd);
+        let sent = house.scene.far.counter("nv1", "rx_packets").unwrap() - before;
+        eprintln!("{options}: {sent} frames in about two seconds");
+        assert!(sent > 20_000, "{options}: only {sent} frames arrived");
+        house.end();
+    }
+}
+
+/// DPDK answers pings: what the driver receives is what was sent, and goes back.
+#[test]
+fn dpdk_echoes_through_the_rings() {
+    for options in RINGS {
+        let house = house(Road::Bridge, "vhost-user,netdev=n0,path=vm.sock", 1500);
+        let mut testpmd = testpmd(&house, options, "icmpecho");
+        let input = testpmd.input();
+        for size in ["56", "1400"] {
+            let ping = ping_from(&house.scene.far, &format!("-q -f -c 3000 -s {size} {GUEST4}")).unwrap();
+            eprintln!("{options}: {ping:?}");
+            assert!(ping.received >= 2990, "{options}: {ping:?}");
+        }
+        drop(input);
+        drop(testpmd);
+        house.end();
+    }
 }
 
 #[test]
