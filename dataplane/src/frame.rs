@@ -69,6 +69,7 @@ pub struct Frame {
     pub why: Option<Reason>,
     head_len: u8,
     body: (u16, u16),
+    lead: Seg,
     head: [u8; HEAD],
 }
 
@@ -82,6 +83,7 @@ impl Frame {
         why: None,
         head_len: 0,
         body: (0, 0),
+        lead: Seg::EMPTY,
         head: [0; HEAD],
     };
 
@@ -106,6 +108,20 @@ impl Frame {
             to.copy_from_slice(from);
             self.head_len = n8(n);
         }
+    }
+
+    /// The run of memory in which the frame begins: its head was copied from there, and what the head does not hold of it
+    /// is the body's first segment. Only of givers whose frames may be joined ([`crate::port::Traits::joinable`]).
+    #[must_use]
+    #[inline]
+    pub fn lead(&self) -> Seg {
+        self.lead
+    }
+
+    /// Says where the frame begins.
+    #[inline]
+    pub fn set_lead(&mut self, seg: Seg) {
+        self.lead = seg;
     }
 
     /// Copies the head out of `seg`, at most [`HEAD`] bytes; says how many.
@@ -202,6 +218,7 @@ impl Batch {
         f.why = None;
         f.head_len = 0;
         f.body = (at, at);
+        f.lead = Seg::EMPTY;
         Some(f)
     }
 

@@ -15,7 +15,7 @@ use netreeve_shared::mac::Mac;
 use crate::filter::{self, Filter, Judgement};
 use crate::frame::{BATCH, Batch};
 use crate::mem::Pool;
-use crate::offload::{self, At};
+use crate::offload::{self, At, Joiner};
 use crate::port::{Change, Interest, Keep, Left, Port, Traits, Watch};
 use crate::stats::{Reason, Stats};
 
@@ -75,6 +75,11 @@ struct Path {
     found: Judgement,
     /// How far the first waiting frame was segmented and sent.
     at: At,
+    /// Segments are worth joining.
+    joins: bool,
+    joiner: Joiner,
+    /// The batch waits in `scratch`, joined, with what of it was not sent.
+    joined: bool,
 }
 
 impl Path {
@@ -91,6 +96,9 @@ impl Path {
             held: false,
             found: Judgement::default(),
             at: At::default(),
+            joins: false,
+            joiner: Joiner::default(),
+            joined: false,
         })
     }
 
@@ -99,9 +107,12 @@ impl Path {
             && takes.lends
             && gives.gives.within(takes.takes)
             && self.filter.lock_mac.is_none();
-        if !(gives.up && takes.up) {
+        // What waits joined may be what the taker does not take any more: a giver that rewinds gives it again.
+        if !(gives.up && takes.up) || self.joined {
             self.held = false;
         }
+        self.joined = false;
+        self.joins = gives.joinable && offload::pays(takes.takes);
         self.gives = gives;
         self.takes = takes;
         self.at = At::default();
@@ -127,6 +138,9 @@ impl Path {
 
     /// Sends what waits; says how many frames went on wholly.
     fn send(&mut self, to: &mut dyn Port) -> io::Result<usize> {
+        if self.joined || (self.joins && self.join()) {
+            return self.send_joined(to);
+        }
         if !self.found.work {
             return to.send(&self.batch);
         }
@@ -147,6 +161,25 @@ impl Path {
             self.at = At::default();
         }
         Ok(whole)
+    }
+
+    /// Puts the batch into `scratch` with its segments joined. False: there is nothing to join.
+    fn join(&mut self) -> bool {
+        if self.found.work || self.batch.len() < 2 || !self.joiner.plan(&self.batch, self.takes.takes) {
+            return false;
+        }
+        self.scratch.clear();
+        self.joiner.emit(&self.batch, &mut self.scratch);
+        self.joined = true;
+        true
+    }
+
+    /// Sends joined frames: the batch counts as taken when all of them are, because they have frames of any place in it.
+    fn send_joined(&mut self, to: &mut dyn Port) -> io::Result<usize> {
+        let taken = to.send(&self.scratch)?;
+        self.scratch.advance(taken);
+        self.joined = !self.scratch.is_empty();
+        Ok(if self.joined { 0 } else { self.batch.len() })
     }
 
     /// Frames for a taker that is down: received and dropped, so that the giver does not stall.
@@ -317,14 +350,14 @@ impl Lane {
         }
         let sent = path.send(to);
         let taken = *sent.as_ref().unwrap_or(&waiting);
-        if waiting > 0 {
+        if waiting > 0 && !path.joined {
             from.release(&path.batch, taken);
         }
         if path.found.drops {
             filter::count(path.batch.frames().get(..taken).unwrap_or_default(), from.stats_mut());
         }
         path.batch.advance(taken);
-        path.held = taken < waiting && !path.gives.rewinds;
+        path.held = taken < waiting && (path.joined || !path.gives.rewinds);
         match sent {
             Err(e) => {
                 from.stats_mut().drop_n(Reason::PeerDown, waiting as u64);

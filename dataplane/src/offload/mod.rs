@@ -1,4 +1,5 @@
-//! The work that a frame's virtio-net header leaves to do, done in software for a port that cannot do it.
+//! The work that a frame's virtio-net header leaves to do, done in software for a port that cannot do it; and the other
+//! way round, segments joined for a port that takes super-frames ([`Joiner`]).
 //!
 //! Checksums are completed and super-frames segmented **without copying a body**: a segment is a new head and a slice
 //! of the same memory. Only the checksum reads the payload.
@@ -9,6 +10,8 @@
 //! [`Reason::Offload`]: crate::stats::Reason::Offload
 #![forbid(unsafe_code)]
 
+mod join;
+mod packet;
 mod segment;
 pub mod sum;
 
@@ -17,6 +20,7 @@ use netreeve_shared::vnet::{self, Vnet};
 use crate::frame::{Batch, Frame};
 use crate::port::{Offloads, offload_bits as bits};
 
+pub use join::{Joiner, pays};
 pub use segment::Segments;
 use sum::Sum;
 
@@ -144,6 +148,34 @@ fn store(head: &mut [u8], at: usize, v: [u8; 2]) {
     if let Some(to) = head.get_mut(at..at + 2) {
         to.copy_from_slice(&v);
     }
+}
+
+/// Offset of the network header and its Ethertype, behind at most two VLAN tags.
+fn network_layer(head: &[u8]) -> Option<(usize, u16)> {
+    let mut at = 12;
+    for _ in 0..3 {
+        head.get(at..at + 2)?;
+        match load(head, at) {
+            0x8100 | 0x88a8 => at += 4,
+            t => return Some((at + 2, t)),
+        }
+    }
+    None
+}
+
+/// Bytes of the IPv4 header.
+fn ihl(head: &[u8], l3: usize) -> Option<usize> {
+    let n = usize::from(head.get(l3)? & 15) * 4;
+    (n >= 20).then_some(n)
+}
+
+/// A length of at most 65535, as it stands on the wire.
+fn be(v: u32) -> [u8; 2] {
+    u16::try_from(v).unwrap_or(u16::MAX).to_be_bytes()
+}
+
+fn load(head: &[u8], at: usize) -> u16 {
+    head.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_be_bytes)
 }
 
 #[cfg(test)]

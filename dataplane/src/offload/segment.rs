@@ -9,7 +9,7 @@
 use netreeve_shared::vnet::{self, Vnet};
 
 use super::sum::Sum;
-use super::{At, store};
+use super::{At, be, ihl, load, network_layer, store};
 use crate::frame::{Batch, Frame, HEAD};
 
 /// Most segments of one frame: 64 KiB in the smallest segments that TCP stacks send (48 bytes, Linux's
@@ -203,32 +203,4 @@ impl Segments {
         s.be16(u16::from_be_bytes(be(l4_len)));
         s.partial()
     }
-}
-
-/// Offset of the network header and its Ethertype, behind at most two VLAN tags.
-fn network_layer(head: &[u8]) -> Option<(usize, u16)> {
-    let mut at = 12;
-    for _ in 0..3 {
-        head.get(at..at + 2)?;
-        match load(head, at) {
-            0x8100 | 0x88a8 => at += 4,
-            t => return Some((at + 2, t)),
-        }
-    }
-    None
-}
-
-/// Bytes of the IPv4 header.
-fn ihl(head: &[u8], l3: usize) -> Option<usize> {
-    let n = usize::from(head.get(l3)? & 15) * 4;
-    (n >= 20).then_some(n)
-}
-
-/// A length of at most 65535 ([`Segments::fits_ip`]), as it stands on the wire.
-fn be(v: u32) -> [u8; 2] {
-    u16::try_from(v).unwrap_or(u16::MAX).to_be_bytes()
-}
-
-fn load(head: &[u8], at: usize) -> u16 {
-    head.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_be_bytes)
 }

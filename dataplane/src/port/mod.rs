@@ -81,6 +81,9 @@ pub struct Traits {
     pub needs_memory: bool,
     /// It can take frames back that nobody took and give them again ([`Port::release`]); the lane holds them otherwise.
     pub rewinds: bool,
+    /// Frames that it gives are as they were on a link, in memory that it alone writes; each says where it begins
+    /// ([`crate::frame::Frame::lead`]), so that segments of a flow can be joined.
+    pub joinable: bool,
     /// Frames can pass. A port that is down gives nothing, and what is sent to it is dropped and counted.
     pub up: bool,
 }
@@ -94,6 +97,7 @@ impl Default for Traits {
             lends: false,
             needs_memory: false,
             rewinds: false,
+            joinable: false,
             up: true,
         }
     }

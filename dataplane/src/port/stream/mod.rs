@@ -167,6 +167,7 @@ impl Stream {
                     let Some(f) = b.push() else { return };
                     f.cookie = at.into();
                     f.len = seg.len();
+                    f.set_lead(seg);
                     let n = f.head_from(&seg);
                     b.push_seg(seg.skip(n));
                 }
@@ -184,7 +185,13 @@ impl Stream {
 
 impl Port for Stream {
     fn traits(&self) -> Traits {
-        Traits { max_frame: MAX_FRAME, rewinds: true, up: self.conn.is_some(), ..Traits::default() }
+        Traits {
+            max_frame: MAX_FRAME,
+            rewinds: true,
+            joinable: true,
+            up: self.conn.is_some(),
+            ..Traits::default()
+        }
     }
 
     fn watch(&self, w: &mut Watch) {

@@ -292,6 +292,7 @@ impl Port for VhostUser {
             lends: receives && self.index < pairs,
             needs_memory: false,
             rewinds: true,
+            joinable: false,
             up: receives && (transmits || self.index >= pairs) && pairs > 0,
         }
     }

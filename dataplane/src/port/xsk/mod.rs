@@ -248,6 +248,7 @@ impl Port for Xsk {
             takes: Offloads::NONE,
             gives: Offloads(if self.multi_buffer { Self::GIVES_LONG } else { offload_bits::CSUM }),
             rewinds: true,
+            joinable: true,
             ..Traits::default()
         }
     }

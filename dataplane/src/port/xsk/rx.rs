@@ -95,7 +95,12 @@ impl Rx {
                 len = len.saturating_add(desc.len);
                 parts += 1;
                 if parts <= MAX_JOINED {
-                    let in_head = b.last_mut().map_or(0, |f| f.head_append(&seg));
+                    let in_head = b.last_mut().map_or(0, |f| {
+                        if parts == 1 {
+                            f.set_lead(seg);
+                        }
+                        f.head_append(&seg)
+                    });
                     b.push_seg(seg.skip(in_head));
                 }
                 if desc.options & libc::XDP_PKT_CONTD == 0 {
