@@ -6,11 +6,13 @@
 
 pub mod buf;
 pub mod guest;
+mod map;
 pub mod packed;
 pub mod seg;
 pub mod sigbus;
 pub mod split;
 pub mod sum;
+pub mod uring;
 pub mod xring;
 
 pub use buf::{Buf, Pool};

@@ -11,4 +11,5 @@ pub mod process;
 pub mod sandbox;
 pub mod timer;
 pub mod tun;
+pub mod uring;
 pub mod xdp;
