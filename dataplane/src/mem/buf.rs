@@ -26,8 +26,20 @@ impl Buf {
     /// # Errors
     /// No memory, or `len` is zero.
     pub fn new(len: u32) -> io::Result<Self> {
+        Self::map(len, libc::MAP_POPULATE)
+    }
+
+    /// A buffer whose pages are made when they are first touched: for room that is rarely needed.
+    ///
+    /// # Errors
+    /// No addresses, or `len` is zero.
+    pub fn reserve(len: u32) -> io::Result<Self> {
+        Self::map(len, libc::MAP_NORESERVE)
+    }
+
+    fn map(len: u32, how: libc::c_int) -> io::Result<Self> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
         let at = unsafe { libc::mmap(ptr::null_mut(), len as usize, prot, flags, -1, 0) };
         if at == libc::MAP_FAILED {

@@ -9,10 +9,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::SandboxError;
 use crate::sys::sandbox as sys;
 
-/// What is zero for everybody. UMEM is registered, and accounted, by the helper, so nothing here is to be locked.
-const ZERO: [Resource; 6] = [
+/// What is zero for everybody.
+const ZERO: [Resource; 5] = [
     Resource::RLIMIT_CORE,
-    Resource::RLIMIT_MEMLOCK,
     Resource::RLIMIT_MSGQUEUE,
     Resource::RLIMIT_NICE,
     Resource::RLIMIT_RTPRIO,
@@ -41,10 +40,14 @@ pub(super) fn set(descriptors: u64) -> Result<(), SandboxError> {
         .map_err(|e| SandboxError::new("limiting descriptors", e, FIX))
 }
 
-/// No thread and no process beyond those that are.
+/// No thread and no process beyond those that are, and no more locked memory than the ports' rings of calls, which the
+/// kernel counts as such. (UMEM is registered, and accounted, by the helper.)
 ///
 /// # Errors
 /// `setrlimit(2)`'s.
-pub(super) fn no_more_threads() -> Result<(), SandboxError> {
-    setrlimit(Resource::RLIMIT_NPROC, 0, 0).map_err(|e| SandboxError::new("forbidding new threads", e, FIX))
+pub(super) fn no_more() -> Result<(), SandboxError> {
+    setrlimit(Resource::RLIMIT_NPROC, 0, 0)
+        .map_err(|e| SandboxError::new("forbidding new threads", e, FIX))?;
+    setrlimit(Resource::RLIMIT_MEMLOCK, 0, 0)
+        .map_err(|e| SandboxError::new("forbidding locked memory", e, FIX))
 }

@@ -113,7 +113,7 @@ impl Walls {
     /// The filter cannot be made of `calls`, or the kernel refuses it. The process must exit.
     pub fn seal(self, calls: &[&[Call]]) -> Result<Level, SandboxError> {
         let program = seccomp::Union::of(calls)?.compile(std::process::id())?;
-        limits::no_more_threads()?;
+        limits::no_more()?;
         seccomp::install(&program)?;
         Ok(self.level)
     }

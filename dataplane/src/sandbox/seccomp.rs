@@ -151,6 +151,7 @@ pub const CHECKED: &[libc::c_long] = &[
     libc::SYS_futex,
     libc::SYS_epoll_pwait,
     libc::SYS_rt_sigaction,
+    libc::SYS_io_uring_enter,
 ];
 
 /// Ports may repeat these as they are in [`CORE`] or [`THREADS`], and not otherwise.

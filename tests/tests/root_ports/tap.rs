@@ -85,6 +85,8 @@ fn what_is_read_is_what_was_sent_and_nothing_is_read_without_room() {
         got.extend(more);
     }
     assert_eq!(got, sent);
+    // What comes many at a time is read into the port's own memory; a turn that finds nothing ends that.
+    assert!(hands.recv(p.as_mut()).is_empty());
     // One byte less than the largest frame that may come: it stays where it is.
     far.send(&frame(200, 100));
     let mem = netreeve_dataplane::mem::Buf::new(4096).unwrap();
@@ -150,4 +152,66 @@ fn queues_and_offloads() {
     queues[0].peer_link(false);
     assert!(ns.sh("ip link show t0").unwrap().contains("LOWER_UP"));
     assert!(queues[0].traits().max_frame < MAX_SUPER);
+}
+
+/// A ring of reads and writes is among our descriptors.
+fn rings() -> usize {
+    let all = std::fs::read_dir("/proc/self/fd").unwrap();
+    all.flatten()
+        .filter(|e| std::fs::read_link(e.path()).is_ok_and(|l| l.ends_with("anon_inode:[io_uring]")))
+        .count()
+}
+
+#[test]
+fn many_frames_at_a_time_are_whole_and_in_order() {
+    let ns = Netns::new("burst").unwrap();
+    let before = rings();
+    let mut p = tap_port(&ns, "t0", true);
+    if rings() == before {
+        eprintln!("no io_uring here: frames are read and written one by one");
+    }
+    let far = Far::new(&ns, "t0");
+    let mut hands = Hands::new();
+    let _ = hands.recv(p.as_mut());
+    // Out: of all lengths, those that the kernel refuses among them.
+    for round in 0..10 {
+        let all: Vec<_> = (0..64).map(|i| frame(round * 64 + i, 60 + (i as usize * 23) % 1455)).collect();
+        let mut sent = all.clone();
+        sent.iter_mut().for_each(|f| f[..6].fill(2));
+        let b = hands.fill(&sent);
+        for bad in [0, 31, 63] {
+            b.frames_mut()[bad].vnet =
+                netreeve_shared::vnet::Vnet { flags: 1, csum_start: 4000, ..Default::default() };
+        }
+        b.frames_mut()[5].dropped = true;
+        assert_eq!(p.send(b).unwrap(), 64);
+        for (i, f) in sent.iter().enumerate().filter(|(i, _)| ![0, 5, 31, 63].contains(i)) {
+            assert_eq!(far.receive().as_ref(), Some(f), "round {round}, frame {i}");
+        }
+        assert_eq!(p.stats().drops[Reason::Refused as usize], 3 * (u64::from(round) + 1));
+    }
+    assert_eq!(p.stats().tx_frames, 600);
+    // In: short ones by the hundred, and long ones in between.
+    let mut next = 0;
+    for round in 0..20 {
+        let sent: Vec<_> = (0..90)
+            .map(|i| frame(next + i, if (round + i) % 40 == 39 { 1514 } else { 60 + i as usize }))
+            .collect();
+        sent.iter().for_each(|f| far.send(f));
+        let mut got = Vec::new();
+        while got.len() < 90 {
+            let more = hands.recv_ours(p.as_mut());
+            assert!(!more.is_empty(), "{} of 90", got.len());
+            got.extend(more);
+        }
+        assert!(got == sent, "round {round}");
+        next += 90;
+    }
+    assert_eq!(p.stats().drops[Reason::Oversize as usize], 0);
+    ns.sh("ip link set t0 down").unwrap();
+    let many: Vec<_> = (0..64).map(|i| frame(i, 60)).collect();
+    assert_eq!(p.send(hands.fill(&many)).unwrap(), 64);
+    assert_eq!(p.stats().drops[Reason::Refused as usize], 30 + 64);
+    ns.sh("ip link del t0").unwrap();
+    assert!(p.send(hands.fill(&many)).is_err());
 }

@@ -269,7 +269,9 @@ escapes! { ESCAPES:
     // Doors into the kernel that a filter cannot look behind.
     "bpf", [EPERM], |_| { let array = [2_u32, 4, 4, 1, 0, 0, 0, 0]; sys!(libc::SYS_bpf, 0, array.as_ptr(), 32) };
     "io_uring_setup", [], |h| sys!(libc::SYS_io_uring_setup, 8, h.buffer);
-    "io_uring_enter", [EBADF, EOPNOTSUPP, ENOSYS], |_| sys!(libc::SYS_io_uring_enter, 0, 1, 0, 0, 0, 0);
+    "io_uring_enter wakes a polling thread", [EBADF, EOPNOTSUPP, ENOSYS], |_| sys!(libc::SYS_io_uring_enter, 0, 1, 0, 2, 0, 0);
+    "io_uring_enter of a ring by its number", [EINVAL, EBADF, EOPNOTSUPP, ENOSYS], |_| sys!(libc::SYS_io_uring_enter, 0, 1, 0, 16, 0, 0);
+    "io_uring_enter with a signal mask", [EBADF, EOPNOTSUPP, ENOSYS], |h| sys!(libc::SYS_io_uring_enter, 0, 1, 0, 1, h.buffer, 8);
     "io_uring_register", [EBADF, EOPNOTSUPP, ENOSYS, EINVAL], |_| sys!(libc::SYS_io_uring_register, 0, 0, 0, 0);
     "userfaultfd", [EPERM, ENOSYS], |_| sys!(libc::SYS_userfaultfd, 0);
     "perf_event_open", [EPERM, EACCES, ENOSYS, E2BIG, EINVAL], |h| sys!(libc::SYS_perf_event_open, h.buffer, -1, 0, -1, 0);

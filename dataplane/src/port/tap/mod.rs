@@ -1,13 +1,15 @@
 //! Port `tap`: a tap device's queues, one [`Port`] each.
 //!
 //! Frames are read straight into the landing and written straight from the giver's memory: the kernel makes the only
-//! copy. With a virtio-net header, checksums and segmentation are left to whoever can do them best, and 64 KiB
+//! copy; of many short frames at a time, through a ring ([`burst`]). With a virtio-net header, checksums and segmentation are left to whoever can do them best, and 64 KiB
 //! super-frames pass whole; without one every frame is plain.
 //!
 //! Trust: the kernel. Headers that a guest made go to the kernel, which checks them against the frame and refuses
 //! (`EINVAL`); that is a counted drop. Promise: nothing is read while a frame might not fit what is lent, so a slow
 //! taker makes the device's queue wait and loses nothing here; a deleted device is an `Err`, all else is counted.
 #![forbid(unsafe_code)]
+
+mod burst;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -18,12 +20,14 @@ use netreeve_shared::vnet::{self, F_NEEDS_CSUM, Vnet};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{Batch, Frame, HEAD, MAX_SUPER};
+use crate::frame::{Batch, Frame, HEAD, Home, MAX_SUPER};
+use crate::mem::uring::CALLS as LIST;
 use crate::mem::{Buf, Seg};
+use crate::port::tap::burst::{Burst, Fate, WORTH, fate};
 use crate::port::{Interest, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits as bits};
 use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
-use crate::sys::{io as gather, tun};
+use crate::sys::{io as gather, tun, uring};
 
 /// A tap as the dataplane opens it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +45,12 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_readv),
     Call::any(libc::SYS_writev),
     Call::any(libc::SYS_write),
+    // Of rings, there are those made here, which read and write their tap and nothing else. No signal mask, no other
+    // flag than to wait: no polling thread is woken, no ring is named by anything but its descriptor.
+    Call::only(
+        libc::SYS_io_uring_enter,
+        &[Cond { arg: 3, mask: !(uring::GETEVENTS as u64) & 0xffff_ffff, value: 0 }, Cond::null(4)],
+    ),
     Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_OFFLOAD)]),
 ];
 
@@ -64,6 +74,7 @@ struct Tap {
     gives: Offloads,
     own: Buf,
     room: Vec<Seg>,
+    burst: Option<Box<Burst>>,
     stats: Stats,
 }
 
@@ -103,8 +114,8 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         tun::set_offload(fd.as_fd(), 0).map_err(fail("a tap's offloads cannot be set"))?;
         let own = Buf::new(SPILL + 1).map_err(fail("no memory for a tap queue"))?;
         let room = Vec::with_capacity(gather::MAX_PARTS);
-        let (gives, stats) = (Offloads::NONE, Stats::default());
-        queues.push(Box::new(Tap { fd, header, mtu: plan.mtu, takes, gives, own, room, stats }));
+        let (gives, stats, burst) = (Offloads::NONE, Stats::default(), Burst::open(fd.as_fd()));
+        queues.push(Box::new(Tap { fd, header, mtu: plan.mtu, takes, gives, own, room, burst, stats }));
     }
     Ok(queues)
 }
@@ -237,9 +248,135 @@ impl Tap {
         self.stats.rx_bytes += u64::from(len);
     }
 
+    /// Reads frames into our own slots. The ring may turn out to be of no use.
+    fn read_burst(&mut self, b: &mut Batch) -> io::Result<()> {
+        let Some(mut burst) = self.burst.take() else { return Ok(()) };
+        let mut results = [-libc::ECANCELED; LIST];
+        match burst.read(b.room()) {
+            Ok(all) => results.iter_mut().zip(all).for_each(|(to, r)| *to = *r),
+            Err(_) => return Ok(()),
+        }
+        let (mut n, mut longest) = (0, 0);
+        for (i, r) in results.iter().enumerate() {
+            match u32::try_from(*r) {
+                Ok(got) => {
+                    (n, longest) = (n + 1, got.max(longest));
+                    self.take_in(b, &burst.slot(i).take(got), got);
+                }
+                Err(_) => {
+                    let e = io::Error::from_raw_os_error(r.saturating_neg());
+                    if is_gone(&e) {
+                        return Err(e);
+                    }
+                }
+            }
+        }
+        burst.learn(n, longest);
+        self.burst = Some(burst);
+        Ok(())
+    }
+
+    /// A read of `got` bytes put a header and a frame into `slot`: makes it a frame, which stays there.
+    fn take_in(&mut self, b: &mut Batch, slot: &Seg, got: u32) {
+        let header = u32::from(self.header);
+        let mut raw = [0; vnet::LEN];
+        slot.take(header).copy_out(&mut raw);
+        let (vnet, frame) = (Vnet::from_le(&raw), slot.skip(header));
+        let len = frame.len();
+        let why = if len == 0 {
+            Some(Reason::Runt)
+        } else if got - header > self.largest().0 {
+            Some(Reason::Oversize)
+        } else {
+            vnet.check(len).is_err().then_some(Reason::BadHeader)
+        };
+        if let Some(why) = why {
+            self.stats.drop(why);
+            return;
+        }
+        let Some(f) = b.push() else { return };
+        f.vnet = vnet;
+        f.len = len;
+        f.home = Home::Giver;
+        let n = f.head_from(&frame);
+        b.push_seg(frame.skip(n));
+        self.stats.rx_frames += 1;
+        self.stats.rx_bytes += u64::from(len);
+    }
+
+    /// Writes frames with as few system calls as it takes; says how many were taken.
+    fn write_burst(&mut self, b: &Batch, burst: &mut Burst) -> io::Result<usize> {
+        let mut next = 0;
+        while next < b.frames().len() {
+            let first = next;
+            // Which frame each call of the list is for.
+            let mut which = [0; LIST];
+            let mut calls = burst.ring.calls();
+            for (i, f) in b.frames().iter().enumerate().skip(next) {
+                let header = self.header_of(f);
+                let header = header.get(..usize::from(self.header)).unwrap_or_default();
+                if !f.dropped {
+                    let at = calls.len();
+                    if !calls.write(header, f.head(), b.body(f)) {
+                        break;
+                    }
+                    if let Some(w) = which.get_mut(at) {
+                        *w = i;
+                    }
+                }
+                next = i + 1;
+            }
+            if calls.len() == 0 {
+                // A frame in more pieces than a list holds.
+                let Some(f) = b.frames().get(next) else { break };
+                if !self.write_alone(f, b.body(f))? {
+                    return Ok(next);
+                }
+                next += 1;
+                continue;
+            }
+            let Ok(results) = calls.run() else {
+                // Nothing is known of this list, so its frames come again, one by one.
+                burst.failed = true;
+                return Ok(first);
+            };
+            for (i, at) in which.into_iter().enumerate().take(results.len()) {
+                match (fate(results, i), b.frames().get(at)) {
+                    (Fate::Sent, Some(f)) => self.sent(f),
+                    (Fate::Wait, _) => return Ok(at),
+                    (Fate::Late, _) => self.stats.drop(Reason::Full),
+                    (Fate::Refused(e), _) if is_gone(&e) => return Err(e),
+                    _ => self.stats.drop(Reason::Refused),
+                }
+            }
+        }
+        Ok(b.frames().len())
+    }
+
+    fn sent(&mut self, f: &Frame) {
+        self.stats.tx_frames += 1;
+        self.stats.tx_bytes += u64::from(f.len);
+    }
+
+    /// Writes one frame. False: not now.
+    fn write_alone(&mut self, f: &Frame, body: &[Seg]) -> io::Result<bool> {
+        match self.write_one(f, body) {
+            Ok(()) => self.sent(f),
+            Err(e) if is_gone(&e) => return Err(e),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => return Ok(false),
+            Err(_) => self.stats.drop(Reason::Refused),
+        }
+        Ok(true)
+    }
+
+    /// The header as the kernel gets it. A guest may not say that a checksum is verified (virtio 1.2 §5.1.6.2): the
+    /// host's stack would believe it.
+    fn header_of(&self, f: &Frame) -> [u8; vnet::LEN] {
+        Vnet { flags: f.vnet.flags & F_NEEDS_CSUM, ..f.vnet }.to_le(0)
+    }
+
     fn write_one(&self, f: &Frame, body: &[Seg]) -> io::Result<()> {
-        // A guest may not say that a checksum is verified (virtio 1.2 §5.1.6.2): the host's stack would believe it.
-        let vnet = Vnet { flags: f.vnet.flags & F_NEEDS_CSUM, ..f.vnet }.to_le(0);
+        let vnet = self.header_of(f);
         let header = vnet.get(..usize::from(self.header)).unwrap_or_default();
         if body.is_empty() {
             // In one piece: the kernel takes that faster than it takes a list of pieces.
@@ -290,23 +427,28 @@ impl Port for Tap {
     }
 
     fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
+        if self.burst.as_ref().is_some_and(|burst| burst.is_on()) {
+            return self.read_burst(b);
+        }
         while b.room() > 0 && b.landing.is_open() && self.read_one(b)? {}
+        if let Some(burst) = &mut self.burst {
+            let longest = b.frames().iter().map(|f| f.len).max().unwrap_or(0);
+            burst.learn(b.len(), longest);
+        }
         Ok(())
     }
 
     fn send(&mut self, b: &Batch) -> io::Result<usize> {
+        if b.len() >= WORTH
+            && let Some(mut burst) = self.burst.take()
+        {
+            let taken = self.write_burst(b, &mut burst);
+            self.burst = Some(burst).filter(|burst| !burst.failed);
+            return taken;
+        }
         for (taken, f) in b.frames().iter().enumerate() {
-            if f.dropped {
-                continue;
-            }
-            match self.write_one(f, b.body(f)) {
-                Ok(()) => {
-                    self.stats.tx_frames += 1;
-                    self.stats.tx_bytes += u64::from(f.len);
-                }
-                Err(e) if is_gone(&e) => return Err(e),
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => return Ok(taken),
-                Err(_) => self.stats.drop(Reason::Refused),
+            if !f.dropped && !self.write_alone(f, b.body(f))? {
+                return Ok(taken);
             }
         }
         Ok(b.frames().len())
