@@ -87,11 +87,14 @@ fn a_stack_on_a_tap_talks_through_af_xdp_to_a_stack_on_a_veth() {
         let udp = iperf(&n, &guest, "10.9.0.2", "-u -b 50M");
         let (nic, tap) = lane.end();
         eprintln!(
-            "af-xdp {mode:?} {more}: {:.2} Gbit/s in, {:.2} out, UDP {:.1} Mbit/s",
+            "af-xdp {mode:?} {more}: {:.2} Gbit/s in, {:.2} out, UDP {:.1} Mbit/s, {} frames in became {}",
             there / 1e9,
             back / 1e9,
-            udp / 1e6
+            udp / 1e6,
+            nic.rx_frames,
+            tap.tx_frames
         );
+        assert!(tap.tx_frames < nic.rx_frames, "segments are joined for a tap that takes super-frames");
         assert!(udp > 45e6);
         // The kernel's counters of loss are of a ring that was full for a moment; ours must be none.
         let ours = |s: &netreeve_dataplane::stats::Stats| {
