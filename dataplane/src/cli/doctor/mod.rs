@@ -7,6 +7,8 @@
 mod xdp;
 
 use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,7 @@ use nix::unistd::geteuid;
 use crate::cli::{Doctor, run};
 use crate::fault::{Exit, Fault};
 use crate::handover::{FromDataplane, Level, Plan, RunPlan};
+use crate::mem::uring::Uring;
 use crate::spec::{Config, Kind, tap::Tap};
 use crate::supervise::ask::{Asker, Door};
 use crate::supervise::child::{Program, READY_WITHIN, in_words};
@@ -66,7 +69,7 @@ pub(super) fn doctor(arguments: &Doctor) -> Result<u8, Fault> {
     let config = arguments.ports.read(&[])?;
     let program = run::program(arguments.dataplane.clone())?;
     let door = arguments.ports.helper.door();
-    let mut all = vec![kernel(), user(), tun(), af_xdp()];
+    let mut all = vec![kernel(), user(), tun(), io_uring(), af_xdp()];
     all.extend(user_namespaces());
     all.push(landlock());
     all.push(sandbox(&Program { path: program, user: None }));
@@ -116,6 +119,19 @@ fn tun() -> Finding {
         return Finding::ok("tap", "/dev/net/tun is there (the helper opens it)");
     }
     Finding::bad(Mark::Fail, "tap", "/dev/net/tun is missing", "sudo modprobe tun")
+}
+
+/// Whether a tap's frames can be read and written many at a time, by trying.
+fn io_uring() -> Finding {
+    let ring = UnixDatagram::pair().and_then(|(near, _far)| Uring::new(near.as_fd()));
+    match ring {
+        Ok(_) => Finding::ok("io_uring", "can be restricted; taps use it"),
+        Err(e) => {
+            let setting = read("/proc/sys/kernel/io_uring_disabled").filter(|t| t != "0");
+            let why = setting.map_or_else(|| e.to_string(), |n| format!("kernel.io_uring_disabled is {n}"));
+            Finding::ok("io_uring", format!("not to be had ({why}): taps make a system call for each frame"))
+        }
+    }
 }
 
 /// The first kernel that lets another process map the rings of a bound AF_XDP socket.

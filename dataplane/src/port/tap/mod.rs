@@ -20,10 +20,9 @@ use netreeve_shared::vnet::{self, F_NEEDS_CSUM, Vnet};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{Batch, Frame, HEAD, Home, MAX_SUPER};
-use crate::mem::uring::CALLS as LIST;
+use crate::frame::{Batch, Frame, HEAD, MAX_SUPER};
 use crate::mem::{Buf, Seg};
-use crate::port::tap::burst::{Burst, Fate, WORTH, fate};
+use crate::port::tap::burst::{Burst, WORTH};
 use crate::port::{Interest, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits as bits};
 use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
@@ -246,111 +245,6 @@ impl Tap {
         rest.into_iter().chain(parts).for_each(|s| b.push_seg(s));
         self.stats.rx_frames += 1;
         self.stats.rx_bytes += u64::from(len);
-    }
-
-    /// Reads frames into our own slots. The ring may turn out to be of no use.
-    fn read_burst(&mut self, b: &mut Batch) -> io::Result<()> {
-        let Some(mut burst) = self.burst.take() else { return Ok(()) };
-        let mut results = [-libc::ECANCELED; LIST];
-        match burst.read(b.room()) {
-            Ok(all) => results.iter_mut().zip(all).for_each(|(to, r)| *to = *r),
-            Err(_) => return Ok(()),
-        }
-        let (mut n, mut longest) = (0, 0);
-        for (i, r) in results.iter().enumerate() {
-            match u32::try_from(*r) {
-                Ok(got) => {
-                    (n, longest) = (n + 1, got.max(longest));
-                    self.take_in(b, &burst.slot(i).take(got), got);
-                }
-                Err(_) => {
-                    let e = io::Error::from_raw_os_error(r.saturating_neg());
-                    if is_gone(&e) {
-                        return Err(e);
-                    }
-                }
-            }
-        }
-        burst.learn(n, longest);
-        self.burst = Some(burst);
-        Ok(())
-    }
-
-    /// A read of `got` bytes put a header and a frame into `slot`: makes it a frame, which stays there.
-    fn take_in(&mut self, b: &mut Batch, slot: &Seg, got: u32) {
-        let header = u32::from(self.header);
-        let mut raw = [0; vnet::LEN];
-        slot.take(header).copy_out(&mut raw);
-        let (vnet, frame) = (Vnet::from_le(&raw), slot.skip(header));
-        let len = frame.len();
-        let why = if len == 0 {
-            Some(Reason::Runt)
-        } else if got - header > self.largest().0 {
-            Some(Reason::Oversize)
-        } else {
-            vnet.check(len).is_err().then_some(Reason::BadHeader)
-        };
-        if let Some(why) = why {
-            self.stats.drop(why);
-            return;
-        }
-        let Some(f) = b.push() else { return };
-        f.vnet = vnet;
-        f.len = len;
-        f.home = Home::Giver;
-        let n = f.head_from(&frame);
-        b.push_seg(frame.skip(n));
-        self.stats.rx_frames += 1;
-        self.stats.rx_bytes += u64::from(len);
-    }
-
-    /// Writes frames with as few system calls as it takes; says how many were taken.
-    fn write_burst(&mut self, b: &Batch, burst: &mut Burst) -> io::Result<usize> {
-        let mut next = 0;
-        while next < b.frames().len() {
-            let first = next;
-            // Which frame each call of the list is for.
-            let mut which = [0; LIST];
-            let mut calls = burst.ring.calls();
-            for (i, f) in b.frames().iter().enumerate().skip(next) {
-                let header = self.header_of(f);
-                let header = header.get(..usize::from(self.header)).unwrap_or_default();
-                if !f.dropped {
-                    let at = calls.len();
-                    if !calls.write(header, f.head(), b.body(f)) {
-                        break;
-                    }
-                    if let Some(w) = which.get_mut(at) {
-                        *w = i;
-                    }
-                }
-                next = i + 1;
-            }
-            if calls.len() == 0 {
-                // A frame in more pieces than a list holds.
-                let Some(f) = b.frames().get(next) else { break };
-                if !self.write_alone(f, b.body(f))? {
-                    return Ok(next);
-                }
-                next += 1;
-                continue;
-            }
-            let Ok(results) = calls.run() else {
-                // Nothing is known of this list, so its frames come again, one by one.
-                burst.failed = true;
-                return Ok(first);
-            };
-            for (i, at) in which.into_iter().enumerate().take(results.len()) {
-                match (fate(results, i), b.frames().get(at)) {
-                    (Fate::Sent, Some(f)) => self.sent(f),
-                    (Fate::Wait, _) => return Ok(at),
-                    (Fate::Late, _) => self.stats.drop(Reason::Full),
-                    (Fate::Refused(e), _) if is_gone(&e) => return Err(e),
-                    _ => self.stats.drop(Reason::Refused),
-                }
-            }
-        }
-        Ok(b.frames().len())
     }
 
     fn sent(&mut self, f: &Frame) {
