@@ -1,8 +1,8 @@
 //! Cost of a frame on either side of a ring, split and packed: nanoseconds of thread CPU time, the other side's share
 //! taken out. Prints one line for each case.
 //!
-//! `cargo bench -p netreeve-dataplane --bench virtq -- [split|packed] [ring|transmit|receive|land|pass] [batches]`; with
-//! one case and a number of batches it is what to run under an instruction counter.
+//! `cargo bench -p netreeve-dataplane --bench virtq -- [split|packed] [ring|transmit|receive|land|pass|cross] [batches]`;
+//! with one case and a number of batches it is what to run under an instruction counter.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -10,15 +10,18 @@
 )]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use netreeve_dataplane::frame::Batch;
 use netreeve_dataplane::mem::guest::{GuestMemory, Layout, Region};
 use netreeve_dataplane::mem::split::RingAddr;
 use netreeve_dataplane::stats::Stats;
 use netreeve_dataplane::virtq::{Buf, Chains, Device, Driver, Giver, Taker, Terms, terms::feature as f};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 
 const RING: u16 = 256;
 const BATCHES: usize = 40_000;
@@ -209,13 +212,125 @@ fn pass(asked: &Asked, packed: bool, len: u32, share: f64) {
     line("guest to guest ", len, ns, 2.0 * share);
 }
 
+/// Runs the driver on the second processor and `round` on the first until it has seen enough frames; millions a second.
+fn across(asked: &Asked, mut drive: impl FnMut() + Send, mut round: impl FnMut() -> usize) -> f64 {
+    let stop = AtomicBool::new(false);
+    let pin = |cpu: usize| {
+        let mut set = CpuSet::new();
+        set.set(cpu).unwrap();
+        // With one processor they take turns, and the figure says so.
+        let _one = sched_setaffinity(Pid::from_raw(0), &set);
+    };
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            pin(1);
+            while !stop.load(Ordering::Relaxed) {
+                drive();
+            }
+        });
+        pin(0);
+        let frames = asked.batches * BURST;
+        let mut runs: Vec<f64> = (0..5)
+            .map(|_| {
+                let (start, mut n) = (Instant::now(), 0);
+                while n < frames {
+                    n += round();
+                }
+                n as f64 / start.elapsed().as_secs_f64() / 1e6
+            })
+            .collect();
+        stop.store(true, Ordering::Relaxed);
+        runs.sort_by(f64::total_cmp);
+        runs.get(runs.len() / 2).copied().unwrap_or(f64::NAN)
+    })
+}
+
+/// Driver and device on a processor each: what the ring's words and the buffers cost on their way between caches.
+fn cross(asked: &Asked, packed: bool, len: u32, _share: f64) {
+    let rate = cross_transmit(asked, packed, len);
+    println!("  guest transmits {len:5} bytes, a processor each  {rate:6.1} Mframes/s");
+    let rate = cross_receive(asked, packed, len);
+    println!("  guest receives  {len:5} bytes, a processor each  {rate:6.1} Mframes/s");
+}
+
+fn place(id: u16) -> u64 {
+    BUFS + u64::from(id) * 2048
+}
+
+/// A frame is written, lent, and its buffer taken back.
+fn cross_transmit(asked: &Asked, packed: bool, len: u32) -> f64 {
+    let side = Side::new(packed);
+    let (mut driver, terms, memory) = (side.driver, side.terms, side.device.memory().clone());
+    let bytes = vec![0x55u8; len as usize];
+    let mut free: Vec<u16> = (0..RING).collect();
+    let mut names = vec![0u16; usize::from(RING)];
+    let drive = || {
+        while let Some((name, _)) = driver.take() {
+            free.extend(names.get(usize::from(name)));
+        }
+        for id in free.drain(free.len() - free.len().min(BURST)..) {
+            let addr = place(id);
+            if let Some(seg) = memory.at_gpa(addr, 12 + len) {
+                seg.set_words(0, 0);
+                seg.skip(12).copy_in(&bytes);
+            }
+            let name = driver.add(&[Buf { addr, len: 12 + len, write: false }]).unwrap();
+            if let Some(n) = names.get_mut(usize::from(name)) {
+                *n = id;
+            }
+        }
+        driver.publish();
+    };
+    let (mut giver, mut b, mut stats) = (Giver::new(side.device), Batch::new(), Stats::default());
+    across(asked, drive, || {
+        b.clear();
+        giver.recv(&mut b, &terms, &mut stats);
+        let n = b.len();
+        giver.release(&b, n, &mut stats);
+        n
+    })
+}
+
+/// A buffer is read and lent again.
+fn cross_receive(asked: &Asked, packed: bool, len: u32) -> f64 {
+    let side = Side::new(packed);
+    let (mut driver, terms, memory) = (side.driver, side.terms, side.device.memory().clone());
+    let mut names = vec![0u16; usize::from(RING)];
+    for id in 0..RING {
+        let name = driver.add(&[Buf { addr: place(id), len: 2048, write: true }]).unwrap();
+        if let Some(n) = names.get_mut(usize::from(name)) {
+            *n = id;
+        }
+    }
+    driver.publish();
+    let mut sink = vec![0u8; len as usize];
+    let drive = || {
+        for _ in 0..BURST {
+            let Some((name, _)) = driver.take() else { break };
+            let addr = place(names.get(usize::from(name)).copied().unwrap_or(0));
+            if let Some(seg) = memory.at_gpa(addr, 12 + len) {
+                seg.skip(12).copy_out(&mut sink);
+            }
+            let again = driver.add(&[Buf { addr, len: 2048, write: true }]).unwrap();
+            assert_eq!(again, name, "the name freed last is the next");
+        }
+        driver.publish();
+    };
+    let (mut taker, mut stats) = (Taker::new(side.device), Stats::default());
+    let mut other = Side::new(packed);
+    lend(&mut other.driver, &mut other.at, 12 + len, false);
+    let (mut giver, mut b) = (Giver::new(other.device), Batch::new());
+    giver.recv(&mut b, &terms, &mut Stats::default());
+    across(asked, drive, || taker.send(&b, &terms, &mut stats).0)
+}
+
 type Case = fn(&Asked, bool, u32, f64);
 
 fn main() {
     let asked = Asked::read();
-    let cases: [(&str, Case); 4] =
-        [("transmit", transmit), ("receive", receive), ("land", land), ("pass", pass)];
-    let kinds = ["ring", "transmit", "receive", "land", "pass"];
+    let cases: [(&str, Case); 5] =
+        [("transmit", transmit), ("receive", receive), ("land", land), ("pass", pass), ("cross", cross)];
+    let kinds = ["ring", "transmit", "receive", "land", "pass", "cross"];
     for (format, packed) in [("split", false), ("packed", true)] {
         if !asked.wants(format, &["split", "packed"]) {
             continue;

@@ -13,7 +13,9 @@
 
 use super::chain::{Chain, Chains, MAX_BYTES, Walk};
 use super::device::State;
-use crate::mem::packed::{EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, Entry, Event, F_USED, PackedRing, Place};
+use crate::mem::packed::{
+    EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, Entry, Event, F_AVAIL, F_USED, PackedRing, Place,
+};
 use crate::mem::split::{Desc, F_INDIRECT, F_NEXT, F_WRITE};
 
 /// What is particular to the format.
@@ -131,26 +133,31 @@ impl Packed {
     #[inline]
     pub(super) fn complete(&mut self, s: &mut State, done: &[Chain]) -> bool {
         let size = self.ring.size();
-        let (mut at, mut slots) = (self.used, 0u16);
-        for c in done {
-            self.noted = self.noted.wrapping_add(c.slots);
-            if self.noted > size {
-                self.used = at;
-                self.note(EVENT_DISABLE);
-                self.noted = c.slots;
-            }
-            slots = slots.wrapping_add(c.slots);
-            if c.slots > 1 {
-                self.mark(at, c.slots);
-            }
-            let flags = at.used() | if c.written > 0 { F_WRITE } else { 0 };
-            self.ring.set_entry(at.at(), Entry { len: c.written, id: c.id, flags });
-            at = at.after(c.slots, size);
+        // What is completed now is open now.
+        if u32::from(self.noted) + u32::from(s.open) > u32::from(size) {
+            self.note(EVENT_DISABLE);
         }
-        self.used = at;
+        let (mut at, mut flags, mut slots) = (self.used.at(), self.used.used(), 0u16);
+        let mut wrap = self.used.wrap();
+        for c in done {
+            if c.slots > 1 {
+                self.mark(Place::new(at, wrap), c.slots);
+            }
+            let written = if c.written > 0 { F_WRITE } else { 0 };
+            self.ring.set_entry(at, Entry { len: c.written, id: c.id, flags: flags | written });
+            slots = slots.wrapping_add(c.slots);
+            at = at.wrapping_add(c.slots);
+            if at >= size {
+                at = at.wrapping_sub(size);
+                wrap = !wrap;
+                flags ^= F_AVAIL | F_USED;
+            }
+        }
+        self.used = Place::new(at, wrap);
+        self.noted = self.noted.wrapping_add(slots);
         s.open = s.open.wrapping_sub(slots);
         PackedRing::barrier();
-        self.ring.driver_event().wants(at, slots, size)
+        self.ring.driver_event().wants(self.used, slots, size)
     }
 
     /// Marks the inner places of a chain.
