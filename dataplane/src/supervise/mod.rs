@@ -45,6 +45,8 @@ use say::Voice;
 pub(crate) use signals::Signals;
 use slot::Slot;
 
+/// How long the kernel may take to remove an interface that nobody holds any more.
+const GONE_WITHIN: Duration = Duration::from_secs(1);
 /// Descriptors beside those of the ports.
 const SPARE: u64 = 64;
 /// How long a dataplane has to end in order.
@@ -205,6 +207,21 @@ impl Supervisor {
         }
         if let Some(command) = &mut self.command {
             command::signal(command, Signal::SIGTERM);
+        }
+        self.let_links_go();
+    }
+
+    /// Waits until the interfaces that lived by our descriptors are gone, so that whoever starts us again finds none: the
+    /// kernel lets go of what a dataplane's io_uring held a moment after its end.
+    fn let_links_go(&mut self) {
+        let mut links = Vec::new();
+        for s in self.slots.iter_mut().filter(|s| s.fleeting) {
+            s.kept.clear();
+            links.extend(s.link.as_ref().and_then(|l| l.index));
+        }
+        let until = Instant::now() + GONE_WITHIN;
+        while links.iter().any(|i| link_watch::is_here(*i)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

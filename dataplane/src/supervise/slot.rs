@@ -48,6 +48,8 @@ pub struct Slot {
     pub dialler: Option<Dialler>,
     /// The interface behind it, watched if it is in our network namespace.
     pub link: Option<Link>,
+    /// The interface goes with its last descriptor.
+    pub fleeting: bool,
     /// The file of its listening socket.
     pub file: Option<SocketFile>,
     /// AF_XDP: names the grant until it is activated.
@@ -97,9 +99,10 @@ impl Slot {
         match port.kind {
             Kind::Tap(spec::tap::Tap::Handed(_)) => handed_tap(port.id, &what, fds),
             Kind::Tap(spec::tap::Tap::Asked(request)) => {
+                let fleeting = !request.persist;
                 let (grant, fds) = asker.ask(&what, &Request::Tap(request))?;
                 let Grant::Tap(grant) = grant else { return Err(mislabelled(&what)) };
-                Ok(granted_tap(port.id, &grant, fds))
+                Ok(Self { fleeting, ..granted_tap(port.id, &grant, fds) })
             }
             Kind::Xsk(xsk) => {
                 let request = xsk.bound(mtu_of(xsk.request.interface.as_str()));
@@ -138,6 +141,7 @@ impl Slot {
             estate: Estate::default(),
             dialler: None,
             link: None,
+            fleeting: false,
             file: None,
             ticket: None,
             xdp: None,
