@@ -52,11 +52,15 @@ test-fuzz: setup
 soak: build ## dataplane and VMM killed 200 times each under load
 	NETREEVE_TIMES=200 $(CARGO) test --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture crash:: soak::
 
-bench: build ## figures beside the raw limits and beside DPDK, as ratios: a quarter of an hour
-	$(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin bench
+# Words for the bench: rows by a piece of their names, as in `make bench ONLY=tap`, or any others of its own in BENCH.
+BENCH ?=
+bench_words = $(if $(ONLY),--only '$(ONLY)') $(BENCH)
 
-bench-quick: build ## the same with fewer and shorter rounds: three minutes
-	$(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin bench -- --quick
+bench: build ## figures beside the raw limits and beside others, as ratios: half an hour (ONLY=piece of a row's name)
+	$(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin bench -- $(bench_words)
+
+bench-quick: build ## the same with fewer and shorter rounds: three minutes (BENCH=--list: what there is)
+	$(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin bench -- --quick $(bench_words)
 
 fuzz: setup ## ten minutes for each fuzz target (FUZZ_LONG=seconds)
 	if [ -x tests/fuzz/run ]; then tests/fuzz/run $(FUZZ_LONG); else echo "no fuzz targets in this tree" >&2; exit 1; fi

@@ -154,6 +154,14 @@ pub fn iperf_from_guest(guest: &Console, address: &str, port: u16, seconds: u32,
     parse_iperf(&guest.run(&command, patience)?.text)
 }
 
+/// The same from a namespace.
+pub fn iperf_from(ns: &Netns, address: &str, port: u16, seconds: u32, more: &str) -> Done<f64> {
+    let mut command = Command::new(peer("iperf3")?);
+    command.args(["-J", "-c", address, "-p", &port.to_string(), "-t", &seconds.to_string()]);
+    command.args(["--connect-timeout", "5000"]).args(more.split_whitespace());
+    parse_iperf(&ns.run("iperf3 -c", command, Duration::from_secs(u64::from(seconds) + 30))?.text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

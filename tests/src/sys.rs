@@ -7,7 +7,7 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -161,6 +161,40 @@ impl Shm {
     }
 }
 
+/// Reads once from `fd` into at most `len` bytes of `mem` at `off`; says how many came.
+///
+/// # Errors
+/// read(2)'s; `InvalidInput` if the bytes are not in the mapping.
+pub fn read_into(fd: BorrowedFd<'_>, mem: &Shm, off: usize, len: u32) -> io::Result<usize> {
+    let (at, len) = mem.span(off, len)?;
+    // SAFETY: `span` has checked that these bytes are in the mapping; no reference to them exists.
+    let n = unsafe { libc::read(fd.as_raw_fd(), at.as_ptr().cast(), len) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Writes `len` bytes of `mem` at `off` to `fd` by one call; says how many went.
+///
+/// # Errors
+/// write(2)'s; `InvalidInput` if the bytes are not in the mapping.
+pub fn write_from(fd: BorrowedFd<'_>, mem: &Shm, off: usize, len: u32) -> io::Result<usize> {
+    let (at, len) = mem.span(off, len)?;
+    // SAFETY: `span` has checked that these bytes are in the mapping.
+    let n = unsafe { libc::write(fd.as_raw_fd(), at.as_ptr().cast(), len) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+impl Shm {
+    /// A pointer to `len` bytes at `off`, for a system call.
+    fn span(&self, off: usize, len: u32) -> io::Result<(NonNull<u8>, usize)> {
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        if off.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: inside the mapping, checked above.
+        Ok((unsafe { self.base.add(off) }, len))
+    }
+}
+
 impl Drop for Shm {
     fn drop(&mut self) {
         // SAFETY: exactly the mapping made in `map`; nothing borrows from it.
@@ -199,6 +233,15 @@ pub fn memfd(len: usize) -> io::Result<OwnedFd> {
     // SAFETY: plain numbers.
     ok(i64::from(unsafe { libc::fcntl(f.as_raw_fd(), libc::F_ADD_SEALS, seals) }))?;
     Ok(f)
+}
+
+/// Whether this descriptor is readable, or writable if that is what is asked, at this moment.
+#[must_use]
+pub fn is_ready(fd: RawFd, writable: bool) -> bool {
+    let events = if writable { libc::POLLOUT } else { libc::POLLIN };
+    let mut one = libc::pollfd { fd, events, revents: 0 };
+    // SAFETY: the kernel reads and writes one pollfd.
+    unsafe { libc::poll(&raw mut one, 1, 0) == 1 }
 }
 
 /// An AF_XDP socket.
@@ -263,13 +306,36 @@ pub fn xdp_kick(s: &OwnedFd) {
 /// # Errors
 /// What the kernel says.
 pub fn tap(name: &str) -> io::Result<OwnedFd> {
+    tap_with(name, libc::IFF_TAP | libc::IFF_NO_PI)
+}
+
+/// Makes a tap of this name whose frames have a virtio-net header of 12 bytes and may be super-frames with checksums left
+/// to complete, both ways; reads of it do not wait.
+///
+/// # Errors
+/// What the kernel says.
+pub fn tap_with_offloads(name: &str) -> io::Result<OwnedFd> {
+    /// TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 (linux/if_tun.h).
+    const OFFLOADS: libc::c_ulong = 1 | 2 | 4;
+    let dev = tap_with(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
+    let header = 12_i32;
+    // SAFETY: TUNSETVNETHDRSZ reads one int.
+    ok(i64::from(unsafe { libc::ioctl(dev.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) }))?;
+    // SAFETY: TUNSETOFFLOAD takes a number.
+    ok(i64::from(unsafe { libc::ioctl(dev.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS) }))?;
+    // SAFETY: plain numbers.
+    ok(i64::from(unsafe { libc::fcntl(dev.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }))?;
+    Ok(dev)
+}
+
+fn tap_with(name: &str, flags: i32) -> io::Result<OwnedFd> {
     let dev = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all zeroes is a valid ifreq.
     let mut req: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in req.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
         *to = i8::from_ne_bytes([from]);
     }
-    req.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI).map_err(io::Error::other)?;
+    req.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: TUNSETIFF reads and writes one ifreq.
     ok(i64::from(unsafe { libc::ioctl(dev.as_raw_fd(), libc::TUNSETIFF, &raw mut req) }))?;
     Ok(dev.into())

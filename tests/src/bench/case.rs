@@ -1,8 +1,8 @@
-//! What is measured: a path, a way through it, and who does it.
+//! What is measured with frames: a path, a way through it, a size, a form of ring; and who may do it.
 
 use super::xdp::Mode;
 
-/// The netdev on the far side of the guest's vhost-user device.
+/// What lies on the far side of the guest's vhost-user device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     /// AF_XDP on one end of a veth pair.
@@ -11,6 +11,8 @@ pub enum Path {
     Tap,
     /// A second guest's vhost-user device.
     Vhost,
+    /// Nothing: the device itself drops what the guest sends and makes what it receives.
+    Nothing,
 }
 
 /// Which way frames go.
@@ -24,6 +26,15 @@ pub enum Way {
     Both,
 }
 
+/// The form of the guests' rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Three tables, virtio 1.0.
+    Split,
+    /// One table, virtio 1.1.
+    Packed,
+}
+
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
@@ -33,6 +44,20 @@ pub enum Who {
     XskRs,
     /// dpdk-testpmd, forwarding between net_vhost and the matching driver.
     Dpdk,
+    /// The kernel's veth pair between two namespaces, with nobody in the middle.
+    Veth,
+    /// QEMU's own netdev in the same guest.
+    Qemu,
+    /// passt, which serves one VM without privilege.
+    Passt,
+    /// What QEMU's netdev `user` adds to a QEMU.
+    QemuUser,
+    /// netreeve, sandbox off.
+    Open,
+    /// netreeve, for one VM where the row is about many.
+    One,
+    /// netreeve, one process for all VMs where the row is about one process each.
+    Shared,
     /// netreeve, sandbox on.
     Netreeve,
     /// netreeve with its busy-poll window open.
@@ -47,54 +72,88 @@ impl Who {
             Self::Raw => "raw loop",
             Self::XskRs => "xsk-rs loop",
             Self::Dpdk => "DPDK testpmd",
+            Self::Veth => "veth alone",
+            Self::Qemu => "QEMU's own netdev",
+            Self::Passt => "passt",
+            Self::QemuUser => "QEMU user",
+            Self::Open => "netreeve, sandbox off",
+            Self::One => "netreeve, one VM",
+            Self::Shared => "netreeve, one process for all",
             Self::Netreeve => "netreeve",
             Self::Busy => "netreeve, busy-poll",
         }
     }
+
+    /// Measured to be compared with others, not to be one of them.
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Netreeve | Self::Busy | Self::Shared)
+    }
 }
 
-/// One row of the table: the same work, done by several.
-#[derive(Clone, Debug)]
+/// A stream of frames of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
     /// The path.
     pub path: Path,
     /// The way.
     pub way: Way,
-    /// In the order of measuring.
-    pub who: Vec<Who>,
+    /// Bytes of a frame, Ethernet header included.
+    pub size: usize,
+    /// The guests' rings.
+    pub form: Form,
 }
 
 impl Case {
     /// For tables.
     #[must_use]
     pub fn name(&self) -> String {
+        let form = if self.form == Form::Packed { ", packed rings" } else { "" };
         let far = match self.path {
-            Path::Xdp(mode) => format!("af-xdp, veth {}", mode.name()),
+            Path::Xdp(mode) => format!("af-xdp {}", mode.name()),
             Path::Tap => "tap".to_owned(),
-            Path::Vhost => return "vhost-user → vhost-user".to_owned(),
+            Path::Vhost => "vhost-user".to_owned(),
+            Path::Nothing => "the device alone".to_owned(),
         };
-        match self.way {
+        let road = match self.way {
             Way::Out => format!("vhost-user → {far}"),
             Way::In => format!("{far} → vhost-user"),
-            Way::Both => format!("{far} ⇄ vhost-user (reflected)"),
-        }
+            Way::Both => format!("{far} ⇄ vhost-user, reflected"),
+        };
+        format!("{road}, {} B{form}", self.size)
     }
 
-    /// All that the benches measure.
+    /// Who makes the frames and who takes them.
     #[must_use]
-    pub fn all() -> Vec<Self> {
-        use Who::{Busy, Dpdk, Netreeve, Raw, XskRs};
-        let mut all = Vec::new();
-        for (path, who) in [
-            (Path::Xdp(Mode::Native), vec![Raw, XskRs, Dpdk, Netreeve, Busy]),
-            // DPDK's net_af_xdp has no option for skb mode.
-            (Path::Xdp(Mode::Skb), vec![Raw, XskRs, Netreeve, Busy]),
-        ] {
-            all.extend([Way::Out, Way::In, Way::Both].map(|way| Self { path, way, who: who.clone() }));
+    pub fn load(&self) -> &'static str {
+        match (self.path, self.way) {
+            (Path::Vhost, _) => {
+                "our virtio driver, polling → our virtio driver, polling; every frame's head and length compared"
+            }
+            (Path::Nothing, Way::Out) => {
+                "our virtio driver, polling → dropped by the device (testpmd: rxonly; netreeve: its vhost-user port \
+                 without a wire)"
+            }
+            (Path::Nothing, _) => {
+                "made by the device (testpmd: txonly; netreeve: its vhost-user port without a wire) → our virtio \
+                 driver, polling"
+            }
+            (_, Way::Out) => {
+                "our virtio driver, polling (raw loops: themselves) → the far interface's counter, then dropped by the \
+                 stack"
+            }
+            (Path::Tap, _) => {
+                "XDP_REDIRECT of live frames, in the kernel (testpmd: our packet socket) → our virtio driver, asleep \
+                 between quarter rings (raw loop: itself)"
+            }
+            (_, Way::In) => {
+                "XDP_REDIRECT of live frames, in the kernel → our virtio driver, asleep between quarter rings (raw \
+                 loops: themselves)"
+            }
+            (_, Way::Both) => {
+                "XDP_REDIRECT of live frames, in the kernel → our virtio driver, which sends them back → the far \
+                 interface's counter"
+            }
         }
-        let tap = vec![Raw, Dpdk, Netreeve, Busy];
-        all.extend([Way::Out, Way::In].map(|way| Self { path: Path::Tap, way, who: tap.clone() }));
-        all.push(Self { path: Path::Vhost, way: Way::Out, who: vec![Dpdk, Netreeve, Busy] });
-        all
     }
 }

@@ -1,7 +1,7 @@
 //! A guest without a guest: the VMM's half of vhost-user (handshake, memory) with one transmit and one receive ring.
 //!
-//! It stands before netreeve and before DPDK's net_vhost alike. Features: VERSION_1, MRG_RXBUF, EVENT_IDX if offered;
-//! no offloads, because 64-byte frames have no use for them.
+//! It stands before netreeve and before DPDK's net_vhost alike. Features: VERSION_1, MRG_RXBUF, EVENT_IDX if offered; the
+//! packed form and offloads where they are asked for, and then they must be offered.
 
 use std::io::{self, IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use super::vring::{Vring, footprint};
+use super::vring::{PLAIN, SUPER, Shape, Vring};
 use crate::sys::{self, Shm};
 
 const GET_FEATURES: u32 = 1;
@@ -33,10 +33,42 @@ const MRG_RXBUF: u64 = 1 << 15;
 const EVENT_IDX: u64 = 1 << 29;
 const PROTOCOL: u64 = 1 << 30;
 const VERSION_1: u64 = 1 << 32;
+const PACKED: u64 = 1 << 34;
+/// CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6.
+const OFFLOADS: u64 = 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12;
 
 /// Guest address of the memory, and the driver's own (any number that is not the device's will do).
 const GUEST: u64 = 0x4000_0000;
 const USER: u64 = 0x7000_0000_0000;
+
+/// What a driver is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Make {
+    /// Entries of the receive ring.
+    pub rx: u16,
+    /// Entries of the transmit ring.
+    pub tx: u16,
+    /// It waits for interrupts instead of polling.
+    pub sleeps: bool,
+    /// Rings in the packed form.
+    pub packed: bool,
+    /// Checksum and segmentation offloads both ways, and buffers for super-frames.
+    pub offloads: bool,
+}
+
+impl Make {
+    /// Rings of what QEMU allows at most for receive, and its default for transmit; split, no offloads.
+    #[must_use]
+    pub fn usual(sleeps: bool) -> Self {
+        Self { rx: 1024, tx: 256, sleeps, packed: false, offloads: false }
+    }
+
+    /// The features that must be offered.
+    fn wants(self) -> u64 {
+        let of = |on: bool, bits: u64| if on { bits } else { 0 };
+        VERSION_1 | of(self.packed, PACKED) | of(self.offloads, OFFLOADS)
+    }
+}
 
 /// A connected driver.
 pub struct Driver {
@@ -52,41 +84,49 @@ impl Driver {
     /// Connects to a vhost-user server, waiting up to ten seconds for its socket, and starts both rings.
     ///
     /// # Errors
-    /// No server, or it ended the connection.
-    pub fn connect(path: &Path, rx_size: u16, tx_size: u16, sleeps: bool) -> io::Result<Self> {
+    /// No server, it ended the connection, or (`Unsupported`) it does not offer what `make` wants.
+    pub fn connect(path: &Path, make: Make) -> io::Result<Self> {
         let sock = dial(path)?;
         sock.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let len = (footprint(rx_size) + footprint(tx_size)).next_multiple_of(2 << 20);
+        let buffer = if make.offloads { SUPER } else { PLAIN };
+        let [rx, tx] = [make.rx, make.tx].map(|size| Shape { size, buffer, packed: make.packed });
+        let len = (rx.footprint() + tx.footprint()).next_multiple_of(2 << 20);
         let memory = sys::memfd(len)?;
         let mem = Arc::new(Shm::map(Some(memory.as_fd()), len, 0)?);
-        let rx = Vring::new(Arc::clone(&mem), 0, rx_size, GUEST, true)?;
-        let tx = Vring::new(mem, footprint(rx_size), tx_size, GUEST, false)?;
+        let below = rx.footprint();
+        let rx = Vring::new(Arc::clone(&mem), 0, rx, GUEST, true)?;
+        let tx = Vring::new(mem, below, tx, GUEST, false)?;
         let mut d = Self { tx, rx, sock, _memory: memory };
-        d.start(len as u64, sleeps)?;
+        d.start(len as u64, make)?;
         Ok(d)
     }
 
-    fn start(&mut self, len: u64, sleeps: bool) -> io::Result<()> {
+    fn start(&mut self, len: u64, make: Make) -> io::Result<()> {
         self.tell(SET_OWNER, &[], &[])?;
         let offered = self.ask(GET_FEATURES)?;
-        if offered & VERSION_1 == 0 {
-            return Err(io::Error::other("the device does not offer VERSION_1"));
+        let wants = make.wants();
+        if offered & wants != wants {
+            let why = format!("the device does not offer feature bits {:#x}", wants & !offered);
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         }
         if offered & PROTOCOL != 0 {
             self.ask(GET_PROTOCOL_FEATURES)?;
             self.tell(SET_PROTOCOL_FEATURES, &[0], &[])?;
         }
-        let acked = offered & (VERSION_1 | MRG_RXBUF | EVENT_IDX | PROTOCOL);
+        let acked = offered & (wants | MRG_RXBUF | EVENT_IDX | PROTOCOL);
         self.tell(SET_FEATURES, &[acked], &[])?;
         self.tell(SET_MEM_TABLE, &[1, GUEST, len, USER, 0], &[self._memory.as_raw_fd()])?;
-        self.rx.start(acked & EVENT_IDX != 0, sleeps);
-        self.tx.start(acked & EVENT_IDX != 0, sleeps);
+        self.rx.start(acked & EVENT_IDX != 0, make.sleeps);
+        self.tx.start(acked & EVENT_IDX != 0, make.sleeps);
+        // A packed ring begins at position 0 of the lap with parity 1, both for what is offered and for what is used.
+        let base = if make.packed { 0x8000_8000 } else { 0 };
         for (i, ring) in [(0_u64, &self.rx), (1, &self.tx)] {
+            let p = ring.parts;
             let at = |x: usize| USER + x as u64;
             let wide = |low: u64, high: u64| low | high << 32;
-            self.tell(SET_VRING_NUM, &[wide(i, ring.size.into())], &[])?;
-            self.tell(SET_VRING_BASE, &[wide(i, 0)], &[])?;
-            self.tell(SET_VRING_ADDR, &[i, at(ring.desc), at(ring.used), at(ring.avail), 0], &[])?;
+            self.tell(SET_VRING_NUM, &[wide(i, ring.shape.size.into())], &[])?;
+            self.tell(SET_VRING_BASE, &[wide(i, base)], &[])?;
+            self.tell(SET_VRING_ADDR, &[i, at(p.desc), at(p.used), at(p.avail), 0], &[])?;
             self.tell(SET_VRING_CALL, &[i], &[ring.call.as_fd().as_raw_fd()])?;
             self.tell(SET_VRING_KICK, &[i], &[ring.kick.as_fd().as_raw_fd()])?;
         }
@@ -104,7 +144,7 @@ impl Driver {
     /// Sleeps until the device has used `n` receive buffers, or half of the transmit ring if `n` is 0; at most 1 ms.
     pub fn wait(&mut self, n: u16) {
         let ring = if n > 0 { &mut self.rx } else { &mut self.tx };
-        if !ring.arm(if n > 0 { n } else { ring.size / 2 }) {
+        if !ring.arm(if n > 0 { n } else { ring.shape.size / 2 }) {
             let mut fds = [PollFd::new(ring.call.as_fd(), PollFlags::POLLIN)];
             // An interrupted wait is a wait.
             let _again = poll(&mut fds, PollTimeout::from(1_u8));

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
@@ -33,11 +34,22 @@ pub const MEASURED: usize = 0;
 /// Runs the load: driver, generator, sink.
 pub const LOAD: usize = 1;
 
-/// Enters a new network namespace and goes first in line for the processors. Before any thread.
+/// Whether this run goes before others.
+static FIRST: AtomicBool = AtomicBool::new(false);
+
+/// Puts the calling thread before every ordinary thread of its processor, if this run goes first. It must sleep.
+///
+/// # Errors
+/// Not root.
+pub fn before_others() -> io::Result<()> {
+    if FIRST.load(Ordering::Relaxed) { sys::real_time() } else { Ok(()) }
+}
+
+/// Enters a new network namespace and goes, if it is to be `first`, first in line for the processors. Before any thread.
 ///
 /// # Errors
 /// Not root, or fewer than two processors.
-pub fn enter() -> io::Result<Line> {
+pub fn enter(first: bool) -> io::Result<Line> {
     if std::thread::available_parallelism()?.get() < 2 {
         return Err(io::Error::other(
             "the benches need two processors: one for what is measured, one for the load",
@@ -45,8 +57,12 @@ pub fn enter() -> io::Result<Line> {
     }
     unshare(CloneFlags::CLONE_NEWNET)
         .map_err(|e| io::Error::other(format!("new network namespace: {e}; the benches need root")))?;
-    sys::first_in_line()?;
     ip("link set lo up")?;
+    FIRST.store(first, Ordering::Relaxed);
+    if !first {
+        return Ok(Line(false));
+    }
+    sys::first_in_line()?;
     Ok(Line::first())
 }
 

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use super::driver::Driver;
 use super::host;
 use super::xdp::Gen;
-use crate::sys;
 
 /// Frames sent at a time by a driver.
 const BURST: usize = 32;
@@ -22,12 +21,17 @@ const GENERATORS: usize = 2;
 /// Frames that a guest lets come together before it wakes, a quarter of its ring.
 const TOGETHER: u16 = 256;
 
-/// The frame that all benches send: 64 bytes, of the "local experimental" type, so that every stack drops it at once.
+/// Our source address in every frame.
+pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// The frame that all benches send, of `size` bytes, 64 at least: of the "local experimental" type, so that every stack
+/// drops it at once.
 #[must_use]
-pub fn frame() -> [u8; 64] {
-    let mut f = [0; 64];
-    let (head, _) = f.split_at_mut(14);
-    head.copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
+pub fn frame(size: usize) -> Vec<u8> {
+    let mut f = vec![0xff; 6];
+    f.extend(MAC);
+    f.extend([0x88, 0xb5]);
+    f.resize(size.max(64), 0);
     f
 }
 
@@ -43,6 +47,10 @@ pub enum Task {
     Blast(Gen),
     /// Sends from one guest to another.
     Pass(Box<Driver>, Box<Driver>),
+    /// Takes whatever comes to a guest, and does not compare it.
+    Take(Box<Driver>),
+    /// Sends from many guests in turn.
+    Many(Vec<Driver>),
     /// Nothing: what is measured makes its frames itself.
     Idle,
 }
@@ -70,9 +78,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts the load on its processor.
+    /// Starts the load on its processor, with frames of `size` bytes.
     #[must_use]
-    pub fn start(task: Task) -> Self {
+    pub fn start(task: Task, size: usize) -> Self {
+        let f = frame(size);
         let mut load = Self {
             seen: Arc::new(Seen::default()),
             stop: Arc::new(AtomicBool::new(false)),
@@ -81,26 +90,43 @@ impl Load {
         };
         match task {
             Task::Idle => {}
-            Task::Blast(g) => load.generate(g),
+            Task::Blast(g) => load.generate(g, f),
             Task::Generate(g, d) => {
-                load.thread(move |seen, stop| guest(d, false, seen, stop));
-                load.generate(g);
+                let sent = f.clone();
+                load.thread(move |seen, stop| guest(d, false, &sent, seen, stop));
+                load.generate(g, f);
             }
             Task::Reflect(g, d) => {
-                load.thread(move |seen, stop| guest(d, true, seen, stop));
-                load.generate(g);
+                let sent = f.clone();
+                load.thread(move |seen, stop| guest(d, true, &sent, seen, stop));
+                load.generate(g, f);
             }
             Task::Send(mut d) => load.thread(move |seen, stop| {
                 while !stop.load(Ordering::Relaxed) {
-                    send(&mut d, seen);
-                    arrive(&mut d, BURST, seen);
+                    send(&mut d, &f, seen);
+                    arrive(&mut d, BURST, &f, seen);
+                }
+                Ok(())
+            }),
+            Task::Take(mut d) => load.thread(move |seen, stop| {
+                while !stop.load(Ordering::Relaxed) {
+                    add(&seen.arrived, d.rx.recv(BURST, |_, _| ()));
+                }
+                Ok(())
+            }),
+            Task::Many(mut all) => load.thread(move |seen, stop| {
+                while !stop.load(Ordering::Relaxed) {
+                    for d in &mut all {
+                        send(d, &f, seen);
+                        d.rx.recv(BURST, |_, _| ());
+                    }
                 }
                 Ok(())
             }),
             Task::Pass(mut from, mut to) => load.thread(move |seen, stop| {
                 while !stop.load(Ordering::Relaxed) {
-                    send(&mut from, seen);
-                    arrive(&mut to, BURST, seen);
+                    send(&mut from, &f, seen);
+                    arrive(&mut to, BURST, &f, seen);
                 }
                 Ok(())
             }),
@@ -116,12 +142,11 @@ impl Load {
         }));
     }
 
-    fn generate(&mut self, g: Gen) {
-        let g = Arc::new(g);
+    fn generate(&mut self, g: Gen, f: Vec<u8>) {
+        let (g, f) = (Arc::new(g), Arc::new(f));
         for _ in 0..GENERATORS {
-            let g = Arc::clone(&g);
+            let (g, f) = (Arc::clone(&g), Arc::clone(&f));
             self.thread(move |seen, stop| {
-                let f = frame();
                 while !stop.load(Ordering::Relaxed) {
                     seen.offered.fetch_add(g.send(&f)?.into(), Ordering::Relaxed);
                 }
@@ -154,32 +179,32 @@ fn add(c: &AtomicU64, n: usize) {
     c.fetch_add(n as u64, Ordering::Relaxed);
 }
 
-fn send(d: &mut Driver, seen: &Seen) {
+fn send(d: &mut Driver, f: &[u8], seen: &Seen) {
     add(&seen.offered, BURST);
-    add(&seen.accepted, d.tx.send(&frame(), BURST));
+    add(&seen.accepted, d.tx.send(f, BURST));
 }
 
-fn arrive(d: &mut Driver, max: usize, seen: &Seen) -> usize {
-    let (f, mut wrong) = (frame(), 0);
-    let n = d.rx.recv(max, |head, len| wrong += usize::from(head != &f || len != 64));
+fn arrive(d: &mut Driver, max: usize, f: &[u8], seen: &Seen) -> usize {
+    let (mut wrong, size) = (0, u32::try_from(f.len()).unwrap_or(0));
+    let first = f.get(..64).unwrap_or_default();
+    let n = d.rx.recv(max, |head, len| wrong += usize::from(head != first || len != size));
     add(&seen.arrived, n);
     add(&seen.wrong, wrong);
     n
 }
 
 /// A guest that takes frames, and sends them back if it `reflects`, asleep in between.
-fn guest(mut d: Box<Driver>, reflects: bool, seen: &Seen, stop: &AtomicBool) -> io::Result<()> {
-    sys::real_time()?;
-    let f = frame();
+fn guest(mut d: Box<Driver>, reflects: bool, f: &[u8], seen: &Seen, stop: &AtomicBool) -> io::Result<()> {
+    host::before_others()?;
     while !stop.load(Ordering::Relaxed) {
         let room = if reflects { d.tx.room().min(BURST) } else { BURST };
         if room == 0 {
             d.wait(0);
             continue;
         }
-        let n = arrive(&mut d, room, seen);
+        let n = arrive(&mut d, room, f, seen);
         if reflects {
-            add(&seen.accepted, d.tx.send(&f, n));
+            add(&seen.accepted, d.tx.send(f, n));
         }
         if n == 0 {
             d.wait(TOGETHER);

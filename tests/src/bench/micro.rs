@@ -34,7 +34,7 @@ pub fn run(times: u32) -> Done<Vec<Cost>> {
         }
     }
     (!all.is_empty()).then_some(()).because("the device side's micro-bench printed no figure")?;
-    let middle = |(what, list)| Cost { what, ns: super::report::median(list) };
+    let middle = |(what, list)| Cost { what, ns: super::figures::median(list) };
     Ok(all.into_iter().map(middle).collect())
 }
 

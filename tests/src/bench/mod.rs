@@ -1,15 +1,27 @@
-//! Benches: netreeve beside its raw limits and beside DPDK, in one run, with ratios.
+//! Benches: netreeve beside its raw limits and beside others, in one run, with ratios.
+//!
+//! `row` says what is measured; `runner`, `tcp`, `trip`, `idle` and `scale` measure it; `figures`, `report` and `plot` say
+//! what came of it. The rest is tools: the machine (`host`), peers (`peer`), drivers and generators.
 
+pub mod alone;
 pub mod case;
 pub mod driver;
+pub mod figures;
 pub mod host;
+pub mod idle;
 pub mod load;
 pub mod micro;
 pub mod peer;
+pub mod plot;
 pub mod report;
+pub mod rings;
+pub mod row;
 pub mod runner;
+pub mod scale;
+pub mod stand;
 pub mod tap;
 pub mod tcp;
+pub mod trip;
 pub mod vring;
 pub mod xdp;
 pub mod xsk;

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::case::Path;
+use super::case::{Path, Way};
 use super::host;
 use crate::guest::uml::wait_for_socket;
 use crate::proc::{self, Proc};
@@ -69,7 +69,7 @@ impl Ours {
         fs::create_dir(&run).because(run.display())?;
         std::os::unix::fs::chown(&run, Some(USER), Some(USER)).because(run.display())?;
         let policy = dir.join("policy.conf");
-        fs::write(&policy, format!("allow uid:{USER} xsk v0\nallow uid:{USER} tap *\n"))
+        fs::write(&policy, format!("allow uid:{USER} xsk v0\nallow uid:{USER} tap *\nlimit any sessions=200 requests=1000/s taps=200 umem=1G\n"))
             .because(policy.display())?;
         for path in [dir, &policy] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).because(path.display())?;
@@ -94,18 +94,35 @@ impl Ours {
     /// # Errors
     /// It did not start; the error has what it said.
     pub fn run(&self, path: Path, socks: &[PathBuf; 2], keys: &[&str], options: &[&str]) -> Done<Proc> {
+        self.run_many(path, std::slice::from_ref(socks), keys, options)
+    }
+
+    /// The same with one wire for each pair of sockets.
+    ///
+    /// # Errors
+    /// It did not start; the error has what it said.
+    pub fn run_many(
+        &self,
+        path: Path,
+        wires: &[[PathBuf; 2]],
+        keys: &[&str],
+        options: &[&str],
+    ) -> Done<Proc> {
         let keys: String = keys.iter().map(|k| format!(",{k}")).collect();
-        let [a, b] = socks.each_ref().map(|s| s.display());
-        let netdev = match path {
-            Path::Xdp(mode) => format!("af-xdp,id=n0,ifname=v0,mode={}", mode.name()),
-            Path::Tap => "tap,id=n0".to_owned(),
-            Path::Vhost => format!("vhost-user,id=n0,path={b}{keys}"),
-        };
         let mut c = Command::new(self.dir.join("netreeve"));
-        c.args(["run", "--json", "--netdev", &netdev])
-            .arg("--helper-socket")
-            .arg(self.dir.join("helper.sock"));
-        c.arg("--device").arg(format!("vhost-user,netdev=n0,path={a}{keys}")).args(options);
+        c.args(["run", "--json", "--helper-socket"]).arg(self.dir.join("helper.sock"));
+        for (i, socks) in wires.iter().enumerate() {
+            let [a, b] = socks.each_ref().map(|s| s.display());
+            let netdev = match path {
+                Path::Xdp(mode) => format!("af-xdp,id=n{i},ifname=v0,mode={}", mode.name()),
+                Path::Tap => format!("tap,id=n{i}"),
+                Path::Vhost => format!("vhost-user,id=n{i},path={b}{keys}"),
+                Path::Nothing => return Err(trouble("a wire has two ends")),
+            };
+            c.arg("--netdev").arg(netdev);
+            c.arg("--device").arg(format!("vhost-user,netdev=n{i},path={a}{keys}"));
+        }
+        c.args(options);
         c.uid(USER).gid(USER).current_dir(self.dir.join("run"));
         let p = Proc::spawn("netreeve", c)?;
         p.find("that it is ready", START, |l| l.text.trim_start().starts_with('{').then_some(()))?;
@@ -120,25 +137,34 @@ impl Drop for Ours {
     }
 }
 
-/// dpdk-testpmd that forwards between net_vhost and the driver for `path`, both polled by one core.
+/// dpdk-testpmd that forwards between net_vhost and the driver for `path`, both polled by one core; for [`Path::Nothing`]
+/// it drops what net_vhost gives or makes frames for it.
 ///
 /// Without huge pages, as everybody here: `--no-huge` costs it some 25 % on vhost at 64 bytes, and nothing where the
 /// kernel's work dominates.
 ///
 /// # Errors
 /// It did not start; the error has what it said.
-pub fn testpmd(path: Path, socks: &[PathBuf; 2]) -> Done<Proc> {
+pub fn testpmd(path: Path, way: Way, size: usize, socks: &[PathBuf; 2]) -> Done<Proc> {
     let [a, b] = socks.each_ref().map(|s| s.display());
     let far = match path {
-        Path::Xdp(_) => "net_af_xdp0,iface=v0".to_owned(),
-        Path::Tap => "net_tap0,iface=dtap0".to_owned(),
-        Path::Vhost => format!("net_vhost1,iface={b},queues=1"),
+        Path::Xdp(_) => Some("net_af_xdp0,iface=v0".to_owned()),
+        Path::Tap => Some("net_tap0,iface=dtap0".to_owned()),
+        Path::Vhost => Some(format!("net_vhost1,iface={b},queues=1")),
+        Path::Nothing => None,
+    };
+    let mode = match (path, way) {
+        (Path::Nothing, Way::Out) => "rxonly",
+        (Path::Nothing, _) => "txonly",
+        _ => "io",
     };
     let mut c = Command::new(bins::peer("dpdk-testpmd")?);
     c.args(["--lcores", "0@1,1@0", "--no-pci", "--no-huge", "-m", "256", "--no-telemetry", "--no-shconf"]);
     c.arg("--file-prefix").arg(format!("netreeve-bench-{}", std::process::id()));
-    c.arg("--vdev").arg(format!("net_vhost0,iface={a},queues=1")).arg("--vdev").arg(far);
-    c.args(["--", "-i", "-a", "--nb-cores=1", "--burst=64", "--forward-mode=io"]);
+    c.arg("--vdev").arg(format!("net_vhost0,iface={a},queues=1"));
+    c.args(far.iter().flat_map(|far| ["--vdev", far]));
+    c.args(["--", "-i", "-a", "--nb-cores=1", "--burst=64"]);
+    c.arg(format!("--forward-mode={mode}")).arg(format!("--txpkts={size}"));
     c.args(["--total-num-mbufs=16384", "--no-mlockall"]);
     // Its main thread only waits for commands and signals; the thread that forwards has the measured core to itself.
     host::unpin().because("unpin")?;

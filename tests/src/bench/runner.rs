@@ -7,37 +7,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use super::case::{Case, Path, Way, Who};
-use super::driver::Driver;
+use super::case::{Case, Form, Path, Way, Who};
+use super::driver::{Driver, Make};
+use super::figures::{Miss, Taken};
 use super::load::{Load, Task, frame};
 use super::peer::{self, Ours};
+use super::row::{Row, Value};
 use super::xdp::{Gen, Mode};
 use super::xsk::Xsk;
-use super::{host, tap};
+use super::{alone, host, tap};
 use crate::proc::Proc;
 use crate::{Because, Done, bins, trouble};
 
-/// Entries of the guest's rings: what QEMU allows at most for receive, and its default for transmit.
-const RX_RING: u16 = 1024;
-const TX_RING: u16 = 256;
-
-/// One window's figures.
-#[derive(Clone, Copy, Debug)]
-pub struct Sample {
-    /// Frames that went all the way, in millions a second.
-    pub mpps: f64,
-    /// CPU time in nanoseconds that who is measured spent for one of them.
-    pub cpu_ns: f64,
-    /// Share of its processor that who is measured had.
-    pub share: f64,
-    /// The load could not offer more (nearly all that it offered went through, or who is measured slept a quarter of
-    /// the time for want of work): the figure is the load's limit.
-    pub load_bound: bool,
-}
-
 /// The benches' ground: netreeve's programs and helper in this namespace.
 pub struct Bench {
-    ours: Ours,
+    /// netreeve's programs.
+    pub ours: Ours,
     count: u32,
 }
 
@@ -48,20 +33,38 @@ impl Drop for Bench {
 }
 
 /// Who is measured, running.
-enum Running {
+pub enum Running {
+    /// A loop of ours.
+    #[allow(missing_docs, reason = "made and read in this file alone")]
     Thread { id: i32, stop: Arc<AtomicBool>, count: Arc<AtomicU64>, thread: JoinHandle<Done> },
+    /// A program.
     Process(Box<Proc>),
 }
 
 impl Running {
-    fn cpu_ns(&self) -> u64 {
+    /// CPU time used so far, by all of its processes.
+    #[must_use]
+    pub fn cpu_ns(&self) -> u64 {
         match self {
             Self::Thread { id, .. } => host::cpu_ns(*id, false),
             Self::Process(p) => host::family(p.pid()).iter().map(|&id| host::cpu_ns(id, true)).sum(),
         }
     }
 
-    fn end(self) -> Done {
+    /// The process, if it is one.
+    #[must_use]
+    pub fn process(&self) -> Option<&Proc> {
+        match self {
+            Self::Process(p) => Some(p),
+            Self::Thread { .. } => None,
+        }
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// It ended before.
+    pub fn end(self) -> Done {
         match self {
             Self::Thread { stop, thread, .. } => {
                 stop.store(true, Ordering::Relaxed);
@@ -87,115 +90,136 @@ impl Bench {
         Ok(Self { ours: Ours::new()?, count: 0 })
     }
 
-    /// Takes one sample over `window`.
+    /// Makes the veth pair and two places for sockets, lets `work` use them, and takes all away again.
     ///
     /// # Errors
-    /// Something did not start, or no frame came through.
-    pub fn sample(&mut self, case: &Case, who: Who, window: Duration) -> Done<Sample> {
+    /// What `work` says.
+    pub fn on_a_pair<T>(
+        &mut self,
+        path: Path,
+        work: impl FnOnce(&Ours, &[PathBuf; 2], &[String]) -> Taken<T>,
+    ) -> Taken<T> {
         self.count += 1;
         host::make_pair().because("the veth pair")?;
-        if case.path == Path::Xdp(Mode::Skb) {
+        if path == Path::Xdp(Mode::Skb) {
             // The generator's frames reach a veth without a driver program only by its NAPI.
             host::run("ethtool", "-K v0 gro on").because("v0's NAPI")?;
         }
         let before = host::links();
         let socks = self.ours.sockets(&self.count.to_string());
-        let result = self.run(case, who, &socks, &before, window);
+        let result = work(&self.ours, &socks, &before);
         // The pair's end takes any program along that a killed peer left on it.
         let gone = host::ip("link del v0").because("take the veth pair away");
         for s in &socks {
             // A server that was killed leaves its socket; others do not.
             let _gone = std::fs::remove_file(s);
         }
-        result.because(format!("{}, {}", case.name(), who.name())).and_then(|s| gone.map(|()| s))
+        let made = result?;
+        gone?;
+        Ok(made)
     }
 
-    fn run(
-        &self,
-        case: &Case,
-        who: Who,
-        socks: &[PathBuf; 2],
-        before: &[String],
-        window: Duration,
-    ) -> Done<Sample> {
-        host::pin(host::MEASURED).because("pin")?;
-        let running = start(case, who, socks, &self.ours);
-        host::unpin().because("unpin")?;
-        let running = running?;
-        let sample = self.watch(case, who, socks, before, window, &running);
-        let said = match &running {
-            Running::Process(p) if sample.is_err() => format!("; it said:\n{}", p.tail()),
-            _ => String::new(),
-        };
-        let end = running.end();
-        let sample = sample.map_err(|e| trouble(format!("{e}{said}")))?;
-        end.map(|()| sample)
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the pieces of one sample, used here alone")]
-    fn watch(
-        &self,
-        case: &Case,
-        who: Who,
-        socks: &[PathBuf; 2],
-        before: &[String],
-        window: Duration,
-        running: &Running,
-    ) -> Done<Sample> {
-        let far = match case.path {
-            Path::Xdp(_) => "v1".to_owned(),
-            Path::Tap => new_link(before)?,
-            Path::Vhost => String::new(),
-        };
-        let load = Load::start(task(case, who, socks, &far)?);
-        let count = || -> u64 {
-            match (case.path, case.way, running) {
-                (Path::Xdp(_) | Path::Tap, Way::In, Running::Thread { count, .. }) => {
-                    count.load(Ordering::Relaxed)
-                }
-                (Path::Xdp(_), Way::In, Running::Process(p)) if who == Who::XskRs => last_count(p),
-                (Path::Vhost, ..) | (_, Way::In, _) => load.seen.arrived.load(Ordering::Relaxed),
-                _ => host::received(&far),
-            }
-        };
-        let warm = warm_up(&count, &load);
-        let at = |c: &AtomicU64| c.load(Ordering::Relaxed);
-        let (f0, c0, t0) = (count(), running.cpu_ns(), Instant::now());
-        if warm.is_ok() {
-            sleep(window);
-        }
-        let (f1, c1, t1) = (count(), running.cpu_ns(), t0.elapsed());
-        let seen = Arc::clone(&load.seen);
-        let life = load.end().because("the load")?;
-        warm?;
-        let wrong = at(&seen.wrong);
-        if wrong > 0 {
-            return Err(trouble(format!("{wrong} frames arrived damaged")));
-        }
-        let frames = f1.saturating_sub(f0);
-        if frames == 0 {
-            return Err(trouble("no frame came through in the window"));
-        }
-        let cpu = real(c1.saturating_sub(c0));
-        Ok(Sample {
-            mpps: real(frames) / t1.as_secs_f64() / 1e6,
-            cpu_ns: cpu / real(frames),
-            share: cpu / 1e9 / t1.as_secs_f64(),
-            load_bound: (who == Who::Netreeve && cpu / 1e9 / t1.as_secs_f64() < 0.75)
-                || real(frames) / t1.as_secs_f64() > 0.9 * real(at(&seen.offered)) / life.as_secs_f64()
-                    && at(&seen.offered) > 0,
+    /// Takes one sample of a stream of frames over `window`.
+    ///
+    /// # Errors
+    /// Something did not start, no frame came through, or it cannot be done here.
+    pub fn frames(&mut self, case: &Case, who: Who, window: Duration) -> Taken<Vec<Value>> {
+        self.on_a_pair(case.path, |ours, socks, before| {
+            let running = start(case, who, socks, ours)?;
+            with(running, |running| watch(case, who, socks, before, window, running))
         })
+        .map(|v| vec![v])
+    }
+}
+
+/// Lets `work` use what runs, ends it, and adds what it said to a trouble.
+///
+/// # Errors
+/// What `work` says, or that it ended before.
+pub fn with<T>(running: Running, work: impl FnOnce(&Running) -> Taken<T>) -> Taken<T> {
+    let result = work(&running).map_err(|e| match (e, running.process()) {
+        (Miss::Failed(t), Some(p)) => Miss::Failed(trouble(format!("{t}; it said:\n{}", p.tail()))),
+        (e, _) => e,
+    });
+    let end = running.end();
+    let made = result?;
+    end?;
+    Ok(made)
+}
+
+fn watch(
+    case: &Case,
+    who: Who,
+    socks: &[PathBuf; 2],
+    before: &[String],
+    window: Duration,
+    running: &Running,
+) -> Taken<Value> {
+    let far = match case.path {
+        Path::Xdp(_) => "v1".to_owned(),
+        Path::Tap => new_link(before)?,
+        Path::Vhost | Path::Nothing => String::new(),
+    };
+    let load = Load::start(task(case, who, socks, &far)?, case.size);
+    let at = |c: &AtomicU64| c.load(Ordering::Relaxed);
+    let count = || -> u64 {
+        match (case.path, case.way, running) {
+            (Path::Xdp(_) | Path::Tap, Way::In, Running::Thread { count, .. }) => at(count),
+            (Path::Xdp(_), Way::In, Running::Process(p)) if who == Who::XskRs => last_count(p),
+            // What the device took may still lie in one ring: nothing beside a window.
+            (Path::Nothing, Way::Out, _) => at(&load.seen.accepted),
+            (Path::Vhost, ..) | (_, Way::In, _) => at(&load.seen.arrived),
+            _ => host::received(&far),
+        }
+    };
+    let warm = warm_up(&count, &load);
+    let (f0, c0, o0, t0) = (count(), running.cpu_ns(), at(&load.seen.offered), Instant::now());
+    if warm.is_ok() {
+        sleep(window);
+    }
+    let (f1, c1, o1, wall) = (count(), running.cpu_ns(), at(&load.seen.offered), t0.elapsed().as_secs_f64());
+    let seen = Arc::clone(&load.seen);
+    load.end().because("the load")?;
+    warm?;
+    let wrong = at(&seen.wrong);
+    if wrong > 0 {
+        return Err(trouble(format!("{wrong} frames arrived damaged")).into());
+    }
+    let (frames, cpu) = (real(f1.saturating_sub(f0)), real(c1.saturating_sub(c0)));
+    if frames == 0.0 {
+        return Err(trouble("no frame came through in the window").into());
+    }
+    let (offered, share) = (real(o1.saturating_sub(o0)), cpu / 1e9 / wall);
+    // Nearly all that was offered went through, or netreeve slept a quarter of the time for want of work.
+    let load_bound = (who == Who::Netreeve && share < 0.75) || (offered > 0.0 && frames > 0.9 * offered);
+    Ok(Value { share: Some(share), load_bound, ..per_frame(frames, cpu, wall, case.size) })
+}
+
+/// A stream's figures: millions a second, and the CPU time of one and of a GiB.
+#[must_use]
+pub fn per_frame(frames: f64, cpu_ns: f64, seconds: f64, size: usize) -> Value {
+    let each = cpu_ns / frames;
+    let in_gib = f64::from(1 << 30) / f64::from(u32::try_from(size).unwrap_or(u32::MAX));
+    Value {
+        value: frames / seconds / 1e6,
+        ns_frame: Some(each),
+        s_gib: Some(each * in_gib / 1e9),
+        ..Value::default()
     }
 }
 
 /// A count as a real number; counts stay far below 2^53.
 #[allow(clippy::cast_precision_loss, reason = "counts of one run are far below 2^53")]
-fn real(n: u64) -> f64 {
+#[must_use]
+pub fn real(n: u64) -> f64 {
     n as f64
 }
 
 /// Waits for the first thousand frames and lets it settle.
-fn warm_up(count: &impl Fn() -> u64, load: &Load) -> Done {
+///
+/// # Errors
+/// None came within 15 seconds.
+pub fn warm_up(count: &impl Fn() -> u64, load: &Load) -> Done {
     let (first, until) = (count(), Instant::now() + Duration::from_secs(15));
     while count() < first + 1000 {
         if load.ended() {
@@ -210,8 +234,11 @@ fn warm_up(count: &impl Fn() -> u64, load: &Load) -> Done {
     Ok(())
 }
 
-/// The tap that came up.
-fn new_link(before: &[String]) -> Done<String> {
+/// The tap that came up since `before`, made silent.
+///
+/// # Errors
+/// None came within ten seconds.
+pub fn new_link(before: &[String]) -> Done<String> {
     let until = Instant::now() + Duration::from_secs(10);
     loop {
         if let Some(new) = host::links().into_iter().find(|l| !before.contains(l)) {
@@ -227,10 +254,10 @@ fn new_link(before: &[String]) -> Done<String> {
 }
 
 /// The load that belongs to the case.
-fn task(case: &Case, who: Who, socks: &[PathBuf; 2], far: &str) -> Done<Task> {
-    let guest = |i: usize, sleeps: bool| -> Done<Box<Driver>> {
+fn task(case: &Case, who: Who, socks: &[PathBuf; 2], far: &str) -> Taken<Task> {
+    let guest = |i: usize, sleeps: bool| -> Taken<Box<Driver>> {
         let path = socks.get(i).because("two sockets")?;
-        Driver::connect(path, RX_RING, TX_RING, sleeps).map(Box::new).because("the guest's driver")
+        connect(path, Make { packed: case.form == Form::Packed, ..Make::usual(sleeps) }).map(Box::new)
     };
     let source = || -> Done<Gen> {
         let ifindex = host::ifindex(far).because("the generator")?;
@@ -241,6 +268,9 @@ fn task(case: &Case, who: Who, socks: &[PathBuf; 2], far: &str) -> Done<Task> {
     };
     Ok(match (case.path, case.way, who) {
         (Path::Vhost, ..) => Task::Pass(guest(0, false)?, guest(1, false)?),
+        (Path::Nothing, Way::Out, _) => Task::Send(guest(0, false)?),
+        // What testpmd makes is its own kind of frame.
+        (Path::Nothing, ..) => Task::Take(guest(0, false)?),
         (_, Way::Out, Who::Raw | Who::XskRs) => Task::Idle,
         (_, Way::In | Way::Both, Who::Raw | Who::XskRs) => Task::Blast(source()?),
         (_, Way::Out, _) => Task::Send(guest(0, false)?),
@@ -249,8 +279,31 @@ fn task(case: &Case, who: Who, socks: &[PathBuf; 2], far: &str) -> Done<Task> {
     })
 }
 
-/// Starts who is measured. The calling thread is pinned, and so is what it starts.
-fn start(case: &Case, who: Who, socks: &[PathBuf; 2], ours: &Ours) -> Done<Running> {
+/// A guest's driver.
+///
+/// # Errors
+/// No server; or the device does not offer what is wanted, which is a reason to skip.
+pub fn connect(path: &std::path::Path, make: Make) -> Taken<Driver> {
+    Driver::connect(path, make).map_err(|e| {
+        if e.kind() == std::io::ErrorKind::Unsupported {
+            return Miss::Skipped(e.to_string());
+        }
+        Miss::Failed(trouble(format!("the guest's driver: {e}")))
+    })
+}
+
+/// Starts who is measured, on its processor.
+///
+/// # Errors
+/// It did not start.
+pub fn start(case: &Case, who: Who, socks: &[PathBuf; 2], ours: &Ours) -> Done<Running> {
+    host::pin(host::MEASURED).because("pin")?;
+    let running = start_here(case, who, socks, ours);
+    host::unpin().because("unpin")?;
+    running
+}
+
+fn start_here(case: &Case, who: Who, socks: &[PathBuf; 2], ours: &Ours) -> Done<Running> {
     let process = |p: Done<Proc>| Ok(Running::Process(Box::new(p?)));
     match (who, case.path) {
         (Who::Raw, Path::Xdp(mode)) => raw_xdp(mode, case.way),
@@ -266,9 +319,12 @@ fn start(case: &Case, who: Who, socks: &[PathBuf; 2], ours: &Ours) -> Done<Runni
             process(Proc::spawn("xsk-peer", c))
         }
         (Who::XskRs, _) => Err(trouble("xsk-rs has nothing to do here")),
-        (Who::Dpdk, path) => process(peer::testpmd(path, socks)),
+        (Who::Dpdk, path) => process(peer::testpmd(path, case.way, case.size, socks)),
+        (Who::Netreeve, Path::Nothing) => raw_device(case, socks),
         (Who::Netreeve, path) => process(ours.run(path, socks, &[], &[])),
         (Who::Busy, path) => process(ours.run(path, socks, &[], &["--busy-poll", "200"])),
+        (Who::Open, path) => process(ours.run(path, socks, &[], &["--sandbox", "off"])),
+        (who, _) => Err(trouble(format!("{} moves no frames", who.name()))),
     }
 }
 
@@ -291,7 +347,7 @@ fn raw_xdp(mode: Mode, way: Way) -> Done<Running> {
     let mut xsk = Xsk::open(ifindex, receive).because("the raw AF_XDP socket")?;
     raw(move |count, stop| {
         match way {
-            Way::Out => xsk.transmit(&frame(), count, stop),
+            Way::Out => xsk.transmit(&frame(64), count, stop),
             Way::In => xsk.receive(count, stop),
             Way::Both => xsk.reflect(count, stop),
         }
@@ -303,12 +359,19 @@ fn raw_tap(way: Way) -> Done<Running> {
     let fd = tap::open("nt0").because("the raw tap")?;
     raw(move |count, stop| {
         if way == Way::Out {
-            tap::transmit(fd, &frame(), count, stop);
+            tap::transmit(fd, &frame(64), count, stop);
         } else {
             tap::receive(fd, count, stop);
         }
         Ok(())
     })
+}
+
+fn raw_device(case: &Case, socks: &[PathBuf; 2]) -> Done<Running> {
+    let [at, _] = socks;
+    let listener = std::os::unix::net::UnixListener::bind(at).because("the device's socket")?;
+    let makes = (case.way == Way::In).then(|| frame(case.size));
+    raw(move |_, stop| alone::serve(listener, makes.as_deref(), stop))
 }
 
 /// The count in the last line that xsk-peer printed.
@@ -318,16 +381,17 @@ fn last_count(p: &Proc) -> u64 {
     lines.iter().rev().find_map(count).unwrap_or(0)
 }
 
-/// Whether everything that a run needs is there; the first thing that is missing is the error.
+/// Whether everything that these rows need is there; the first thing that is missing is the error.
 ///
 /// # Errors
 /// What is missing, and how to get it.
-pub fn check() -> Done {
-    for p in ["dpdk-testpmd", "ip", "ethtool"] {
+pub fn check(rows: &[Row]) -> Done {
+    let has = |who: Who| rows.iter().any(|r| r.who.contains(&who));
+    for p in ["ip", "ethtool"].into_iter().chain(has(Who::Dpdk).then_some("dpdk-testpmd")) {
         bins::peer(p)?;
     }
     for p in ["netreeve", "netreeve-dataplane", "netreeve-helper"] {
         bins::ours(p)?;
     }
-    peer::xsk_peer().map(drop)
+    if has(Who::XskRs) { peer::xsk_peer().map(drop) } else { Ok(()) }
 }

@@ -1,28 +1,34 @@
-//! `make bench`: netreeve beside the kernel's raw limits and beside DPDK, all in one run and interleaved, as ratios.
+//! `make bench`: netreeve beside the kernel's raw limits, DPDK, QEMU, passt and veth alone, all in one run and interleaved,
+//! as ratios.
 //!
-//! `--quick` leaves out xsk-rs, busy polling and TCP over anything but a tap.
-//!
-//! `bench [--quick] [--rounds N] [--window MS] [--parts rates,tcp,device] [--only TEXT] [--who TEXT]`; the figures go to
-//! the terminal as they come, and as Markdown and JSON to `bench/` in cargo's target directory.
+//! `bench [--quick | --try] [--list] [--only TEXT]... [--who TEXT] [--rounds N] [--window MS] [--publish]`. A row is measured by all
+//! who are in it, one after the other, round by round. The figures go to the terminal as they come, and as Markdown, JSON
+//! and SVG to `bench/` in cargo's target directory; `--publish` puts Markdown and SVG into `docs/` as well.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to who started it")]
 
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use netreeve_tests::bench::case::{Case, Path, Who};
-use netreeve_tests::bench::report::Figures;
+use netreeve_tests::bench::case::Who;
+use netreeve_tests::bench::figures::{Figures, Miss, Sampled, Taken};
+use netreeve_tests::bench::row::{Row, Value, Work};
 use netreeve_tests::bench::runner::{self, Bench};
-use netreeve_tests::bench::tcp::{self, TcpCase};
-use netreeve_tests::bench::{host, micro, peer};
+use netreeve_tests::bench::{host, idle, micro, peer, plot, report, scale, tcp, trip};
 use netreeve_tests::{Because, Done, bins, proc, trouble};
+
+/// The part of the run that is not a row: costs of the device side in one thread.
+const DEVICE: &str = "device side";
 
 struct Options {
     rounds: u32,
     window: Duration,
     seconds: u32,
     quick: bool,
-    parts: String,
-    only: String,
+    list: bool,
+    first: bool,
+    publish: bool,
+    only: Vec<String>,
     who: String,
 }
 
@@ -32,8 +38,10 @@ fn options() -> Done<Options> {
         window: Duration::from_secs(1),
         seconds: 3,
         quick: false,
-        parts: "rates,tcp,device".to_owned(),
-        only: String::new(),
+        list: false,
+        first: true,
+        publish: false,
+        only: Vec::new(),
         who: String::new(),
     };
     let mut words = std::env::args().skip(1);
@@ -41,13 +49,16 @@ fn options() -> Done<Options> {
         let mut value = || words.next().because(format!("{word} needs a value"));
         match word.as_str() {
             "--quick" => {
-                (o.rounds, o.window, o.seconds) = (3, Duration::from_millis(500), 2);
+                (o.rounds, o.window, o.seconds) = (3, Duration::from_millis(400), 1);
                 o.quick = true;
             }
+            // One short round of everything, behind everybody else: does it run?
+            "--try" => (o.rounds, o.window, o.seconds, o.first) = (1, Duration::from_millis(200), 1, false),
+            "--list" => o.list = true,
+            "--publish" => o.publish = true,
             "--rounds" => o.rounds = value()?.parse().because("--rounds")?,
             "--window" => o.window = Duration::from_millis(value()?.parse().because("--window")?),
-            "--parts" => o.parts = value()?,
-            "--only" => o.only = value()?,
+            "--only" => o.only.push(value()?),
             "--who" => o.who = value()?,
             _ => return Err(trouble(format!("unknown word {word}"))),
         }
@@ -55,93 +66,146 @@ fn options() -> Done<Options> {
     Ok(o)
 }
 
-/// One round of 64-byte rates: every row, everybody in it.
-fn rates(o: &Options, round: u32, cases: &[Case], bench: &mut Bench, figures: &mut Figures) {
-    for (i, case) in cases.iter().enumerate() {
-        for who in &case.who {
-            let name = format!("round {round}/{}: {}: {}", o.rounds, case.name(), who.name());
-            let sample = bench.sample(case, *who, o.window).or_else(|e| {
-                eprintln!("{name}: {e}; once more");
-                bench.sample(case, *who, o.window)
-            });
-            match sample {
-                Ok(s) => {
-                    let limit = if s.load_bound { " (the load's limit)" } else { "" };
-                    let share = s.share * 100.0;
-                    eprintln!(
-                        "{name}: {:.3} Mpps, {:.0} ns CPU a frame, {share:.0} % of its core{limit}",
-                        s.mpps, s.cpu_ns
-                    );
-                    figures.add(i, *who, s);
-                }
-                Err(e) => {
-                    eprintln!("{name}: {e}");
-                    figures.failures.push(format!("round {round}: {e}"));
-                }
-            }
+impl Options {
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|o| name.contains(o.as_str()))
+    }
+
+    /// The rows of this run. Asked for by name, a row is whole, in a short run as well.
+    fn rows(&self) -> Vec<Row> {
+        let mut rows = Row::all();
+        if self.quick && self.only.is_empty() {
+            Row::shorten(&mut rows);
+        }
+        rows.retain(|r| self.wants(&r.name()));
+        for r in &mut rows {
+            r.who.retain(|w| w.name().contains(&self.who));
+        }
+        rows
+    }
+
+    /// Rounds of a row: what boots guests or waits for silence is not so often done in a short run.
+    fn rounds_of(&self, work: Work) -> u32 {
+        match work {
+            Work::Frames(_) | Work::Trip(_) => self.rounds,
+            Work::Tcp(_) if self.quick => self.rounds.min(2),
+            Work::Tcp(_) => self.rounds,
+            Work::Idle(_) | Work::Scale if self.quick => 1,
+            Work::Idle(_) | Work::Scale => self.rounds.min(3),
         }
     }
 }
 
-/// One round of TCP.
-fn tcp_round(o: &Options, round: u32, figures: &mut Figures) {
-    let mut cases = TcpCase::all();
-    cases.retain(|c| c.name().contains(&o.only) && !(o.quick && c.path != Path::Tap));
-    for case in cases {
-        let name = format!("round {round}/{}: {}", o.rounds, case.name());
-        match tcp::sample(case, o.seconds) {
-            Ok(s) => {
-                eprintln!("{name}: {:.2} Gbit/s from the guest, {:.2} to the guest", s.out, s.back);
-                figures.add_tcp(case, s);
+fn list(rows: &[Row]) {
+    for r in rows {
+        let who: Vec<&str> = r.who.iter().map(|w| w.name()).collect();
+        println!("{}\n    who:  {}\n    load: {}", r.name(), who.join("; "), r.load());
+    }
+    println!("{DEVICE}\n    who:  netreeve's virtio code in one thread, by its own micro-bench");
+}
+
+fn sample(o: &Options, bench: &mut Bench, work: Work, who: Who) -> Taken<Vec<Value>> {
+    match work {
+        Work::Frames(case) => bench.frames(&case, who, o.window),
+        Work::Tcp(case) => tcp::sample(case, who, o.seconds),
+        Work::Trip(path) => trip::sample(bench, path, who, o.window),
+        Work::Idle(path) => idle::sample(bench, path, who, 4 * o.window),
+        Work::Scale => scale::sample(&bench.ours, who, 2 * o.window),
+    }
+}
+
+/// All rounds of one row: everybody in it, in turn.
+fn measure(o: &Options, at: usize, row: &Row, bench: &mut Bench, figures: &mut Figures) {
+    let rounds = o.rounds_of(row.work);
+    for round in 1..=rounds {
+        for who in &row.who {
+            let name = format!("{}, {round}/{rounds}, {}", row.name(), who.name());
+            let mut taken = sample(o, bench, row.work, *who);
+            if let Err(Miss::Failed(e)) = &taken {
+                eprintln!("{name}: {e}; once more");
+                taken = sample(o, bench, row.work, *who);
             }
-            Err(e) => {
-                eprintln!("{name}: {e}");
-                figures.failures.push(format!("round {round}: {e}"));
-            }
+            let sampled = match taken {
+                Ok(values) => {
+                    eprintln!("{name}: {}", report::brief(row, &values));
+                    Sampled::Values(values)
+                }
+                Err(Miss::Skipped(why)) => {
+                    eprintln!("{name}: skipped: {why}");
+                    Sampled::Skipped(why)
+                }
+                Err(Miss::Failed(e)) => {
+                    eprintln!("{name}: {e}");
+                    figures.failures.push(format!("{name}: {e}"));
+                    Sampled::Failed
+                }
+            };
+            figures.add(at, *who, sampled);
         }
     }
 }
 
 fn bench() -> Done<bool> {
     let o = options()?;
-    let machine = host::machine();
-    runner::check()?;
-    let mut cases = Case::all();
-    cases.retain(|c| o.parts.contains("rates") && c.name().contains(&o.only));
-    for c in &mut cases {
-        c.who.retain(|w| w.name().contains(&o.who) && !(o.quick && matches!(w, Who::XskRs | Who::Busy)));
+    let rows = o.rows();
+    if o.list {
+        list(&rows);
+        return Ok(true);
     }
-    let mut figures = Figures::new(&cases);
-    if o.parts.contains("device") {
+    let device = o.wants(DEVICE) && !o.quick;
+    if rows.is_empty() && !device {
+        return Err(trouble("no row has such a name; `--list` names them all"));
+    }
+    let (machine, began) = (host::machine(), Instant::now());
+    runner::check(&rows)?;
+    let mut figures = Figures::new(&rows);
+    if device {
         match micro::run(3) {
             Ok(c) => figures.device = c,
             Err(e) => figures.failures.push(e.to_string()),
         }
     }
-    let _line = host::enter().because("the benches' ground")?;
+    let _line = host::enter(o.first).because("the benches' ground")?;
     let mut bench = Bench::new()?;
-    for round in 1..=o.rounds {
-        rates(&o, round, &cases, &mut bench, &mut figures);
-        if o.parts.contains("tcp") {
-            tcp_round(&o, round, &mut figures);
-        }
+    for (at, row) in rows.iter().enumerate() {
+        measure(&o, at, row, &mut bench, &mut figures);
     }
-    let text = format!(
-        "{machine}.\n{} rounds, interleaved, windows of {:?}. What is measured runs on processor {}, the load on {}; for \
-         TCP nothing is pinned.\n\n{}",
+    let caption = format!(
+        "{machine}; {} rounds, windows of {:?}, {:.0} minutes",
         o.rounds,
         o.window,
+        began.elapsed().as_secs_f64() / 60.0
+    );
+    write(&o, &figures, &caption)?;
+    Ok(figures.failures.is_empty())
+}
+
+fn write(o: &Options, figures: &Figures, caption: &str) -> Done {
+    let text = format!(
+        "{caption}. Streams and round trips: what is measured runs on processor {}, the load on {}; for TCP nothing is \
+         pinned.\n\n{}",
         host::MEASURED,
         host::LOAD,
-        figures.markdown()
+        report::markdown(figures)
     );
     println!("{text}");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| bins::root().join("target"), Into::into);
-    let dir = target.join("bench");
-    std::fs::create_dir_all(&dir).because(dir.display())?;
-    std::fs::write(dir.join("bench.md"), text).because("bench.md")?;
-    std::fs::write(dir.join("bench.json"), figures.json().to_string()).because("bench.json")?;
-    Ok(figures.failures.is_empty())
+    let (dir, docs) = (target.join("bench"), bins::root().join("docs"));
+    let put = |dir: &Path, name: &str, text: &str| -> Done {
+        std::fs::create_dir_all(dir).because(dir.display())?;
+        std::fs::write(dir.join(name), text).because(dir.join(name).display())
+    };
+    let picture = plot::svg(figures, caption);
+    put(&dir, "bench.json", &report::json(figures, caption).to_string())?;
+    for dir in std::iter::once(&dir).chain(o.publish.then_some(&docs)) {
+        let title = "# Figures\n\nWritten by `make bench`; what the words mean stands in the README.\n\n";
+        put(dir, "bench.md", &format!("{title}{text}"))?;
+        if let Some(picture) = &picture {
+            put(dir, "bench.svg", picture)?;
+        }
+        eprintln!("bench: written to {}", dir.display());
+    }
+    Ok(())
 }
 
 fn main() -> ExitCode {
