@@ -56,7 +56,7 @@ pub enum Who {
     Open,
     /// netreeve, for one VM where the row is about many.
     One,
-    /// netreeve, one process for all VMs where the row is about one process each.
+    /// netreeve, one process for sixteen VMs (it takes 32 ports) where the row is about one process each.
     Shared,
     /// netreeve, sandbox on.
     Netreeve,
@@ -78,7 +78,7 @@ impl Who {
             Self::QemuUser => "QEMU user",
             Self::Open => "netreeve, sandbox off",
             Self::One => "netreeve, one VM",
-            Self::Shared => "netreeve, one process for all",
+            Self::Shared => "netreeve, one process for 16 VMs",
             Self::Netreeve => "netreeve",
             Self::Busy => "netreeve, busy-poll",
         }

@@ -188,6 +188,22 @@ pub fn ifindex(name: &str) -> io::Result<u32> {
     nix::net::if_::if_nametoindex(name).map_err(|e| io::Error::other(format!("interface {name}: {e}")))
 }
 
+/// An interface's Ethernet address. Asked of `ip`, because `/sys` shows the namespace that it was mounted in.
+///
+/// # Errors
+/// There is none of this name, or it has no address.
+pub fn mac(name: &str) -> io::Result<[u8; 6]> {
+    let out = Command::new("ip").args(["-o", "link", "show", "dev", name]).output()?;
+    read_mac(&String::from_utf8_lossy(&out.stdout))
+        .ok_or_else(|| io::Error::other(format!("interface {name} has no Ethernet address")))
+}
+
+fn read_mac(text: &str) -> Option<[u8; 6]> {
+    let (_, rest) = text.split_once("link/ether ")?;
+    let bytes = rest.split(' ').next()?.split(':').map(|b| u8::from_str_radix(b, 16).ok());
+    bytes.collect::<Option<Vec<u8>>>()?.try_into().ok()
+}
+
 /// Makes the pair `v0` (measured) and `v1` (the world), one queue each, without addresses and IPv6's chatter.
 ///
 /// # Errors
@@ -209,5 +225,18 @@ pub fn silence(name: &str) -> io::Result<()> {
     match fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read() {
+        let text = "3: v1@v0: <UP> mtu 1500 \\    link/ether 02:00:00:00:00:0a brd ff:ff:ff:ff:ff:ff";
+        assert_eq!(read_mac(text), Some([2, 0, 0, 0, 0, 10]));
+        assert_eq!(read_mac("link/ether 02:00 brd"), None);
+        assert_eq!(read_mac(""), None);
     }
 }

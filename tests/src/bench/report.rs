@@ -47,7 +47,10 @@ pub fn markdown(f: &Figures) -> String {
     if !f.failures.is_empty() {
         t.push_str("\nNot measured, though it should have been:\n\n");
         for f in &f.failures {
-            line(&mut t, format_args!("- {}", f.lines().next().unwrap_or_default()));
+            line(
+                &mut t,
+                format_args!("- {}", f.lines().next().unwrap_or_default().trim_end_matches("; it said:")),
+            );
         }
     }
     t
