@@ -356,7 +356,8 @@ mod tests {
             (mem.load16(AT.avail + 2), mem.load16(AT.avail + 4), mem.load32(AT.desc + 48 + 8)),
             (2, 3, 20)
         );
-        mem.store64(AT.used + 4, 3 | 9 << 32);
+        mem.store32(AT.used + 4, 3);
+        mem.store32(AT.used + 8, 9);
         mem.store16(AT.used + 2, 1);
         assert!(r.take(&mem).is_none(), "before a look");
         r.look(&mem);
