@@ -8,19 +8,22 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use netreeve_shared::channel::{Channel, MAX_FDS};
 use netreeve_shared::codec::{self, Header, kind};
 
-use crate::handover::{FromDataplane, Level, Plan, PortPlan, RunPlan, ToDataplane, Wire};
+use crate::handover::{FromDataplane, Level, Plan, PortPlan, ToDataplane, Wire};
 use crate::lane::{Lane, Side};
 use crate::port::{self, Change, Left, OpenError, Piece, Queues};
 use crate::sandbox::call::{Call, Cond};
+use crate::sandbox::seccomp::LOCKS;
 use crate::sandbox::{self, Needs};
 use crate::stats::Stats;
-use crate::worker::{Lanes, Outside, Seat, Seated, Worker, follow};
+use crate::worker::{Floor, Outside, Seat, Seated, Worker};
 
 /// Kind of the messages in both directions.
 pub const KIND: u16 = kind::PRIVATE;
@@ -36,6 +39,9 @@ pub const CALLS: &[Call] = &[
 
 /// Descriptors that may come or be made later: connections, guest memory (64 regions), two or three eventfds a ring.
 const MORE_FDS: u64 = 1024;
+
+/// Bytes of a worker's stack: nothing in a turn recurses, and batches live on the heap.
+const STACK: usize = 256 * 1024;
 
 /// What went wrong before the first frame.
 #[derive(Debug)]
@@ -104,7 +110,7 @@ pub fn main() -> u8 {
     let _ = channel.set_nonblocking(true);
     let mut link = Link { channel, sequence: 0 };
     match start(&mut link) {
-        Ok(mut ready) => match ready.run(link) {
+        Ok(ready) => match ready.run(link) {
             Ok(()) => 0,
             Err(_) => 1,
         },
@@ -118,28 +124,33 @@ pub fn main() -> u8 {
 
 /// A built and locked-in dataplane.
 struct Ready {
-    lanes: Lanes,
-    worker: Worker,
+    floor: Arc<Floor>,
+    first: Worker,
     level: Level,
     ports: usize,
     left: Vec<Left>,
 }
 
 impl Ready {
-    fn run(&mut self, mut link: Link) -> io::Result<()> {
+    fn run(mut self, mut link: Link) -> io::Result<()> {
         link.say(&FromDataplane::Ready { level: self.level })?;
         let mut engine = Engine { link, ports: self.ports, told: vec![false; self.ports] };
         for (slot, left) in (0u16..).zip(std::mem::take(&mut self.left)) {
             if !left.is_empty() {
-                engine.inherit(&mut self.lanes, slot, left);
+                engine.inherit(&self.floor, slot, left);
             }
         }
-        self.worker.run(&mut self.lanes, &mut engine)
+        (1..self.floor.workers()).for_each(|w| self.floor.ring(w));
+        let end = self.first.run(&self.floor, Some(&mut engine));
+        self.floor.close();
+        end
     }
 }
 
 fn start(link: &mut Link) -> Result<Ready, Trouble> {
     let Handed { plan, fds, left } = gather(link)?;
+    // Asked for before the walls: inside, the kernel's answer cannot be read.
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let walls = if plan.run.sandbox_off {
         None
     } else {
@@ -151,17 +162,45 @@ fn start(link: &mut Link) -> Result<Ready, Trouble> {
         Some(sandbox::walls(&needs).map_err(|e| Trouble::new(e.to_string()))?)
     };
     let ports = plan.ports.len();
-    let (lanes, calls) = build(&plan, fds)?;
-    let worker = worker(plan.run)?;
+    let (lanes, mut calls) = build(&plan, fds)?;
+    let workers = workers(plan.run.workers.into(), &lanes, processors);
+    if workers > 1 {
+        calls.push(LOCKS);
+    }
+    let floor = Floor::new(lanes, workers).map_err(|e| Trouble::io("the workers' bells", &e))?;
+    let (floor, first) = hire(floor, Duration::from_micros(plan.run.busy_poll_us.into()))?;
     let level = match walls {
         None => Level::Off,
         Some(w) => w.seal(&calls).map_err(|e| Trouble::new(e.to_string()))?,
     };
-    Ok(Ready { lanes, worker, level, ports, left })
+    Ok(Ready { floor, first, level, ports, left })
 }
 
-fn worker(run: RunPlan) -> Result<Worker, Trouble> {
-    Worker::new(Duration::from_micros(u64::from(run.busy_poll_us))).map_err(|e| Trouble::io("epoll", &e))
+/// How many workers there are to be: never more than lanes, which would leave some without work.
+fn workers(asked: usize, lanes: &[Seated], processors: usize) -> usize {
+    let of_wire = |s: &Seated| lanes.iter().filter(|o| o.slots == s.slots).count();
+    let widest = lanes.iter().map(of_wire).max().unwrap_or(1);
+    let wanted = if asked > 0 { asked } else { widest.min(processors) };
+    wanted.clamp(1, lanes.len().max(1))
+}
+
+/// Starts the workers but the first, and waits until each runs: they wait for their bells.
+fn hire(floor: Floor, busy_poll: Duration) -> Result<(Arc<Floor>, Worker), Trouble> {
+    let floor = Arc::new(floor);
+    let worker = |me| Worker::new(&floor, me, busy_poll).map_err(|e| Trouble::io("epoll", &e));
+    let here = Arc::new(Barrier::new(floor.workers()));
+    for me in 1..floor.workers() {
+        let (w, floor, here) = (worker(me)?, floor.clone(), here.clone());
+        let life = move || {
+            here.wait();
+            w.follow(&floor);
+        };
+        let thread = std::thread::Builder::new().name(format!("worker-{me}")).stack_size(STACK).spawn(life);
+        thread.map_err(|e| Trouble::io("starting a worker's thread", &e))?;
+    }
+    here.wait();
+    let first = worker(0)?;
+    Ok((floor, first))
 }
 
 /// What the supervisor handed over.
@@ -210,7 +249,7 @@ fn open(plan: &PortPlan, fds: Vec<OwnedFd>) -> Result<(Queues, &'static [Call]),
     })
 }
 
-fn build(plan: &Plan, fds: Vec<Vec<OwnedFd>>) -> Result<(Lanes, Vec<&'static [Call]>), Trouble> {
+fn build(plan: &Plan, fds: Vec<Vec<OwnedFd>>) -> Result<(Vec<Seated>, Vec<&'static [Call]>), Trouble> {
     let mut calls = vec![CALLS];
     let mut ports = Vec::new();
     for (slot, (p, fds)) in (0u16..).zip(plan.ports.iter().zip(fds)) {
@@ -218,7 +257,7 @@ fn build(plan: &Plan, fds: Vec<Vec<OwnedFd>>) -> Result<(Lanes, Vec<&'static [Ca
         calls.push(c);
         ports.push(Some(queues));
     }
-    let mut lanes = Lanes::new();
+    let mut lanes = Vec::new();
     for w in &plan.wires {
         let mut take = |slot: u16| {
             let p = ports.get_mut(usize::from(slot)).and_then(Option::take);
@@ -239,7 +278,7 @@ fn wire(w: &Wire, netdev: Queues, device: Queues) -> Result<Vec<Seated>, Trouble
     let mut lanes = Vec::new();
     for (n, d) in netdev.into_iter().zip(device) {
         let lane = Lane::new(n, d, w.lock_mac).map_err(|e| Trouble::io("memory for a lane", &e))?;
-        lanes.push(Seated::new(lane, (w.netdev, w.device)));
+        lanes.push(Seated { lane, slots: (w.netdev, w.device) });
     }
     Ok(lanes)
 }
@@ -252,34 +291,26 @@ struct Engine {
     told: Vec<bool>,
 }
 
-/// Where a slot's first queue sits.
-fn seat(lanes: &Lanes, slot: u16) -> Option<Seat> {
-    let sides = [Side::Netdev, Side::Device];
-    lanes.iter().enumerate().find_map(|(lane, s)| {
-        sides.into_iter().find(|&side| s.slot(side) == slot).map(|side| Seat { lane, side })
-    })
-}
-
 impl Engine {
-    fn connect(&mut self, lanes: &mut Lanes, slot: u16, fds: Vec<OwnedFd>) {
-        let Some(fd) = fds.into_iter().next() else { return };
-        let Some(seat) = seat(lanes, slot) else { return };
-        let Some(s) = lanes.get_mut(seat.lane) else { return };
-        match s.lane.connect(seat.side, fd) {
-            Ok(change) => {
-                s.lane.set_dead(seat.side, false);
-                follow(lanes, seat, change, self);
-            }
+    fn connect(&mut self, floor: &Floor, slot: u16, fds: Vec<OwnedFd>) {
+        let (Some(fd), Some(seat)) = (fds.into_iter().next(), floor.seat(slot)) else { return };
+        let result = floor.change(0, seat, |l| {
+            let change = l.connect(seat.side, fd)?;
+            l.set_dead(seat.side, false);
+            Ok(change)
+        });
+        match result {
+            Ok(change) if change == Change::default() => {}
+            Ok(change) => self.changed(slot, change),
             Err(e) => self.died(slot, &e),
         }
     }
 
     /// Goes on where the dataplane before was killed; if that cannot be, the peer has to come again.
-    fn inherit(&mut self, lanes: &mut Lanes, slot: u16, left: Left) {
-        let Some(seat) = seat(lanes, slot) else { return };
-        let Some(s) = lanes.get_mut(seat.lane) else { return };
-        if let Ok(change) = s.lane.inherit(seat.side, left) {
-            follow(lanes, seat, change, self);
+    fn inherit(&mut self, floor: &Floor, slot: u16, left: Left) {
+        let Some(seat) = floor.seat(slot) else { return };
+        if let Ok(change) = floor.change(0, seat, |l| l.inherit(seat.side, left)) {
+            self.changed(slot, change);
         } else {
             let _ = self.unsettled(slot);
             self.changed(slot, Change { redial: true, ..Change::default() });
@@ -287,36 +318,44 @@ impl Engine {
     }
 
     /// Gives the supervisor what it keeps of a slot. What it does not take now, it asks for again.
-    fn keep(&mut self, lanes: &mut Lanes, slot: u16) {
+    fn keep(&mut self, floor: &Floor, slot: u16) {
         if let Some(told) = self.told.get_mut(usize::from(slot)) {
             *told = false;
         }
-        let Some(seat) = seat(lanes, slot) else { return };
-        let Some(s) = lanes.get_mut(seat.lane) else { return };
+        let Some(seat) = floor.seat(slot) else { return };
         let link = &mut self.link;
         let mut keep =
             |piece: Piece, fds: &[BorrowedFd<'_>]| link.say_with(&FromDataplane::Piece { slot, piece }, fds);
-        let whole = s.lane.estate(seat.side, &mut keep).unwrap_or(false);
-        let _ = self.link.say(&FromDataplane::Kept { slot, whole });
+        let whole = floor.visit(seat.lane, |l| l.estate(seat.side, &mut keep).unwrap_or(false));
+        let _ = self.link.say(&FromDataplane::Kept { slot, whole: whole.unwrap_or(false) });
     }
 
-    fn stats(&mut self, lanes: &Lanes) -> io::Result<()> {
+    fn stats(&mut self, floor: &Floor) -> io::Result<()> {
+        match self.say_stats(floor) {
+            // It does not read now, and asks again if it wants to.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            said => said,
+        }
+    }
+
+    fn say_stats(&mut self, floor: &Floor) -> io::Result<()> {
+        for (number, waits) in (0u16..).zip(floor.waits()) {
+            self.link.say(&FromDataplane::Worker { number, waits })?;
+        }
         for slot in (0u16..).take(self.ports) {
             let mut sum = Stats::default();
             let mut up = false;
-            for s in lanes {
+            for lane in 0..floor.len() {
                 for side in [Side::Netdev, Side::Device] {
-                    if s.slot(side) == slot {
-                        sum.add(&s.lane.stats(side));
-                        up |= s.lane.is_up(side);
+                    if floor.slot(Seat { lane, side }) != Some(slot) {
+                        continue;
                     }
+                    let seen = floor.visit(lane, |l| (l.stats(side), l.is_up(side)));
+                    sum.add(&seen.map_or_else(Stats::default, |s| s.0));
+                    up |= seen.is_some_and(|s| s.1);
                 }
             }
-            match self.link.say(&FromDataplane::Stats { slot, stats: sum, up }) {
-                // It does not read now, and asks again if it wants to.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                said => said?,
-            }
+            self.link.say(&FromDataplane::Stats { slot, stats: sum, up })?;
         }
         Ok(())
     }
@@ -327,13 +366,13 @@ impl Outside for Engine {
         self.link.channel.as_fd().as_raw_fd()
     }
 
-    fn message(&mut self, lanes: &mut Lanes) -> io::Result<bool> {
+    fn message(&mut self, floor: &Floor) -> io::Result<bool> {
         let Some((message, fds)) = self.link.hear(Some(Duration::ZERO))? else { return Ok(true) };
         match message {
-            ToDataplane::Fds { slot } => self.connect(lanes, slot, fds),
-            ToDataplane::Stats => self.stats(lanes)?,
+            ToDataplane::Fds { slot } => self.connect(floor, slot, fds),
+            ToDataplane::Stats => self.stats(floor)?,
             ToDataplane::Quit => return Ok(false),
-            ToDataplane::Keep { slot } => self.keep(lanes, slot),
+            ToDataplane::Keep { slot } => self.keep(floor, slot),
             ToDataplane::Plan(_) | ToDataplane::Begin | ToDataplane::Inherit { .. } => {
                 return Err(io::ErrorKind::InvalidData.into());
             }

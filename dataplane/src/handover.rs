@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::port::{self, Piece};
 use crate::stats::Stats;
+use crate::worker::Waits;
 
 /// From supervisor to dataplane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +106,13 @@ pub enum FromDataplane {
         /// The pieces are the whole, and true until [`FromDataplane::Unsettled`].
         whole: bool,
     },
+    /// What a worker's waiting came to; one message for each, in order, before the ports' counters.
+    Worker {
+        /// Its number.
+        number: u16,
+        /// Its sleeps and its looking for work.
+        waits: Waits,
+    },
     /// Counters of one port, summed over its lanes; one message for each slot, in order.
     Stats {
         /// The slot.
@@ -145,8 +153,11 @@ pub struct RunPlan {
     pub at_least: Level,
     /// Do not lock in at all (for measuring only; said loudly).
     pub sandbox_off: bool,
-    /// Busy-poll this many microseconds before sleeping; 0: sleep at once.
+    /// Look for work for this many microseconds at most before sleeping; 0: sleep at once.
     pub busy_poll_us: u32,
+    /// Threads that carry frames; 0: as many as there are processors for the widest wire's queues, one for wires of
+    /// one queue.
+    pub workers: u16,
 }
 
 /// How far the dataplane is locked in. Ordered: more is greater.

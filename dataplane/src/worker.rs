@@ -12,31 +12,42 @@
 //! its paths are tried in every round, until a round moves nothing. Its descriptors are watched again before anybody
 //! sleeps, and level-triggered interest finds what came in between.
 //!
+//! The first worker also has control: the hand-over's channel and every port's control descriptors, whosever lane it
+//! is. How it changes what others use is the [`floor`]'s rule.
+//!
 //! Promise: no lane waits for another for more than [`BUDGET`] turns each.
 #![forbid(unsafe_code)]
 
+pub mod floor;
+pub mod patience;
+mod place;
+
 use std::io;
 use std::os::fd::{AsFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::lane::{Lane, Outcome, Side};
+use crate::lane::Side;
 use crate::port::{Change, Interest, Watch};
 use crate::sys;
+pub use floor::{Floor, Note, Seat, Seated};
+use patience::Patience;
+pub use patience::Waits;
+pub use place::BUDGET;
+use place::{Place, Stand, State, turns};
 
-/// Turns of one path before the next lane has its turn.
-pub const BUDGET: usize = 4;
-/// Rounds that move frames, in a row and without sleep, before a lane is busy: the change costs some system calls.
-const STEADY: u8 = 4;
-/// Rounds before events are looked for while every lane is busy: only control can wait then.
+/// Rounds before events are looked for while no lane is watched: only control can wait then.
 const UNWATCHED: u8 = 8;
 /// Events taken at once.
 const EVENTS: usize = 64;
 /// The epoll token of the hand-over channel.
 const OUTSIDE: u64 = u64::MAX;
+/// The epoll token of the bell.
+const BELL: u64 = u64::MAX - 1;
 
-/// Who the worker reports to: the engine behind it.
+/// Whom the first worker reports to: the engine behind it.
 pub trait Outside {
     /// Descriptor to watch for messages.
     fn fd(&self) -> RawFd;
@@ -45,7 +56,7 @@ pub trait Outside {
     ///
     /// # Errors
     /// The supervisor is gone or broke the protocol.
-    fn message(&mut self, lanes: &mut Lanes) -> io::Result<bool>;
+    fn message(&mut self, floor: &Floor) -> io::Result<bool>;
 
     /// A port's control descriptor is about to be served. False: not now; it is still ready at the next look.
     fn unsettled(&mut self, slot: u16) -> bool;
@@ -57,97 +68,16 @@ pub trait Outside {
     fn died(&mut self, slot: u16, error: &io::Error);
 }
 
-/// Where a port sits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat {
-    /// Lane.
-    pub lane: usize,
-    /// End of it.
-    pub side: Side,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
-    #[default]
-    Ready,
-    Dry,
-    Full,
-}
-
-/// How a path stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Stand {
-    state: State,
-    /// Whoever it waits for was asked to notify.
-    armed: bool,
-}
-
-impl Stand {
-    const READY: Self = Self { state: State::Ready, armed: false };
-}
-
-/// A lane and how its two paths stand.
-pub struct Seated {
-    /// The lane.
-    pub lane: Lane,
-    /// Slots of its netdev and its device in the hand-over.
-    pub slots: (u16, u16),
-    from_netdev: Stand,
-    from_device: Stand,
-    /// Rounds that moved frames, in a row and without sleep, up to [`STEADY`].
-    streak: u8,
-}
-
-impl Seated {
-    /// Seats a lane.
-    #[must_use]
-    pub fn new(lane: Lane, slots: (u16, u16)) -> Self {
-        Self { lane, slots, from_netdev: Stand::READY, from_device: Stand::READY, streak: 0 }
-    }
-
-    /// The slot at an end.
-    #[must_use]
-    pub fn slot(&self, side: Side) -> u16 {
-        match side {
-            Side::Netdev => self.slots.0,
-            Side::Device => self.slots.1,
-        }
-    }
-
-    fn stand(&mut self, giver: Side) -> &mut Stand {
-        match giver {
-            Side::Netdev => &mut self.from_netdev,
-            Side::Device => &mut self.from_device,
-        }
-    }
-
-    /// Frames keep coming: it is tried in every round and not watched.
-    fn busy(&self) -> bool {
-        self.streak >= STEADY
-    }
-
-    /// A round moved frames, or did not. True: it became busy, or is so no more.
-    fn round(&mut self, moved: bool) -> bool {
-        let was = self.busy();
-        self.streak = if moved { self.streak.saturating_add(1).min(STEADY) } else { 0 };
-        was != self.busy()
-    }
-
-    /// Both directions are to be tried.
-    pub fn wake(&mut self) {
-        self.from_netdev = Stand::READY;
-        self.from_device = Stand::READY;
-    }
-}
-
-/// The lanes of a worker.
-pub type Lanes = Vec<Seated>;
+/// Who hears of what a worker finds.
+type Ear<'a> = Option<&'a mut (dyn Outside + 'a)>;
 
 /// One watched descriptor.
 #[derive(Clone, Copy, Debug)]
 struct Reg {
     fd: RawFd,
     seat: Seat,
+    /// Its lane's index among the worker's own; none: another worker's lane.
+    place: Option<usize>,
     gives: bool,
     takes: bool,
     room: bool,
@@ -157,200 +87,153 @@ struct Reg {
 
 /// The event loop.
 pub struct Worker {
+    /// Its number; 0 has control.
+    me: usize,
     epoll: Epoll,
     regs: Vec<Reg>,
-    busy_poll: Duration,
+    places: Vec<Place>,
+    events: [EpollEvent; EVENTS],
+    patience: Patience,
+    /// Looks for work before it sleeps, at this moment.
+    looking: bool,
+    /// The bell's count when it last looked.
+    heard: u64,
 }
 
 impl Worker {
-    /// A worker that busy-polls for `busy_poll` before it sleeps.
+    /// Worker number `me` of the floor; it looks for work for `busy_poll` at most before it sleeps.
     ///
     /// # Errors
     /// The kernel's, from `epoll_create1`.
-    pub fn new(busy_poll: Duration) -> io::Result<Self> {
-        Ok(Self { epoll: new_epoll()?, regs: Vec::new(), busy_poll })
+    pub fn new(floor: &Floor, me: usize, busy_poll: Duration) -> io::Result<Self> {
+        let places = floor.lanes_of(me).map(Place::new).collect();
+        let (epoll, regs, patience) = (new_epoll()?, Vec::new(), Patience::new(busy_poll));
+        let events = [EpollEvent::empty(); EVENTS];
+        Ok(Self { me, epoll, regs, places, events, patience, looking: false, heard: floor.rung(me) })
+    }
+
+    /// A worker without control: waits for its bell, then runs for ever. What ends it is left as a note.
+    pub fn follow(mut self, floor: &Floor) {
+        let end = self.until_rung(floor).and_then(|()| self.run(floor, None));
+        floor.post(Note::Broken(end.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())));
+    }
+
+    fn until_rung(&mut self, floor: &Floor) -> io::Result<()> {
+        self.watch_bell(floor)?;
+        while floor.rung(self.me) == self.heard {
+            self.events(EpollTimeout::NONE)?;
+        }
+        Ok(())
     }
 
     /// Runs until the outside says to end.
     ///
     /// # Errors
-    /// The outside's, or epoll's.
-    pub fn run(&mut self, lanes: &mut Lanes, out: &mut dyn Outside) -> io::Result<()> {
-        self.rebuild(lanes, out.fd())?;
-        let mut idle_since = None;
-        let mut unwatched = 0;
+    /// The outside's, or epoll's; of the first worker also what another died of.
+    pub fn run(&mut self, floor: &Floor, mut out: Ear<'_>) -> io::Result<()> {
+        let mut rewire = true;
+        let mut unseen = 0;
         loop {
-            let (moved, rewire) = self.serve(lanes, out);
-            if rewire {
-                self.rebuild(lanes, out.fd())?;
-            } else if moved && unwatched < UNWATCHED && lanes.iter().all(Seated::busy) {
-                unwatched += 1;
+            let rung = floor.rung(self.me);
+            if rung != self.heard {
+                self.heard = rung;
+                self.read_notes(floor, &mut out)?;
+                rewire = true;
+            }
+            if std::mem::take(&mut rewire) {
+                self.rebuild(floor, out.as_deref())?;
+            }
+            let (moved, dead) = self.serve(floor, &mut out);
+            if dead {
+                rewire = true;
                 continue;
             }
-            unwatched = 0;
-            let wait = self.wait(lanes, moved, &mut idle_since);
-            let mut events = [EpollEvent::empty(); EVENTS];
-            let n = match self.epoll.wait(&mut events, wait) {
-                Ok(n) => n,
-                Err(nix::errno::Errno::EINTR) => 0,
-                Err(e) => return Err(e.into()),
-            };
-            let mut rewire = false;
-            for e in events.iter().take(n) {
-                if e.data() == OUTSIDE {
-                    if !out.message(lanes)? {
-                        return Ok(());
+            self.looking = !moved && self.patience.look_on();
+            if moved {
+                self.patience.found();
+            }
+            let unwatched = self.places.iter().all(|p| p.unwatched) && !self.places.is_empty();
+            if (moved || self.looking) && unwatched && unseen < UNWATCHED {
+                unseen += 1;
+                continue;
+            }
+            unseen = 0;
+            for i in 0..self.wait(floor)? {
+                let Some(e) = self.events.get(i).copied() else { break };
+                match e.data() {
+                    BELL => {}
+                    OUTSIDE => {
+                        if let Some(o) = &mut out
+                            && !o.message(floor)?
+                        {
+                            return Ok(());
+                        }
+                        rewire = true;
                     }
-                    rewire = true;
-                } else {
-                    rewire = self.dispatch(*e, lanes, out);
+                    _ => rewire = self.dispatch(e, floor, &mut out),
                 }
                 // What is left of these events was for the old descriptors; what is still true comes again.
                 if rewire {
                     break;
                 }
             }
-            if rewire {
-                self.rebuild(lanes, out.fd())?;
-            }
         }
     }
 
-    /// Gives every ready path its turns. Says whether frames moved and whether descriptors changed.
-    fn serve(&mut self, lanes: &mut Lanes, out: &mut dyn Outside) -> (bool, bool) {
-        let (mut moved, mut rewire) = (false, false);
-        for (i, seated) in lanes.iter_mut().enumerate() {
-            let (busy, mut here) = (seated.busy(), false);
-            if busy {
-                seated.wake();
+    /// What other workers found.
+    fn read_notes(&mut self, floor: &Floor, out: &mut Ear<'_>) -> io::Result<()> {
+        let Some(out) = out else { return Ok(()) };
+        for note in floor.notes() {
+            match note {
+                Note::Changed(seat, change) => follow(floor, self.me, seat, change, *out),
+                Note::Died(slot, e) => out.died(slot, &e),
+                Note::Broken(e) => return Err(e),
             }
-            for giver in [Side::Device, Side::Netdev] {
-                if seated.stand(giver).state != State::Ready {
-                    continue;
-                }
-                let (state, any, dead) = turns(&mut seated.lane, giver);
-                here |= any;
-                *seated.stand(giver) = Stand { state, armed: false };
-                if state == State::Full && !busy {
-                    self.remask(i, seated);
-                }
-                if let Some((side, e)) = dead {
-                    seated.lane.set_dead(side, true);
-                    out.died(seated.slot(side), &e);
-                    rewire = true;
+        }
+        Ok(())
+    }
+
+    /// Gives every ready path its turns. Says whether frames moved and whether somebody died.
+    fn serve(&mut self, floor: &Floor, out: &mut Ear<'_>) -> (bool, bool) {
+        let (mut moved, mut rewire) = (false, false);
+        for at in 0..self.places.len() {
+            let Some(mut place) = self.places.get(at).copied() else { continue };
+            if place.unwatched {
+                place.wake();
+            }
+            let mut here = false;
+            if place.ready()
+                && let Some(mut lane) = floor.lane(place.lane)
+            {
+                for giver in [Side::Device, Side::Netdev] {
+                    if place.stand(giver).state != State::Ready {
+                        continue;
+                    }
+                    let (state, any, dead) = turns(&mut lane, giver);
+                    here |= any;
+                    place.set(giver, Stand { state, armed: false });
+                    if let Some((side, e)) = dead {
+                        lane.set_dead(side, true);
+                        self.died(floor, out, Seat { lane: place.lane, side }, e);
+                        rewire = true;
+                    }
                 }
             }
             moved |= here;
-            if seated.round(here) {
-                self.remask(i, seated);
-            }
+            place.count(here);
+            place.unwatched = place.busy() || (self.looking && !here);
+            self.put(at, place);
         }
         (moved, rewire)
     }
 
-    /// How long to sleep: not at all while something is ready; else, once every path is armed, until an event.
-    fn wait(&mut self, lanes: &mut Lanes, moved: bool, idle_since: &mut Option<Instant>) -> EpollTimeout {
-        if moved {
-            *idle_since = None;
+    /// A place as it is now, and its descriptors watched for what it waits for.
+    fn put(&mut self, at: usize, place: Place) {
+        if let Some(p) = self.places.get_mut(at) {
+            *p = place;
         }
-        if !self.busy_poll.is_zero() && idle_since.get_or_insert_with(Instant::now).elapsed() < self.busy_poll
-        {
-            for (i, s) in lanes.iter_mut().enumerate() {
-                s.wake();
-                self.remask(i, s);
-            }
-            return EpollTimeout::ZERO;
-        }
-        let mut work = false;
-        for (i, s) in lanes.iter_mut().enumerate() {
-            if s.busy() {
-                work = true;
-                continue;
-            }
-            for giver in [Side::Device, Side::Netdev] {
-                work |= self.arm(i, s, giver);
-            }
-        }
-        if work {
-            return EpollTimeout::ZERO;
-        }
-        lanes.iter_mut().for_each(|s| s.streak = 0);
-        EpollTimeout::NONE
-    }
-
-    /// Arms the notifications of a path that is not ready. True: it is ready, or has become so.
-    fn arm(&mut self, lane: usize, s: &mut Seated, giver: Side) -> bool {
-        let stand = *s.stand(giver);
-        if stand.state == State::Ready || stand.armed {
-            return stand.state == State::Ready;
-        }
-        let full = stand.state == State::Full;
-        let work = s.lane.arm(giver, full);
-        *s.stand(giver) = if work { Stand::READY } else { Stand { armed: true, ..stand } };
-        if work && full {
-            self.remask(lane, s);
-        }
-        work
-    }
-
-    /// An event of a lane's descriptor. Says whether descriptors changed.
-    fn dispatch(&mut self, e: EpollEvent, lanes: &mut Lanes, out: &mut dyn Outside) -> bool {
-        let Some(reg) = usize::try_from(e.data()).ok().and_then(|i| self.regs.get(i)).copied() else {
-            return false;
-        };
-        let ready = e.events();
-        let reads = ready.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
-        let writes = ready.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
-        let whys = [
-            (reg.control && reads, Interest::Control),
-            (reg.gives && reads, Interest::Gives),
-            (reg.room && reads, Interest::Room),
-            (reg.takes && writes, Interest::Takes),
-        ];
-        for why in whys.into_iter().filter_map(|(on, why)| on.then_some(why)) {
-            let Some(seated) = lanes.get_mut(reg.seat.lane) else { return false };
-            if why == Interest::Control && !out.unsettled(seated.slot(reg.seat.side)) {
-                continue;
-            }
-            match seated.lane.event(reg.seat.side, reg.fd, why) {
-                Ok(change) => {
-                    if follow(lanes, reg.seat, change, out) {
-                        return true;
-                    }
-                }
-                Err(e) => {
-                    seated.lane.set_dead(reg.seat.side, true);
-                    seated.wake();
-                    out.died(seated.slot(reg.seat.side), &e);
-                    return true;
-                }
-            }
-            if let Some(seated) = lanes.get_mut(reg.seat.lane) {
-                self.woken(reg.seat, why, seated);
-            }
-        }
-        false
-    }
-
-    /// The path that waited for this is ready.
-    fn woken(&mut self, seat: Seat, why: Interest, seated: &mut Seated) {
-        let (giver, waited) = match why {
-            Interest::Control => return,
-            Interest::Gives => (seat.side, State::Dry),
-            Interest::Room | Interest::Takes => (seat.side.peer(), State::Full),
-        };
-        if seated.stand(giver).state == waited {
-            *seated.stand(giver) = Stand::READY;
-            if waited == State::Full {
-                self.remask(seat.lane, seated);
-            }
-        }
-    }
-
-    /// Watches a lane's descriptors for what its paths wait for now.
-    fn remask(&mut self, lane: usize, seated: &mut Seated) {
-        for (i, reg) in self.regs.iter_mut().enumerate().filter(|(_, r)| r.seat.lane == lane) {
-            let want = mask(reg, seated);
+        for (i, reg) in self.regs.iter_mut().enumerate().filter(|(_, r)| r.place == Some(at)) {
+            let want = mask(reg, &place);
             if want != reg.mask
                 && sys::poll::watch(self.epoll.0.as_fd(), reg.fd, reg.mask, want, i as u64).is_ok()
             {
@@ -359,30 +242,182 @@ impl Worker {
         }
     }
 
-    /// A new epoll instance with every descriptor that the ports want watched now.
-    fn rebuild(&mut self, lanes: &mut Lanes, outside: RawFd) -> io::Result<()> {
+    /// Waits for events: not at all while something is ready; else, once every path is armed, until there is one.
+    fn wait(&mut self, floor: &Floor) -> io::Result<usize> {
+        floor.report(self.me, self.patience.waits());
+        let mut work = self.looking;
+        for at in 0..self.places.len() {
+            let Some(mut place) = self.places.get(at).copied() else { continue };
+            if !self.looking && !place.unwatched && place.unarmed() {
+                arm(floor, &mut place);
+                self.put(at, place);
+            }
+            work |= place.unwatched || place.ready();
+        }
+        if work {
+            return self.events(EpollTimeout::ZERO);
+        }
+        self.places.iter_mut().for_each(|p| p.count(false));
+        let since = self.patience.sleep();
+        let events = self.events(EpollTimeout::NONE);
+        self.patience.woken(since);
+        events
+    }
+
+    fn events(&mut self, timeout: EpollTimeout) -> io::Result<usize> {
+        match self.epoll.wait(&mut self.events, timeout) {
+            Ok(n) => Ok(n),
+            Err(Errno::EINTR) => Ok(0),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// An event of a lane's descriptor. Says whether descriptors changed.
+    fn dispatch(&mut self, e: EpollEvent, floor: &Floor, out: &mut Ear<'_>) -> bool {
+        let Some(reg) = usize::try_from(e.data()).ok().and_then(|i| self.regs.get(i)).copied() else {
+            return false;
+        };
+        let ready = e.events();
+        let reads = ready.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
+        let writes = ready.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
+        if reg.control
+            && reads
+            && let (Some(o), Some(slot)) = (out.as_mut(), floor.slot(reg.seat))
+            && o.unsettled(slot)
+        {
+            let result = floor.change(self.me, reg.seat, |l| {
+                let result = l.event(reg.seat.side, reg.fd, Interest::Control);
+                if result.is_err() {
+                    l.set_dead(reg.seat.side, true);
+                }
+                result
+            });
+            if self.heed(floor, out, reg.seat, result) {
+                return true;
+            }
+        }
+        let whys = [
+            (reg.gives && reads, Interest::Gives),
+            (reg.room && reads, Interest::Room),
+            (reg.takes && writes, Interest::Takes),
+        ];
+        for why in whys.into_iter().filter_map(|(on, why)| on.then_some(why)) {
+            let Some(mut lane) = floor.lane(reg.seat.lane) else { return false };
+            match lane.event(reg.seat.side, reg.fd, why) {
+                Ok(change) if change == Change::default() => drop(lane),
+                Ok(change) => {
+                    drop(lane);
+                    match out {
+                        Some(out) => follow(floor, self.me, reg.seat, change, *out),
+                        None => floor.post(Note::Changed(reg.seat, change)),
+                    }
+                    if change.rewire {
+                        return true;
+                    }
+                }
+                Err(e) => {
+                    lane.set_dead(reg.seat.side, true);
+                    drop(lane);
+                    self.died(floor, out, reg.seat, e);
+                    return true;
+                }
+            }
+            if let Some(at) = reg.place {
+                self.woken(at, reg.seat.side, why);
+            }
+        }
+        false
+    }
+
+    /// What control came to. Says whether descriptors changed.
+    fn heed(&self, floor: &Floor, out: &mut Ear<'_>, seat: Seat, result: io::Result<Change>) -> bool {
+        match result {
+            Ok(change) => {
+                if let (Some(out), Some(slot), true) = (out, floor.slot(seat), change != Change::default()) {
+                    out.changed(slot, change);
+                }
+                change.rewire
+            }
+            Err(e) => {
+                self.died(floor, out, seat, e);
+                true
+            }
+        }
+    }
+
+    fn died(&self, floor: &Floor, out: &mut Ear<'_>, seat: Seat, e: io::Error) {
+        let Some(slot) = floor.slot(seat) else { return };
+        match out {
+            Some(out) => out.died(slot, &e),
+            None => floor.post(Note::Died(slot, e)),
+        }
+    }
+
+    /// The path that waited for this is ready.
+    fn woken(&mut self, at: usize, side: Side, why: Interest) {
+        let Some(mut place) = self.places.get(at).copied() else { return };
+        let (giver, waited) = match why {
+            Interest::Control => return,
+            Interest::Gives => (side, State::Dry),
+            Interest::Room | Interest::Takes => (side.peer(), State::Full),
+        };
+        if place.stand(giver).state == waited {
+            place.set(giver, Stand::READY);
+            self.put(at, place);
+        }
+    }
+
+    /// A new epoll instance with every descriptor that is this worker's to watch now.
+    fn rebuild(&mut self, floor: &Floor, outside: Option<&(dyn Outside + '_)>) -> io::Result<()> {
         self.epoll = new_epoll()?;
         self.regs.clear();
         let mut w = Watch::default();
-        for (lane, seated) in lanes.iter_mut().enumerate() {
+        for lane in 0..floor.len() {
+            let place = self.places.iter().position(|p| p.lane == lane);
+            if place.is_none() && self.me != 0 {
+                continue;
+            }
             for side in [Side::Netdev, Side::Device] {
                 w.clear();
-                seated.lane.watch(side, &mut w);
+                if let Some(l) = floor.lane(lane) {
+                    l.watch(side, &mut w);
+                }
                 for &(fd, why) in w.fds() {
-                    self.enter(fd, Seat { lane, side }, why);
+                    if if why == Interest::Control { self.me == 0 } else { place.is_some() } {
+                        self.enter(fd, Seat { lane, side }, place, why);
+                    }
                 }
             }
-            seated.wake();
-            self.remask(lane, seated);
         }
+        for at in 0..self.places.len() {
+            let Some(mut place) = self.places.get(at).copied() else { continue };
+            place.wake();
+            self.put(at, place);
+        }
+        for (i, reg) in self.regs.iter_mut().enumerate().filter(|(_, r)| r.place.is_none()) {
+            let (was, want) = (reg.mask, EpollFlags::EPOLLIN);
+            if sys::poll::watch(self.epoll.0.as_fd(), reg.fd, was, want, i as u64).is_ok() {
+                reg.mask = want;
+            }
+        }
+        self.watch_bell(floor)?;
+        let Some(outside) = outside else { return Ok(()) };
         let none = EpollFlags::empty();
-        sys::poll::watch(self.epoll.0.as_fd(), outside, none, EpollFlags::EPOLLIN, OUTSIDE)
+        sys::poll::watch(self.epoll.0.as_fd(), outside.fd(), none, EpollFlags::EPOLLIN, OUTSIDE)
     }
 
-    fn enter(&mut self, fd: RawFd, seat: Seat, why: Interest) {
+    fn watch_bell(&self, floor: &Floor) -> io::Result<()> {
+        // A worker that is alone has nobody to ring.
+        let Some(bell) = floor.bell(self.me).filter(|_| floor.workers() > 1) else { return Ok(()) };
+        let want = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        sys::poll::watch(self.epoll.0.as_fd(), bell, EpollFlags::empty(), want, BELL)
+    }
+
+    fn enter(&mut self, fd: RawFd, seat: Seat, place: Option<usize>, why: Interest) {
         let at = self.regs.iter().position(|r| r.fd == fd && r.seat == seat).unwrap_or_else(|| {
             let mask = EpollFlags::empty();
-            self.regs.push(Reg { fd, seat, gives: false, takes: false, room: false, control: false, mask });
+            let (gives, takes, room, control) = (false, false, false, false);
+            self.regs.push(Reg { fd, seat, place, gives, takes, room, control, mask });
             self.regs.len() - 1
         });
         if let Some(r) = self.regs.get_mut(at) {
@@ -396,53 +431,40 @@ impl Worker {
     }
 }
 
-/// Up to [`BUDGET`] turns of one path: how it stands, whether frames moved, and who died.
-fn turns(lane: &mut Lane, giver: Side) -> (State, bool, Option<(Side, io::Error)>) {
-    let mut moved = false;
-    for _ in 0..BUDGET {
-        match lane.turn(giver) {
-            Outcome::Moved => moved = true,
-            Outcome::Last => return (State::Dry, true, None),
-            Outcome::Dry => return (State::Dry, moved, None),
-            Outcome::Full => return (State::Full, moved, None),
-            Outcome::Dead(side, e) => return (State::Ready, moved, Some((side, e))),
+/// Arms the notifications of the paths that wait; one that finds work is ready again.
+fn arm(floor: &Floor, place: &mut Place) {
+    let Some(mut lane) = floor.lane(place.lane) else { return };
+    for giver in [Side::Device, Side::Netdev] {
+        let stand = place.stand(giver);
+        if stand.state != State::Ready && !stand.armed {
+            let work = lane.arm(giver, stand.state == State::Full);
+            place.set(giver, if work { Stand::READY } else { Stand { armed: true, ..stand } });
         }
     }
-    (State::Ready, moved, None)
 }
 
-/// What a path's state asks of a descriptor.
-fn mask(r: &Reg, s: &mut Seated) -> EpollFlags {
+/// What a lane's state asks of a descriptor.
+fn mask(r: &Reg, p: &Place) -> EpollFlags {
     let mut m = EpollFlags::empty();
-    if s.busy() {
+    if p.unwatched {
         return if r.control { EpollFlags::EPOLLIN } else { m };
     }
-    if r.control || r.room || (r.gives && s.stand(r.seat.side).state != State::Full) {
+    if r.control || r.room || (r.gives && p.stand(r.seat.side).state != State::Full) {
         m |= EpollFlags::EPOLLIN;
     }
-    if r.takes && s.stand(r.seat.side.peer()).state == State::Full {
+    if r.takes && p.stand(r.seat.side.peer()).state == State::Full {
         m |= EpollFlags::EPOLLOUT;
     }
     m
 }
 
-/// Passes a change on to everybody whom it concerns. Says whether descriptors changed.
-pub fn follow(lanes: &mut Lanes, seat: Seat, change: Change, out: &mut dyn Outside) -> bool {
-    let Some(slot) = lanes.get(seat.lane).map(|s| s.slot(seat.side)) else { return false };
-    let mut concerned = lanes.iter_mut().filter(|s| s.slot(seat.side) == slot);
-    if let (Some(up), Some(first)) = (change.link, concerned.next()) {
-        first.lane.port(seat.side.peer()).peer_link(up);
-    }
-    if change.rewire {
-        for s in lanes.iter_mut().filter(|s| s.slot(seat.side) == slot) {
-            s.lane.rewire();
-            s.wake();
-        }
-    }
-    if change != Change::default() {
+/// Passes a change on to everybody whom it concerns.
+pub fn follow(floor: &Floor, me: usize, seat: Seat, change: Change, out: &mut dyn Outside) {
+    // Nobody dies of a change that has happened already.
+    let _ = floor.change(me, seat, |_| Ok(change));
+    if let (Some(slot), true) = (floor.slot(seat), change != Change::default()) {
         out.changed(slot, change);
     }
-    change.rewire
 }
 
 fn new_epoll() -> io::Result<Epoll> {

@@ -65,7 +65,7 @@ fn plan(redial: bool) -> Plan {
     Plan {
         ports: vec![s(redial), s(false)],
         wires: vec![Wire { netdev: 0, device: 1, lock_mac: None }],
-        run: RunPlan { at_least: Level::Seccomp, sandbox_off: false, busy_poll_us: 0 },
+        run: RunPlan { at_least: Level::Seccomp, sandbox_off: false, busy_poll_us: 0, workers: 0 },
     }
 }
 

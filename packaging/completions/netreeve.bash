@@ -26,13 +26,13 @@ _netreeve() {
         --sandbox) COMPREPLY=($(compgen -W 'full landlock seccomp off' -- "$cur")); return ;;
         --config | --helper | --helper-socket | --dataplane | --pid) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
-        --busy-poll | --socket-mode | --ready-fd) return ;;
+        --busy-poll | --workers | --socket-mode | --ready-fd) return ;;
     esac
 
     local ports='--netdev --config --helper-socket --helper'
     case $verb in
         '') COMPREPLY=($(compgen -W 'run grant doctor list help --help --version' -- "$cur")) ;;
-        run) COMPREPLY=($(compgen -W "$ports --device --sandbox --busy-poll --lock-mac --socket-mode --user --dataplane
+        run) COMPREPLY=($(compgen -W "$ports --device --sandbox --busy-poll --workers --lock-mac --socket-mode --user --dataplane
             --ready-fd --pid --daemonize --json --stats --help --" -- "$cur")) ;;
         grant) COMPREPLY=($(compgen -W "$ports --help --" -- "$cur")) ;;
         doctor) COMPREPLY=($(compgen -W "$ports --dataplane --help" -- "$cur")) ;;

@@ -17,6 +17,7 @@ complete -c netreeve -n '__fish_seen_subcommand_from run doctor' -l dataplane -r
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l device -x -a 'vhost-user,netdev= stream,netdev=' -d 'VM side'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l sandbox -x -a 'full landlock seccomp off' -d 'Least sandbox'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l busy-poll -x -d 'Microseconds to look before sleeping'
+complete -c netreeve -n '__fish_seen_subcommand_from run' -l workers -x -d 'Threads that carry frames'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l lock-mac -d 'Devices send from their own mac= only'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l socket-mode -x -d 'Permission bits of sockets'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l user -x -a '(__fish_complete_users)' -d 'User of the dataplane'

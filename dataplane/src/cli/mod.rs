@@ -79,9 +79,12 @@ struct Run {
     /// The least sandbox that is accepted: full, landlock, seccomp, off.
     #[arg(long, value_name = "LEVEL", default_value = "full")]
     sandbox: run::Sandbox,
-    /// Look for frames for so many microseconds before sleeping.
+    /// Look for frames for at most so many microseconds before sleeping.
     #[arg(long, value_name = "US", default_value_t = 0)]
     busy_poll: u32,
+    /// Threads that carry frames [default: one for each queue, up to the number of processors].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=128))]
+    workers: Option<u16>,
     /// Each device may only send from its own mac=.
     #[arg(long)]
     lock_mac: bool,

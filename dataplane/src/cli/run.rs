@@ -76,7 +76,12 @@ pub(super) fn run(arguments: Run) -> Result<u8, Fault> {
         json: arguments.json,
         notify: std::env::var_os("NOTIFY_SOCKET"),
     };
-    let run = RunPlan { at_least: arguments.sandbox.0, sandbox_off: off, busy_poll_us: arguments.busy_poll };
+    let run = RunPlan {
+        at_least: arguments.sandbox.0,
+        sandbox_off: off,
+        busy_poll_us: arguments.busy_poll,
+        workers: arguments.workers.unwrap_or(0),
+    };
     let options = Options {
         door: arguments.ports.helper.door(),
         program,

@@ -1,6 +1,6 @@
 //! The filter: which system calls there are inside, and with which arguments.
 //!
-//! It is the union of [`CORE`] (what the Rust runtime, the allocator and an event loop need), of [`THREADS`] where there
+//! It is the union of [`CORE`] (what the Rust runtime, the allocator and an event loop need), of [`LOCKS`] where there
 //! are several, and of what the engine and each port in use declare. A declaration cannot open what the sandbox is there to close: [`NEVER`] is refused in any form,
 //! [`CHECKED`] is refused without a condition on its arguments, [`OURS`] in any form but `CORE`'s. So a port's mistake is
 //! an error at start, in every test, and not a hole.
@@ -64,25 +64,21 @@ pub const CORE: &[Call] = &[
     Call::only(libc::SYS_tgkill, &[SIGABRT]),
 ];
 
-/// What several threads need in addition: locks, stacks, their end. Declared by whoever starts threads.
-pub const THREADS: &[Call] = &[
-    // Wait and wake, no priorities and no requeueing.
+/// What several threads need in addition: to wait for each other and to wake each other, without priorities and
+/// requeueing. Declared by whoever starts threads; they never end, so nothing is there for their end.
+pub const LOCKS: &[Call] = &[
     Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 0 }]),
     Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 1 }]),
     Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 9 }]),
     Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 10 }]),
-    // A timed wait goes on after a stop and a continue.
-    Call::any(libc::SYS_restart_syscall),
-    // A stack is given back.
-    MPROTECT,
-    DONTNEED,
-    FREE,
-    Call::any(libc::SYS_exit),
 ];
 
 const NOT_EXECUTABLE: Call = Call::only(libc::SYS_mmap, &[Cond::without(2, PROT_EXEC)]);
+#[cfg(not(target_env = "gnu"))]
 const MPROTECT: Call = Call::only(libc::SYS_mprotect, &[Cond::without(2, PROT_EXEC)]);
+#[cfg(not(target_env = "gnu"))]
 const DONTNEED: Call = Call::only(libc::SYS_madvise, &[Cond::is(2, 4)]);
+#[cfg(not(target_env = "gnu"))]
 const FREE: Call = Call::only(libc::SYS_madvise, &[Cond::is(2, 8)]);
 
 /// Ports may not declare these in any form: each makes a name, a process, a privilege or an address reachable, or has
@@ -154,7 +150,7 @@ pub const CHECKED: &[libc::c_long] = &[
     libc::SYS_io_uring_enter,
 ];
 
-/// Ports may repeat these as they are in [`CORE`] or [`THREADS`], and not otherwise.
+/// Ports may repeat these as they are in [`CORE`], and not otherwise.
 pub const OURS: &[libc::c_long] = &[libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_tgkill];
 
 /// The calls that one dataplane may make: number to alternatives; no alternative: any arguments.
@@ -250,7 +246,7 @@ fn permitted(call: &Call) -> Result<(), SandboxError> {
     if NEVER.contains(&call.nr) {
         return no("is never allowed");
     }
-    if OURS.contains(&call.nr) && !CORE.contains(call) && !THREADS.contains(call) {
+    if OURS.contains(&call.nr) && !CORE.contains(call) {
         return no("is allowed only as the sandbox itself allows it");
     }
     if CHECKED.contains(&call.nr) && call.only.is_empty() {

@@ -5,11 +5,16 @@ use serde_json::{Map, Value, json};
 
 use crate::stats::{Reason, Stats};
 use crate::supervise::slot::Slot;
+use crate::worker::Waits;
+
+/// As many as `--workers` allows.
+const MOST_WORKERS: u16 = 128;
 
 /// Answers that are awaited, and those that came.
 #[derive(Debug, Default)]
 pub struct Counters {
     asked: bool,
+    workers: Vec<Waits>,
     got: Vec<(u16, Stats, bool)>,
 }
 
@@ -28,6 +33,7 @@ impl Counters {
     /// The dataplane was asked.
     pub fn ask(&mut self) {
         self.asked = true;
+        self.workers.clear();
         self.got.clear();
     }
 
@@ -40,6 +46,16 @@ impl Counters {
     /// The dataplane is dead: nothing will come.
     pub fn forget(&mut self) {
         self.asked = false;
+    }
+
+    /// How a worker waited; they come before the ports' counters. False: nobody asked, or it is not the one that is next.
+    #[must_use]
+    pub fn worker(&mut self, number: u16, waits: Waits) -> bool {
+        let next = self.asked && self.got.is_empty() && usize::from(number) == self.workers.len();
+        if next && number < MOST_WORKERS {
+            self.workers.push(waits);
+        }
+        next && number < MOST_WORKERS
     }
 
     /// One answer.
@@ -55,10 +71,17 @@ impl Counters {
         Taken::More
     }
 
-    /// As text, a line a port.
+    /// As text, a line a port and a line a worker.
     #[must_use]
     pub fn lines(&self, slots: &[Slot]) -> Vec<String> {
-        self.got.iter().zip(slots).map(|((_, s, up), slot)| line(slot, s, *up)).collect()
+        let workers = self.workers.iter().enumerate().map(|(i, w)| {
+            format!(
+                "worker {i}: sleeps {}, looked on {} times for {} us, found {} times, window {} us",
+                w.sleeps, w.polls, w.polled_us, w.hits, w.window_us
+            )
+        });
+        let ports = self.got.iter().zip(slots).map(|((_, s, up), slot)| line(slot, s, *up));
+        ports.chain(workers).collect()
     }
 
     /// As JSON.
@@ -66,7 +89,8 @@ impl Counters {
     pub fn json(&self, slots: &[Slot]) -> Value {
         let ports: Vec<Value> =
             self.got.iter().zip(slots).map(|((_, s, up), slot)| port(slot, s, *up)).collect();
-        json!({ "event": "stats", "ports": ports })
+        let workers: Vec<Value> = self.workers.iter().map(|w| json!(w)).collect();
+        json!({ "event": "stats", "ports": ports, "workers": workers })
     }
 }
 
@@ -122,13 +146,19 @@ mod tests {
         s.drop(Reason::Runt);
         let mut c = Counters::default();
         assert_eq!(c.take(0, s, true, 2), Taken::Unasked);
+        let waits = Waits { sleeps: 7, ..Waits::default() };
+        assert!(!c.worker(0, waits));
         c.ask();
+        assert!(c.worker(0, waits) && !c.worker(0, waits) && c.worker(1, waits));
         assert_eq!(c.take(1, s, true, 2), Taken::Unasked);
         assert_eq!(c.take(0, s, true, 2), Taken::More);
+        assert!(!c.worker(2, waits), "workers come first");
         assert_eq!(c.take(1, s, false, 2), Taken::Last);
         assert_eq!(c.take(0, s, true, 2), Taken::Unasked);
         assert!(c.lines(&slots)[0].starts_with("port 'a' (stream, up): rx 3 frames"));
         assert!(c.lines(&slots)[1].ends_with("drops: runt 1"));
+        assert!(c.lines(&slots)[3].starts_with("worker 1: sleeps 7,"));
+        assert_eq!(c.json(&slots)["workers"][1]["sleeps"], 7);
         assert_eq!(c.json(&slots)["ports"][0]["drops"], json!({"runt": 1}));
     }
 }

@@ -137,6 +137,11 @@ impl Supervisor {
             FromDataplane::Dead { slot, errno } if usize::from(slot) < slots => {
                 return Ok(self.port_died(slot, errno));
             }
+            FromDataplane::Worker { number, waits } => {
+                if !self.counters.worker(number, waits) {
+                    return no_right();
+                }
+            }
             FromDataplane::Stats { slot, stats, up } => match self.counters.take(slot, stats, up, slots) {
                 Taken::Last => self.print_counters(),
                 Taken::More => {}

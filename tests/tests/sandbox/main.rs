@@ -24,11 +24,11 @@ mod jail;
 mod levels;
 
 use netreeve_dataplane::sandbox::call::Call;
-use netreeve_dataplane::sandbox::seccomp::THREADS;
+use netreeve_dataplane::sandbox::seccomp::LOCKS;
 use netreeve_dataplane::{engine, port};
 
 /// What a dataplane with every port and several threads may call.
 pub fn every_port() -> Vec<&'static [Call]> {
     use port::{stream, tap, vhost_user, xsk};
-    vec![engine::CALLS, THREADS, tap::CALLS, xsk::CALLS, vhost_user::CALLS, stream::CALLS]
+    vec![engine::CALLS, LOCKS, tap::CALLS, xsk::CALLS, vhost_user::CALLS, stream::CALLS]
 }

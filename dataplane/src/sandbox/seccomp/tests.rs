@@ -25,7 +25,7 @@ fn core_alone_has_no_call_that_opens_anything() {
 
 #[test]
 fn memory_is_never_executable() {
-    let u = Union::of(&[THREADS]).unwrap();
+    let u = Union::of(&[LOCKS]).unwrap();
     for prot in 0..16 {
         let wanted = prot & 4 == 0;
         assert_eq!(allows(&u, libc::SYS_mmap, [0, 0, prot, 0, 0, 0]), wanted);

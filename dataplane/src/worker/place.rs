@@ -1,0 +1,105 @@
+//! What a worker keeps of a lane that is its own: how its two paths stand. Nobody else sees it.
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use crate::lane::{Lane, Outcome, Side};
+
+/// Turns of one path before the next lane has its turn.
+pub const BUDGET: usize = 4;
+/// Rounds that move frames, in a row and without sleep, before a lane is busy: the change costs some system calls.
+const STEADY: u8 = 4;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum State {
+    #[default]
+    Ready,
+    Dry,
+    Full,
+}
+
+/// How a path stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stand {
+    pub(super) state: State,
+    /// Whoever it waits for was asked to notify.
+    pub(super) armed: bool,
+}
+
+impl Stand {
+    pub(super) const READY: Self = Self { state: State::Ready, armed: false };
+}
+
+/// A worker's own lane.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Its number on the floor.
+    pub(super) lane: usize,
+    from_netdev: Stand,
+    from_device: Stand,
+    /// Rounds that moved frames, in a row and without sleep, up to [`STEADY`].
+    streak: u8,
+    /// Tried in every round, and only its control descriptors are watched.
+    pub(super) unwatched: bool,
+}
+
+impl Place {
+    pub(super) fn new(lane: usize) -> Self {
+        Self { lane, from_netdev: Stand::READY, from_device: Stand::READY, streak: 0, unwatched: false }
+    }
+
+    pub(super) fn stand(&self, giver: Side) -> Stand {
+        match giver {
+            Side::Netdev => self.from_netdev,
+            Side::Device => self.from_device,
+        }
+    }
+
+    pub(super) fn set(&mut self, giver: Side, stand: Stand) {
+        match giver {
+            Side::Netdev => self.from_netdev = stand,
+            Side::Device => self.from_device = stand,
+        }
+    }
+
+    /// A path is ready.
+    pub(super) fn ready(&self) -> bool {
+        [self.from_netdev, self.from_device].iter().any(|s| s.state == State::Ready)
+    }
+
+    /// A path waits and nobody was asked to notify.
+    pub(super) fn unarmed(&self) -> bool {
+        [self.from_netdev, self.from_device].iter().any(|s| s.state != State::Ready && !s.armed)
+    }
+
+    /// Both directions are to be tried.
+    pub(super) fn wake(&mut self) {
+        self.from_netdev = Stand::READY;
+        self.from_device = Stand::READY;
+    }
+
+    /// Frames keep coming.
+    pub(super) fn busy(&self) -> bool {
+        self.streak >= STEADY
+    }
+
+    /// A round moved frames, or did not.
+    pub(super) fn count(&mut self, moved: bool) {
+        self.streak = if moved { self.streak.saturating_add(1).min(STEADY) } else { 0 };
+    }
+}
+
+/// Up to [`BUDGET`] turns of one path: how it stands, whether frames moved, and who died.
+pub(super) fn turns(lane: &mut Lane, giver: Side) -> (State, bool, Option<(Side, io::Error)>) {
+    let mut moved = false;
+    for _ in 0..BUDGET {
+        match lane.turn(giver) {
+            Outcome::Moved => moved = true,
+            Outcome::Last => return (State::Dry, true, None),
+            Outcome::Dry => return (State::Dry, moved, None),
+            Outcome::Full => return (State::Full, moved, None),
+            Outcome::Dead(side, e) => return (State::Ready, moved, Some((side, e))),
+        }
+    }
+    (State::Ready, moved, None)
+}
