@@ -148,10 +148,11 @@ impl Worker {
                 rewire = true;
                 continue;
             }
-            self.looking = !moved && self.patience.look_on();
             if moved {
                 self.patience.found();
             }
+            let rests = self.places.iter().all(|p| !p.ready() && !p.busy());
+            self.looking = rests && self.patience.look_on();
             let unwatched = self.places.iter().all(|p| p.unwatched) && !self.places.is_empty();
             if (moved || self.looking) && unwatched && unseen < UNWATCHED {
                 unseen += 1;
@@ -244,7 +245,6 @@ impl Worker {
 
     /// Waits for events: not at all while something is ready; else, once every path is armed, until there is one.
     fn wait(&mut self, floor: &Floor) -> io::Result<usize> {
-        floor.report(self.me, self.patience.waits());
         let mut work = self.looking;
         for at in 0..self.places.len() {
             let Some(mut place) = self.places.get(at).copied() else { continue };
@@ -255,10 +255,12 @@ impl Worker {
             work |= place.unwatched || place.ready();
         }
         if work {
+            floor.report(self.me, self.patience.waits());
             return self.events(EpollTimeout::ZERO);
         }
         self.places.iter_mut().for_each(|p| p.count(false));
         let since = self.patience.sleep();
+        floor.report(self.me, self.patience.waits());
         let events = self.events(EpollTimeout::NONE);
         self.patience.woken(since);
         events
@@ -470,3 +472,6 @@ pub fn follow(floor: &Floor, me: usize, seat: Seat, change: Change, out: &mut dy
 fn new_epoll() -> io::Result<Epoll> {
     Ok(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?)
 }
+
+#[cfg(test)]
+mod tests;

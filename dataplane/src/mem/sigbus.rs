@@ -127,7 +127,8 @@ fn replace(addr: usize) -> bool {
     for s in &TABLE {
         let len = s.len.load(Ordering::Acquire);
         let start = s.start.load(Ordering::Relaxed);
-        if addr.wrapping_sub(start) >= len {
+        // Read again: another thread may have given the slot to another mapping in between.
+        if addr.wrapping_sub(start) >= len || s.len.load(Ordering::Acquire) != len {
             continue;
         }
         let prot = libc::PROT_READ | libc::PROT_WRITE;

@@ -282,14 +282,15 @@ impl Port for VhostUser {
         let (terms, receives) = of(self.receive_ring());
         let (own_terms, transmits) = of(self.transmit_ring());
         let pairs = usize::from(self.shared.pairs.load(Ordering::Relaxed));
+        let queues = self.shared.rings.len() / 2;
         let mtu = self.shared.mtu.load(Ordering::Relaxed);
         Traits {
             max_frame: if mtu == 0 { MAX_SUPER } else { u32::from(mtu) + MIN_FRAME + 4 },
             takes: terms
                 .map_or(Offloads::NONE, |t| if small && t.mergeable { t.takes.and(PLAIN) } else { t.takes }),
             gives: own_terms.map_or(Offloads::NONE, |t| t.gives),
-            // What is lent belongs to one port's turn: not where two share a ring.
-            lends: receives && self.index < pairs,
+            // What is lent belongs to one port's turn: not where two share a ring, for they may be on two workers.
+            lends: receives && self.index < pairs && self.index + pairs >= queues,
             needs_memory: false,
             rewinds: true,
             joinable: false,
