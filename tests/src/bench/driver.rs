@@ -76,6 +76,8 @@ pub struct Driver {
     pub tx: Vring,
     /// Frames from the device.
     pub rx: Vring,
+    /// The rings of further queue pairs: receive and transmit.
+    pub more: Vec<[Vring; 2]>,
     sock: UnixStream,
     _memory: OwnedFd,
 }
@@ -86,17 +88,30 @@ impl Driver {
     /// # Errors
     /// No server, it ended the connection, or (`Unsupported`) it does not offer what `make` wants.
     pub fn connect(path: &Path, make: Make) -> io::Result<Self> {
+        Self::connect_pairs(path, make, 1)
+    }
+
+    /// The same with this many queue pairs, at least one; all of them are in use from the start.
+    ///
+    /// # Errors
+    /// As for [`Driver::connect`].
+    pub fn connect_pairs(path: &Path, make: Make, pairs: usize) -> io::Result<Self> {
         let sock = dial(path)?;
         sock.set_read_timeout(Some(Duration::from_secs(10)))?;
         let buffer = if make.offloads { SUPER } else { PLAIN };
         let [rx, tx] = [make.rx, make.tx].map(|size| Shape { size, buffer, packed: make.packed });
-        let len = (rx.footprint() + tx.footprint()).next_multiple_of(2 << 20);
+        let pair = rx.footprint() + tx.footprint();
+        let len = (pairs.max(1) * pair).next_multiple_of(2 << 20);
         let memory = sys::memfd(len)?;
         let mem = Arc::new(Shm::map(Some(memory.as_fd()), len, 0)?);
-        let below = rx.footprint();
-        let rx = Vring::new(Arc::clone(&mem), 0, rx, GUEST, true)?;
-        let tx = Vring::new(mem, below, tx, GUEST, false)?;
-        let mut d = Self { tx, rx, sock, _memory: memory };
+        let at = |i: usize| -> io::Result<[Vring; 2]> {
+            let below = i * pair + rx.footprint();
+            let rx = Vring::new(Arc::clone(&mem), i * pair, rx, GUEST, true)?;
+            Ok([rx, Vring::new(Arc::clone(&mem), below, tx, GUEST, false)?])
+        };
+        let more = (1..pairs).map(at).collect::<io::Result<_>>()?;
+        let [rx, tx] = at(0)?;
+        let mut d = Self { tx, rx, more, sock, _memory: memory };
         d.start(len as u64, make)?;
         Ok(d)
     }
@@ -116,11 +131,13 @@ impl Driver {
         let acked = offered & (wants | MRG_RXBUF | EVENT_IDX | PROTOCOL);
         self.tell(SET_FEATURES, &[acked], &[])?;
         self.tell(SET_MEM_TABLE, &[1, GUEST, len, USER, 0], &[self._memory.as_raw_fd()])?;
-        self.rx.start(acked & EVENT_IDX != 0, make.sleeps);
-        self.tx.start(acked & EVENT_IDX != 0, make.sleeps);
+        for ring in [&mut self.rx, &mut self.tx].into_iter().chain(self.more.iter_mut().flatten()) {
+            ring.start(acked & EVENT_IDX != 0, make.sleeps);
+        }
+        let rings = || (0_u64..).zip([&self.rx, &self.tx].into_iter().chain(self.more.iter().flatten()));
         // A packed ring begins at position 0 of the lap with parity 1, both for what is offered and for what is used.
         let base = if make.packed { 0x8000_8000 } else { 0 };
-        for (i, ring) in [(0_u64, &self.rx), (1, &self.tx)] {
+        for (i, ring) in rings() {
             let p = ring.parts;
             let at = |x: usize| USER + x as u64;
             let wide = |low: u64, high: u64| low | high << 32;
@@ -131,13 +148,14 @@ impl Driver {
             self.tell(SET_VRING_KICK, &[i], &[ring.kick.as_fd().as_raw_fd()])?;
         }
         if acked & PROTOCOL != 0 {
-            for i in [0, 1] {
+            for (i, _) in rings() {
                 self.tell(SET_VRING_ENABLE, &[i | 1 << 32], &[])?;
             }
         }
         // An answer after the last message says that all before it were obeyed.
         self.ask(GET_FEATURES)?;
         self.rx.refill();
+        self.more.iter_mut().for_each(|[rx, _]| rx.refill());
         Ok(())
     }
 
