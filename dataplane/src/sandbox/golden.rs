@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::call::{Call, Cond};
-use super::seccomp::Union;
+use super::seccomp::{LOCKS, Union};
 use crate::{engine, port};
 
 /// Most system calls that a wire's dataplane may make, whatever its two ports.
@@ -87,4 +87,14 @@ fn each_pair_of_ports_has_its_calls_on_file() {
         let calls = holds(file, ports);
         assert!(calls <= MOST, "{file}: {calls}");
     }
+    // Several workers wait for each other, and that is all.
+    for (_, ports) in pairs {
+        let alone: Vec<_> = [engine::CALLS].into_iter().chain(ports.iter().copied()).collect();
+        let several: Vec<_> = alone.iter().copied().chain([LOCKS]).collect();
+        let (alone, several) = (Union::of(&alone).unwrap(), Union::of(&several).unwrap());
+        let more: Vec<i64> =
+            several.iter().map(|(nr, _)| nr).filter(|nr| alone.iter().all(|(n, _)| n != *nr)).collect();
+        assert_eq!(more, [libc::SYS_futex]);
+    }
+    holds("several-workers.txt", &[LOCKS, vhost_user::CALLS, tap::CALLS]);
 }

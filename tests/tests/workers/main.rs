@@ -29,8 +29,8 @@ fn frame(flow: u16, seq: u64, out: bool) -> [u8; 64] {
     let (to, from) = if out { (far, guest) } else { (guest, far) };
     f[..6].copy_from_slice(&to);
     f[6..12].copy_from_slice(&from);
-    // IPv4, 50 bytes, UDP, 192.0.2.1 to 192.0.2.2; no checksums, since nobody looks.
-    f[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17]);
+    // IPv4, 50 bytes, UDP, 192.0.2.1 to 192.0.2.2, with the header's checksum, which bridges may look at.
+    f[12..26].copy_from_slice(&[8, 0, 0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0xf6, 0xb7]);
     f[26..34].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
     f[34..36].copy_from_slice(&(5000 + flow).to_be_bytes());
     f[36..40].copy_from_slice(&[9, 9, 0, 30]);

@@ -137,15 +137,7 @@ fn nothing_wakes_at_rest() {
         while out.next.len() < PAIRS && Instant::now() < until {
             arrived(&ear, &mut out);
         }
-        kill(Pid::from_raw(house.reeve.proc.pid()), Signal::SIGUSR1).unwrap();
-        std::thread::sleep(Duration::from_millis(300));
-        assert_eq!(
-            out.next.len(),
-            PAIRS,
-            "{out:?}\n{}\n{}",
-            house.reeve.proc.tail(),
-            house.scene.far.sh("ip -s link").unwrap()
-        );
+        assert_eq!(out.next.len(), PAIRS, "{out:?}");
         // Nothing of the bridge's own (multicast memberships of a new port) comes after this.
         std::thread::sleep(Duration::from_secs(3));
         let pid = house.reeve.dataplane().unwrap();

@@ -62,8 +62,8 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_read),
     // Relative, and without asking for the old setting.
     Call::only(libc::SYS_timerfd_settime, &[Cond::is(1, 0), Cond::null(3)]),
-    Call::only(libc::SYS_sendto, &[Cond::null(1), Cond::null(2), Cond::null(4)]),
-    Call::only(libc::SYS_recvfrom, &[Cond::null(1), Cond::null(2), Cond::null(4)]),
+    Call::any(libc::SYS_sendmsg),
+    Call::any(libc::SYS_recvmsg),
     // SOL_XDP and XDP_STATISTICS.
     Call::only(libc::SYS_getsockopt, &[Cond::is(1, 283), Cond::is(2, 7)]),
 ];
