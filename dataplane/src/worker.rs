@@ -109,7 +109,7 @@ impl Worker {
         let places = floor.lanes_of(me).map(Place::new).collect();
         let (epoll, regs, patience) = (new_epoll()?, Vec::new(), Patience::new(busy_poll));
         let events = [EpollEvent::empty(); EVENTS];
-        Ok(Self { me, epoll, regs, places, events, patience, looking: false, heard: floor.rung(me) })
+        Ok(Self { me, epoll, regs, places, events, patience, looking: false, heard: 0 })
     }
 
     /// A worker without control: waits for its bell, then runs for ever. What ends it is left as a note.

@@ -104,6 +104,7 @@ fn queues_keep_order_through_kills_and_nothing_is_lost() {
     assert!(all(&back, &sent_b), "{sent_b:?}, {back:?}");
     assert!(out.again.max(back.again) <= kills * BATCH * PAIRS as u64, "{out:?} {back:?}");
     assert!(sent_a.iter().chain(&sent_b).all(|n| *n > 1000), "{sent_a:?} {sent_b:?}");
+    assert_eq!((out.moves, back.moves), (0, 0), "a flow changed its ring");
     pair.end();
 }
 
