@@ -114,10 +114,10 @@ pub struct Stand {
     pub what: String,
     /// What was measured.
     pub is: String,
-    /// It is met.
+    /// It is met, as far as the medians say.
     pub met: bool,
-    /// Not met, but the load was the limit.
-    pub undecided: bool,
+    /// Not met, but why that decides nothing.
+    pub undecided: Option<&'static str>,
 }
 
 /// The middle value; of an even number of values, the mean of the two in the middle.
@@ -230,19 +230,24 @@ impl Figures {
                                 what: format!("{name}: {n} × {}", who.name()),
                                 is: format!("{:.2} ({:.2} to {:.2})", r.times.mid, r.times.low, r.times.high),
                                 met: r.times.mid >= n,
-                                undecided: r.times.mid < n && r.load_bound,
+                                undecided: match r {
+                                    r if r.times.mid >= n => None,
+                                    r if r.load_bound => Some("the load is the limit"),
+                                    r if r.times.high >= n => Some("within the spread"),
+                                    _ => None,
+                                },
                             }),
                         Goal::Above(who, n) => of(who).map(|base| Stand {
                             what: format!("{name}: at most {n} {} above {}", f.unit, who.name()),
                             is: format!("{:+.1} {}", c.value.mid - base, f.unit),
                             met: c.value.mid - base <= n,
-                            undecided: false,
+                            undecided: None,
                         }),
                         Goal::AtMost(n) => Some(Stand {
                             what: format!("{name}: at most {n} {}", f.unit),
                             is: format!("{:.2} {}", c.value.mid, f.unit),
                             met: c.value.mid <= n,
-                            undecided: false,
+                            undecided: None,
                         }),
                     });
                 }
@@ -330,6 +335,12 @@ mod tests {
         let slow = Value { value: wanted.unwrap() * 0.9, load_bound: true, ..Value::default() };
         figures.add(0, Who::Netreeve, Sampled::Values(vec![slow]));
         let g = figures.goals();
-        assert_eq!((g.len(), g[0].met, g[0].undecided), (1, false, true));
+        assert_eq!((g.len(), g[0].met, g[0].undecided), (1, false, Some("the load is the limit")));
+        figures.add(0, Who::Dpdk, values(&[1.0]).remove(0));
+        figures.add(0, Who::Netreeve, values(&[wanted.unwrap() * 0.8]).remove(0));
+        assert_eq!(figures.goals()[0].undecided, None, "all rounds are below");
+        figures.add(0, Who::Dpdk, values(&[1.0]).remove(0));
+        figures.add(0, Who::Netreeve, values(&[wanted.unwrap()]).remove(0));
+        assert_eq!(figures.goals()[0].undecided, Some("within the spread"));
     }
 }

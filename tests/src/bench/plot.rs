@@ -7,9 +7,9 @@ use super::case::Who;
 use super::figures::{Figures, Ratio};
 
 /// From the left edge to where the scale begins, in pixels: room for the texts.
-const TEXT: f64 = 470.0;
+const TEXT: f64 = 520.0;
 /// The scale's width.
-const SCALE: f64 = 360.0;
+const SCALE: f64 = 330.0;
 /// Right of it: room for the figures.
 const RIGHT: f64 = 150.0;
 /// From one bar to the next.

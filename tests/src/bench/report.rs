@@ -103,9 +103,9 @@ fn goals(f: &Figures) -> String {
     let mut t = String::from("\n| goal | figure | |\n|---|---|---|\n");
     for g in all {
         let verdict = match (g.met, g.undecided) {
-            (true, _) => "met",
-            (_, true) => "not decided: the load is the limit",
-            _ => "**missed**",
+            (true, _) => "met".to_owned(),
+            (_, Some(why)) => format!("not decided: {why}"),
+            _ => "**missed**".to_owned(),
         };
         line(&mut t, format_args!("| {} | {} | {verdict} |", g.what, g.is));
     }
