@@ -41,6 +41,8 @@ pub fn ping_from_guest(guest: &Console, options: &str) -> Done<Ping> {
 }
 
 /// Pings from a namespace; `options` are of iputils' ping, with at least an address.
+/// (After its last question iputils' ping waits for one interval or twice the longest answer, whatever `-W` says: with a
+/// short interval, answers that a busy machine delays count as lost.)
 pub fn ping_from(ns: &Netns, options: &str) -> Done<Ping> {
     let mut command = Command::new(peer("ping")?);
     command.args(options.split_whitespace());

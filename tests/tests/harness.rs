@@ -23,7 +23,7 @@ fn namespaces_are_joined_and_leave_nothing() {
     veth(&a, "nta", &b, "ntb").unwrap();
     a.sh("ip addr add 10.1.0.1/24 dev nta").unwrap();
     b.sh("ip addr add 10.1.0.2/24 dev ntb").unwrap();
-    assert_eq!(ping_from(&a, "-c 3 -i 0.01 -W 1 10.1.0.2").unwrap().received, 3);
+    assert_eq!(ping_from(&a, "-c 3 -i 0.1 -W 1 10.1.0.2").unwrap().received, 3);
     assert_eq!(ping_from(&a, "-c 1 -W 0.2 10.1.0.3").unwrap().received, 0);
     assert!(b.counter("ntb", "rx_packets").unwrap() >= 3);
     let pulse = pulse(&a, "10.1.0.2", Duration::from_millis(5)).unwrap();
@@ -111,7 +111,7 @@ fn pings_streams_and_transfers_work_over_a_foreign_nic() {
     address(&guest, "vec0", 2, 1500).unwrap();
     wait_until_reachable(&guest, "10.77.0.1").unwrap();
     assert_eq!(ping_from_guest(&guest, "-c 3 -i 0.05 10.77.0.1").unwrap().received, 3);
-    assert_eq!(ping_from(&ns, "-c 3 -i 0.05 -W 1 fd77::2").unwrap().received, 3);
+    assert_eq!(ping_from(&ns, "-c 3 -i 0.1 -W 1 fd77::2").unwrap().received, 3);
     let _server = iperf_server(&ns, 5201).unwrap();
     assert!(iperf_from_guest(&guest, "10.77.0.1", 5201, 1, "").unwrap() > 1e7);
     // Only outward: that driver is slow inward, and it is not the one under test.

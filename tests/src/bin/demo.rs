@@ -148,8 +148,8 @@ fn boot_uml(scene: &Scene) -> Done<netreeve_tests::guest::uml::Running> {
 }
 
 fn measure(what: &'static str, scene: &Scene, reeve: &Reeve, guest: &Console) -> Done<Act> {
-    let ping = ping_from(&scene.far, &format!("-n -c 50 -i 0.01 {GUEST4}"))?;
-    let six = ping_from(&scene.far, &format!("-n -c 5 -i 0.01 {GUEST6}"))?;
+    let ping = ping_from(&scene.far, &format!("-n -c 50 -i 0.05 {GUEST4}"))?;
+    let six = ping_from(&scene.far, &format!("-n -c 5 -i 0.1 {GUEST6}"))?;
     if ping.received != ping.sent || six.received != six.sent {
         return Err(trouble(format!("pings were lost: {ping:?} {six:?}")));
     }

@@ -134,7 +134,7 @@ fn a_killed_guest_can_come_again() {
         drop(guest);
     }
     let guest = house.uml(1500);
-    all(ping_from(&house.scene.far, &format!("-n -c 5 -i 0.02 -W 2 {GUEST4}")).unwrap(), 5);
+    all(ping_from(&house.scene.far, &format!("-n -c 5 -i 0.1 -W 2 {GUEST4}")).unwrap(), 5);
     assert_eq!(house.reeve.dataplane().unwrap(), dataplane, "the dataplane died with its guest");
     guest.power_off().unwrap();
     house.end();
@@ -208,7 +208,7 @@ fn a_half_begun_connection_ends_with_its_dataplane() {
     kill(Pid::from_raw(old), Signal::SIGKILL).unwrap();
     assert_eq!(half.read(&mut [0]).unwrap_or(0), 0, "nobody has what it had said");
     let guest = house.uml(1500);
-    all(ping_from(&house.scene.far, &format!("-n -c 5 -i 0.02 -W 2 {GUEST4}")).unwrap(), 5);
+    all(ping_from(&house.scene.far, &format!("-n -c 5 -i 0.1 -W 2 {GUEST4}")).unwrap(), 5);
     assert_ne!(house.reeve.dataplane().unwrap(), old);
     guest.power_off().unwrap();
     house.end();

@@ -93,7 +93,7 @@ fn one_netreeve_serves_two_nics() {
     house.scene.far.sh("ip addr add 10.78.0.1/24 dev nv1").unwrap();
     guest.ok("ip addr add 10.78.0.3/24 dev eth1 && ip link set eth1 up").unwrap();
     wait_until_reachable(&guest, "10.78.0.1").unwrap();
-    all(ping_from(&house.scene.far, "-n -c 5 -i 0.02 -W 2 10.78.0.3").unwrap(), 5);
+    all(ping_from(&house.scene.far, "-n -c 5 -i 0.1 -W 2 10.78.0.3").unwrap(), 5);
     all(ping_from_guest(&guest, &format!("-c 3 -W 2 {FAR4}")).unwrap(), 3);
     let counters = guest.ok("cat /sys/class/net/eth1/statistics/rx_packets").unwrap();
     assert!(counters.trim().parse::<u32>().unwrap() >= 5, "{counters}");
@@ -122,8 +122,8 @@ fn host_and_guest_share_an_interface() {
     let own = own.split_whitespace().nth(2).unwrap().to_owned();
     house.scene.far.sh(&format!("ip neigh replace 10.77.0.9 lladdr {own} dev nv1")).unwrap();
     wait_until_reachable(&guest, FAR4).unwrap();
-    all(ping_from(&house.scene.far, "-n -c 5 -i 0.02 -W 2 10.77.0.9").unwrap(), 5);
-    all(ping_from(&house.scene.far, "-n -c 5 -i 0.02 -W 2 10.77.0.2").unwrap(), 5);
+    all(ping_from(&house.scene.far, "-n -c 5 -i 0.1 -W 2 10.77.0.9").unwrap(), 5);
+    all(ping_from(&house.scene.far, "-n -c 5 -i 0.1 -W 2 10.77.0.2").unwrap(), 5);
     guest.power_off().unwrap();
     house.end();
 }

@@ -87,7 +87,7 @@ fn many_guests_killed_under_load() {
         drop((load, guest));
     }
     let guest = house.uml(1500);
-    all(ping_from(&house.scene.far, &format!("-n -c 5 -i 0.02 -W 2 {GUEST4}")).unwrap(), 5);
+    all(ping_from(&house.scene.far, &format!("-n -c 5 -i 0.1 -W 2 {GUEST4}")).unwrap(), 5);
     assert_eq!(house.reeve.dataplane().unwrap(), dataplane, "the dataplane died with its guest");
     guest.power_off().unwrap();
     drop(server);

@@ -16,8 +16,8 @@ fn two_hosts_talk_over_two_taps_with_every_offload() {
     let lane = run(tap_port(&a, "ta", true), tap_port(&b, "tb", true));
     a.sh("ip addr add 10.9.0.1/24 dev ta; ip addr add fd09::1/64 dev ta").unwrap();
     b.sh("ip addr add 10.9.0.2/24 dev tb; ip addr add fd09::2/64 dev tb").unwrap();
-    assert_eq!(ping_from(&a, "-c 3 -i 0.02 -W 1 10.9.0.2").unwrap().received, 3);
-    assert_eq!(ping_from(&a, "-c 3 -i 0.02 -W 1 -s 60000 fd09::2").unwrap().received, 3);
+    assert_eq!(ping_from(&a, "-c 3 -i 0.1 -W 1 10.9.0.2").unwrap().received, 3);
+    assert_eq!(ping_from(&a, "-c 3 -i 0.1 -W 1 -s 60000 fd09::2").unwrap().received, 3);
     let there = iperf(&a, &b, "10.9.0.2", "");
     let back = iperf(&a, &b, "fd09::2", "-R");
     let (ta, tb) = lane.end();

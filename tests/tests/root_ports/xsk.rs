@@ -80,7 +80,7 @@ fn a_stack_on_a_tap_talks_through_af_xdp_to_a_stack_on_a_veth() {
         let lane = run(port, tap_port(&guest, "t0", true));
         n.sh("ip addr add 10.9.0.1/24 dev vn").unwrap();
         guest.sh("ip addr add 10.9.0.2/24 dev t0").unwrap();
-        assert_eq!(ping_from(&n, "-c 3 -i 0.02 -W 1 10.9.0.2").unwrap().received, 3);
+        assert_eq!(ping_from(&n, "-c 3 -i 0.1 -W 1 10.9.0.2").unwrap().received, 3);
         // The veth's stack leaves checksums undone, and in skb mode segmentation; the guest's stack leaves segmentation to us.
         let there = iperf(&n, &guest, "10.9.0.2", "");
         let back = iperf(&n, &guest, "10.9.0.2", "-R");
