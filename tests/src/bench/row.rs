@@ -159,16 +159,11 @@ impl Row {
         for (form, figures) in [(Form::Split, SPLIT), (Form::Packed, PACKED)] {
             for size in [64, 1500] {
                 let who = [Dpdk, Netreeve, Open, Busy];
-                let quick = form == Form::Split || size == 64;
-                all.push(Self::of(frames(Path::Vhost, Way::Out, size, form), &who, figures, quick));
+                all.push(Self::of(frames(Path::Vhost, Way::Out, size, form), &who, figures, size == 64));
             }
             for way in [Way::Out, Way::In] {
-                all.push(Self::of(
-                    frames(Path::Nothing, way, 64, form),
-                    &[Dpdk, Netreeve],
-                    figures,
-                    form == Form::Split,
-                ));
+                let work = frames(Path::Nothing, way, 64, form);
+                all.push(Self::of(work, &[Dpdk, Netreeve], figures, false));
             }
         }
         let ways = [Way::Out, Way::In, Way::Both];
@@ -233,7 +228,9 @@ impl Row {
     pub fn shorten(rows: &mut Vec<Self>) {
         rows.retain(|r| r.quick);
         for r in rows {
-            r.who.retain(|w| !matches!(w, Who::XskRs | Who::Busy | Who::Open));
+            let trip = matches!(r.work, Work::Trip(_));
+            let more = |w: &Who| matches!(w, Who::XskRs | Who::Busy | Who::Open) || (trip && *w == Who::Dpdk);
+            r.who.retain(|w| !more(w));
         }
     }
 }

@@ -49,7 +49,7 @@ fn options() -> Done<Options> {
         let mut value = || words.next().because(format!("{word} needs a value"));
         match word.as_str() {
             "--quick" => {
-                (o.rounds, o.window, o.seconds) = (3, Duration::from_millis(400), 1);
+                (o.rounds, o.window, o.seconds) = (3, Duration::from_millis(300), 1);
                 o.quick = true;
             }
             // One short round of everything, behind everybody else: does it run?
@@ -88,9 +88,8 @@ impl Options {
     fn rounds_of(&self, work: Work) -> u32 {
         match work {
             Work::Frames(_) | Work::Trip(_) => self.rounds,
-            Work::Tcp(_) if self.quick => self.rounds.min(2),
+            Work::Tcp(_) | Work::Idle(_) | Work::Scale if self.quick => 1,
             Work::Tcp(_) => self.rounds,
-            Work::Idle(_) | Work::Scale if self.quick => 1,
             Work::Idle(_) | Work::Scale => self.rounds.min(3),
         }
     }
