@@ -31,7 +31,8 @@ fn namespaces_are_joined_and_leave_nothing() {
     pulse.wait(50, began, Duration::from_secs(5)).unwrap();
     b.sh("ip link set ntb down; sleep 0.3; ip link set ntb up").unwrap();
     let gap = pulse.gap(began, Duration::from_secs(5)).unwrap();
-    assert!((300..800).contains(&gap.as_millis()), "{gap:?}");
+    // With the link its neighbours are forgotten, and a question for one that is lost is asked again after a second.
+    assert!((300..2000).contains(&gap.as_millis()), "{gap:?}");
     drop(pulse);
     let server = iperf_server(&b, 5201).unwrap();
     let mut client = Command::new("iperf3");
