@@ -189,7 +189,7 @@ impl Figures {
     /// Ours beside each of the others, in every figure of every row.
     #[must_use]
     pub fn ratios(&self) -> Vec<Ratio> {
-        let mut all = Vec::new();
+        let mut all: Vec<Ratio> = Vec::new();
         for (row, cells) in &self.rows {
             let ours = row.who.iter().filter(|w| w.is_ours());
             for (ours, beside) in
@@ -203,6 +203,9 @@ impl Figures {
                         .filter_map(|(i, f)| ratio(row, *f, (ours, of(ours)), (beside, of(beside)), i)),
                 );
             }
+        }
+        for r in &mut all {
+            r.load_bound &= !self.rows.iter().any(|(row, cells)| row.name() == r.row && gave_more(cells, r));
         }
         all
     }
@@ -255,6 +258,13 @@ impl Figures {
         }
         all
     }
+}
+
+/// Somebody got clearly more out of the same load, so that it was not the limit: others who serve the same guest.
+fn gave_more(cells: &BTreeMap<Who, Vec<Sampled>>, r: &Ratio) -> bool {
+    let same = [Who::Dpdk, Who::Open, Who::Busy, Who::Netreeve];
+    let most = same.iter().filter_map(|w| cell(cells.get(w)?, 0)).map(|c| c.value.mid).fold(0.0, f64::max);
+    most > 1.1 * r.values.0
 }
 
 fn ratio(
@@ -321,6 +331,19 @@ mod tests {
         assert_eq!(r.times.mid, 0.375);
         let none = [Sampled::Skipped(String::new())];
         assert!(ratio(&row, more, (Who::Netreeve, &ours), (Who::Dpdk, &none), 0).is_none());
+    }
+
+    #[test]
+    fn a_load_that_gave_another_more_was_not_the_limit() {
+        let mut figures = Figures::new(&Row::all()[..1]);
+        let bound = |value| Sampled::Values(vec![Value { value, load_bound: true, ..Value::default() }]);
+        figures.add(0, Who::Netreeve, bound(1.0));
+        figures.add(0, Who::Dpdk, bound(1.05));
+        assert!(figures.ratios()[0].load_bound);
+        figures.add(0, Who::Busy, bound(2.0));
+        let ratios = figures.ratios();
+        let of = |ours| ratios.iter().find(|r| r.ours == ours).unwrap().load_bound;
+        assert_eq!((of(Who::Netreeve), of(Who::Busy)), (false, true));
     }
 
     #[test]

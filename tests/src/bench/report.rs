@@ -90,7 +90,8 @@ fn ratios(all: &[Ratio]) -> String {
         );
     }
     t.push_str(
-        "\n† the load (driver, generator, the kernel's work for them, all on the other processor) was netreeve's limit.\n",
+        "\n† the load (driver, generator, the kernel's work for them, all on the other processor) was netreeve's \
+         limit: it slept for want of work, or passed nearly all that was offered, and nobody got more out of the same load.\n",
     );
     t
 }

@@ -88,8 +88,9 @@ impl Options {
     fn rounds_of(&self, work: Work) -> u32 {
         match work {
             Work::Frames(_) | Work::Trip(_) => self.rounds,
-            Work::Tcp(_) | Work::Idle(_) | Work::Scale if self.quick => 1,
+            Work::Tcp(_) if self.quick => self.rounds.min(2),
             Work::Tcp(_) => self.rounds,
+            Work::Idle(_) | Work::Scale if self.quick => 1,
             Work::Idle(_) | Work::Scale => self.rounds.min(3),
         }
     }
