@@ -3,7 +3,7 @@
 //!
 //! `bench [--quick | --try] [--list] [--only TEXT]... [--who TEXT] [--rounds N] [--window MS] [--publish]`. A row is measured by all
 //! who are in it, one after the other, round by round. The figures go to the terminal as they come, and as Markdown, JSON
-//! and SVG to `bench/` in cargo's target directory; `--publish` puts Markdown and SVG into `docs/` as well.
+//! and SVG to `bench/` in cargo's target directory; `--publish` puts Markdown and SVG into `tests/figures/` as well.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to who started it")]
 
 use std::path::Path;
@@ -190,7 +190,7 @@ fn write(o: &Options, figures: &Figures, caption: &str) -> Done {
     );
     println!("{text}");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| bins::root().join("target"), Into::into);
-    let (dir, docs) = (target.join("bench"), bins::root().join("docs"));
+    let (dir, docs) = (target.join("bench"), bins::root().join("tests/figures"));
     let put = |dir: &Path, name: &str, text: &str| -> Done {
         std::fs::create_dir_all(dir).because(dir.display())?;
         std::fs::write(dir.join(name), text).because(dir.join(name).display())
