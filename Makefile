@@ -1,7 +1,7 @@
 # The two commands of a newcomer are `make demo` and `make test`; both work as root on a fresh Debian 12 or 13.
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup build demo test test-unit test-root test-real test-fuzz soak bench bench-quick check fuzz doc deb
+.PHONY: help setup build demo test test-unit test-root test-real vmms test-fuzz soak bench bench-quick check fuzz doc deb
 
 # The profile of the binaries under test: nearly the speed of release, a quarter of its build time.
 PROFILE ?= fast
@@ -45,6 +45,10 @@ test-root: build ## namespaces and real kernel objects
 
 test-real: build ## guests, VMMs and other foreign programs
 	$(CARGO) test --no-fail-fast --profile $(PROFILE) -p netreeve-tests $(addprefix --test ,$(real)) -- $(ALONE)
+
+vmms: build ## the VMM's side with the QEMUs of Debian 12, 13 and testing
+	tests/vmms.sh bookworm trixie forky
+	$(CARGO) test --no-fail-fast --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture vmm::
 
 test-fuzz: setup
 	if [ -x tests/fuzz/run ]; then tests/fuzz/run $(FUZZ_SHORT); else echo "no fuzz targets in this tree"; fi

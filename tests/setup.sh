@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings a fresh Debian 12 or 13 to where `make demo`, `make test` and `make bench` can run: packages, a Rust toolchain,
-# and a Debian kernel for the QEMU guest, unpacked beside the build and not installed. Safe to run again; when all is there
-# it only looks (a tenth of a second). Quiet unless something has to be done; every refusal says what to do.
+# and a Debian kernel for the QEMU guest and a second QEMU, unpacked beside the build and not installed. Safe to run
+# again; when all is there it only looks (a tenth of a second). Quiet unless something has to be done; every refusal says what to do.
 #
 #   tests/setup.sh          what build, demo and test need
 #   tests/setup.sh check    only look; exit 1 and one line for each thing that is missing
@@ -127,6 +127,20 @@ fetch_kernel() {
   mv "$work/kernel" "$cache/kernel"
 }
 
+# ---- a second QEMU ----
+
+# Debian's newest, beside the distribution's, for the tests of the VMM's side. A machine that cannot have it is told by them.
+fetch_qemu() {
+  local suite
+  for suite in "$cache"/qemu/*/qemu-system-x86_64; do [ ! -x "$suite" ] || return 0; done
+  [ "$mode" = check ] && { say "missing: a second QEMU in $cache/qemu: run tests/vmms.sh"; return 1; }
+  # Not at every call: a machine without a network would wait each time.
+  [ -z "$(find "$cache/qemu.failed" -mmin -60 2>/dev/null)" ] || return 0
+  "$root/tests/vmms.sh" && rm -f "$cache/qemu.failed" && return 0
+  touch "$cache/qemu.failed"
+  say "going on without a second QEMU: the tests that want one will say so"
+}
+
 [ "$(uname -m)" = x86_64 ] || die "this is $(uname -m); the guests of tests and demo need amd64"
 command -v dpkg-query >/dev/null || die "this is no Debian: install by hand: ${packages[*]}"
 mkdir -p "$cache"
@@ -134,4 +148,5 @@ ok=0
 install_packages || ok=1
 install_rust || ok=1
 fetch_kernel || ok=1
+fetch_qemu || ok=1
 exit $ok

@@ -6,8 +6,9 @@ use crate::bins::ours;
 use crate::guest::qemu::Qemu;
 use crate::inspect;
 use crate::netns::{Netns, veth};
-use crate::proc::Proc;
+use crate::proc::{Line, Proc};
 use crate::{Because, Done, trouble};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 use std::fs::{self, Permissions};
 use std::os::fd::AsRawFd;
@@ -246,6 +247,25 @@ impl Scene {
 pub struct Reeve {
     /// Its process.
     pub proc: Proc,
+}
+
+/// In a test that fails: what it said and what it has counted, so that lost frames can be explained.
+#[allow(clippy::print_stderr, reason = "for whoever reads the log of a test that failed")]
+impl Drop for Reeve {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let before = self.proc.lines().len();
+        let counted = |lines: &[Line]| lines.iter().skip(before).any(|l| l.text.contains("\"stats\""));
+        if self.proc.alive() && self.proc.signal(Signal::SIGUSR1).is_ok() {
+            let until = Instant::now() + Duration::from_secs(1);
+            while !counted(&self.proc.lines()) && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        eprintln!("netreeve said, its counters last:\n{}", self.proc.tail());
+    }
 }
 
 impl Reeve {

@@ -7,5 +7,7 @@ pub mod cpio;
 pub mod initramfs;
 pub mod qemu;
 pub mod uml;
+pub mod vmms;
 
 pub use console::{Console, Job};
+pub use vmms::Vmm;

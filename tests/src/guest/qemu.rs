@@ -3,9 +3,10 @@
 
 use super::console::Console;
 use super::initramfs;
-use crate::bins::{cache, peer};
+use super::vmms::Vmm;
+use crate::bins::cache;
 use crate::netns::Netns;
-use crate::proc::{self, Proc};
+use crate::proc::Proc;
 use crate::{Because, Done, trouble};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ pub struct Qemu<'a> {
     home: Option<&'a Netns>,
     uid: Option<u32>,
     files: Option<PathBuf>,
+    vmm: Option<Vmm>,
     nics: u32,
     queues: u32,
     packed: bool,
@@ -31,6 +33,17 @@ impl<'a> Qemu<'a> {
     /// A guest without a NIC.
     pub fn new() -> Qemu<'a> {
         Qemu::default()
+    }
+
+    /// Runs it by this QEMU instead of the usual one.
+    #[must_use]
+    pub fn by(mut self, vmm: &Vmm) -> Qemu<'a> {
+        self.vmm = Some(vmm.clone());
+        self
+    }
+
+    fn vmm(&self) -> Done<Vmm> {
+        self.vmm.clone().map_or_else(Vmm::usual, Ok)
     }
 
     /// As many queue pairs for the NICs added from here on, and as many processors.
@@ -67,7 +80,8 @@ impl<'a> Qemu<'a> {
     #[must_use]
     pub fn vhost_user(mut self, socket: &Path, server: bool) -> Qemu<'a> {
         let nic = self.nics;
-        let way = if server { "server=on,wait=off" } else { reconnect() };
+        // A QEMU that is missing says so when it is started.
+        let way = if server { "server=on,wait=off" } else { self.vmm().map_or("", |v| v.reconnect()) };
         self.network.push("-chardev".to_owned());
         self.network.push(format!("socket,id=c{nic},path={},{way}", socket.display()));
         let queues = self.queues.max(1);
@@ -124,9 +138,15 @@ impl<'a> Qemu<'a> {
         Ok(all)
     }
 
+    /// The path of QEMU itself, where its user can start it.
+    pub fn program(&self) -> Done<PathBuf> {
+        let vmm = self.vmm()?;
+        self.files.as_ref().map_or_else(|| Ok(vmm.path.clone()), |dir| vmm.reachable(dir))
+    }
+
     /// QEMU's path and command line as one command.
     pub fn command(&self) -> Done<Command> {
-        let mut command = Command::new(peer("qemu-system-x86_64")?);
+        let mut command = Command::new(self.program()?);
         command.args(self.arguments()?);
         Ok(command)
     }
@@ -148,18 +168,5 @@ impl<'a> Qemu<'a> {
             None => Proc::with_input("the QEMU guest", command)?,
         };
         Console::attach(proc, BOOT)
-    }
-}
-
-/// How this QEMU is told to dial again: in seconds until 9.1, in milliseconds since 9.2.
-fn reconnect() -> &'static str {
-    let mut command = Command::new("qemu-system-x86_64");
-    command.arg("--version");
-    let said = proc::run("qemu", command, Duration::from_secs(10)).map(|o| o.text).unwrap_or_default();
-    let version = said.split_once("version ").map_or("", |(_, v)| v);
-    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
-    match (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) {
-        at_least if at_least >= (9, 2) => "reconnect-ms=100",
-        _ => "reconnect=1",
     }
 }

@@ -1,7 +1,9 @@
-//! QEMU and DPDK as the VMM's side: every way in which an unmodified QEMU can attach.
+//! QEMU and DPDK as the VMM's side: every way in which an unmodified QEMU can attach, the two that matter most with every
+//! version of it that there is (`tests/vmms.sh`).
 
 use crate::{DEVICE, House, house, pings, settle, streams};
 use netreeve_tests::bins::peer;
+use netreeve_tests::guest::Vmm;
 use netreeve_tests::guest::qemu::Qemu;
 use netreeve_tests::leftovers::Ground;
 use netreeve_tests::peers::{iperf_from_guest, iperf_server, ping_from};
@@ -9,14 +11,18 @@ use netreeve_tests::proc::Proc;
 use netreeve_tests::scene::{BRIDGE, FAR4, GUEST4, PATIENCE, Road, Scene, USER};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 /// A floor for TCP under TCG.
 const BROKEN: f64 = 1e7;
 
-fn attached(house: House, attach: impl FnOnce(Qemu<'_>) -> Qemu<'_>) {
-    let guest = attach(house.scene.qemu().user(USER)).boot().unwrap();
+/// A guest of this QEMU's on a device of ours, attached to `vm.sock` in the way that is given.
+fn attached(vmm: &Vmm, road: Road, device: &str, attach: impl FnOnce(Qemu<'_>, PathBuf) -> Qemu<'_>) {
+    eprintln!("-- {vmm}, {road:?}");
+    let house = house(road, device, 1500);
+    let guest = attach(house.scene.qemu().by(vmm).user(USER), house.scene.path("vm.sock")).boot().unwrap();
     settle(&guest, 1500);
     pings(&house.scene, &guest, 1400);
     streams(&house.scene, &guest, BROKEN);
@@ -26,16 +32,17 @@ fn attached(house: House, attach: impl FnOnce(Qemu<'_>) -> Qemu<'_>) {
 
 #[test]
 fn qemu_dials_our_vhost_user_socket() {
-    let house = house(Road::Bridge, "vhost-user,netdev=n0,path=vm.sock", 1500);
-    let socket = house.scene.path("vm.sock");
-    attached(house, |qemu| qemu.vhost_user(&socket, false));
+    for vmm in Vmm::all().unwrap() {
+        attached(&vmm, Road::Bridge, DEVICE, |qemu, socket| qemu.vhost_user(&socket, false));
+    }
 }
 
 #[test]
 fn we_dial_qemus_vhost_user_socket() {
-    let house = house(Road::AfXdp, "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20", 1500);
-    let socket = house.scene.path("vm.sock");
-    attached(house, |qemu| qemu.vhost_user(&socket, true));
+    let device = "vhost-user,netdev=n0,path=vm.sock,server=off,reconnect-ms=20";
+    for vmm in Vmm::all().unwrap() {
+        attached(&vmm, Road::AfXdp, device, |qemu, socket| qemu.vhost_user(&socket, true));
+    }
 }
 
 /// The guest's driver says which features it and the device agreed on: number 34 is the packed ring.
@@ -85,12 +92,12 @@ fn two_queue_pairs() {
 
 #[test]
 fn qemu_without_shared_memory_by_stream() {
-    for road in [Road::Bridge, Road::AfXdp] {
-        let device = "stream,netdev=n0,server=on,addr.type=unix,addr.path=vm.sock";
-        let house = house(road, device, 1500);
-        let socket = house.scene.path("vm.sock");
-        let netdev = format!("stream,id=n0,server=off,addr.type=unix,addr.path={}", socket.display());
-        attached(house, |qemu| qemu.netdev(&netdev));
+    let device = "stream,netdev=n0,server=on,addr.type=unix,addr.path=vm.sock";
+    let dials = |s: PathBuf| format!("stream,id=n0,server=off,addr.type=unix,addr.path={}", s.display());
+    for vmm in Vmm::all().unwrap() {
+        for road in [Road::Bridge, Road::AfXdp] {
+            attached(&vmm, road, device, |qemu, socket| qemu.netdev(&dials(socket)));
+        }
     }
 }
 
@@ -105,7 +112,7 @@ fn qemu_gets_a_tap_from_grant() {
     let netdev = scene.netdev("n0");
     let mut command =
         scene.netreeve(&["grant", "--helper-socket", socket.to_str().unwrap(), "--netdev", &netdev, "--"]);
-    command.arg(peer("qemu-system-x86_64").unwrap()).args(qemu.arguments().unwrap());
+    command.arg(qemu.program().unwrap()).args(qemu.arguments().unwrap());
     let guest = qemu.boot_by(command).unwrap();
     settle(&guest, 1500);
     pings(&scene, &guest, 1400);
@@ -129,7 +136,7 @@ fn qemu_asks_our_bridge_helper() {
         let netdev = format!("bridge,id=n0,br={BRIDGE},helper={}", bridge_helper.display());
         let qemu = scene.qemu().netdev(&netdev).inside(&scene.host);
         let mut command = scene.with_etc(&[("qemu/bridge.conf", line)]).unwrap();
-        command.arg(peer("qemu-system-x86_64").unwrap()).args(qemu.arguments().unwrap());
+        command.arg(qemu.program().unwrap()).args(qemu.arguments().unwrap());
         qemu.boot_by(command)
     };
     let refused = boot(&format!("deny {BRIDGE}\n")).map(|_| ()).unwrap_err().to_string();

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# QEMU of other Debian suites, beside the installed one and without touching the system: downloaded by apt under a root of
+# its own (signatures are checked as ever), unpacked into the cache, run by its own dynamic loader with its own libraries.
+# About 45 MB to fetch and 10 s for each. One that is there stays as it is: remove its folder to fetch it anew.
+#
+#   tests/vmms.sh [SUITE ...]     bookworm, trixie, forky, sid, ...; default: forky, the newest that is consistent
+#
+# Each becomes $cache/qemu/SUITE/qemu-system-x86_64, a script that can be moved with its folder.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+cache=${NETREEVE_CACHE:-$root/target/guest}
+mirror=${NETREEVE_MIRROR:-http://deb.debian.org/debian}
+keys=/usr/share/keyrings/debian-archive-keyring.gpg
+
+say() { printf 'vmms: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# An apt that knows one suite and a machine on which nothing is installed.
+configure_apt() { # suite, directory
+  mkdir -p "$2/lists/partial" "$2/archives/partial"
+  : >"$2/status"
+  printf 'deb [arch=amd64 signed-by=%s] %s %s main\n' "$keys" "$mirror" "$1" >"$2/sources.list"
+  cat >"$2/apt.conf" <<-END
+	Dir::Etc::SourceList "$2/sources.list";
+	Dir::Etc::SourceParts "/dev/null";
+	Dir::Etc::Preferences "/dev/null";
+	Dir::Etc::PreferencesParts "/dev/null";
+	Dir::State "$2";
+	Dir::State::status "$2/status";
+	Dir::State::Lists "$2/lists";
+	Dir::Cache "$2";
+	Dir::Cache::Archives "$2/archives";
+	Dir::Log "$2";
+	Acquire::Languages "none";
+	Acquire::Retries "3";
+	APT::Architecture "amd64";
+	APT::Architectures "amd64";
+	APT::Install-Recommends "false";
+	APT::Sandbox::User "root";
+	END
+}
+
+# What the program and its modules are linked with, and nothing else, so that a copy is cheap.
+gather() { # unpacked packages, where to
+  local tree=$1 to=$2 path m
+  mkdir -p "$to/lib" "$to/modules" "$to/share"
+  path=$tree/lib/x86_64-linux-gnu:$tree/usr/lib/x86_64-linux-gnu
+  find -L "$tree/lib" "$tree/usr/lib" -name ld-linux-x86-64.so.2 -exec cp -L {} "$to/ld.so" \; -quit 2>/dev/null || true
+  [ -x "$to/ld.so" ] || die "libc6 has no ld-linux-x86-64.so.2: its layout has changed"
+  cp "$tree/usr/bin/qemu-system-x86_64" "$to/qemu"
+  for m in "$tree"/usr/lib/x86_64-linux-gnu/qemu/accel-*x86_64.so; do
+    [ ! -e "$m" ] || cp "$m" "$to/modules/"
+  done
+  for m in "$to/qemu" "$to"/modules/*.so; do
+    [ ! -e "$m" ] || "$to/ld.so" --library-path "$path" --list "$m"
+  done | sed -n '/ld-linux/d; s/.* => \(\/.*\) (0x[0-9a-f]*)$/\1/p' | sort -u | while read -r m; do
+    case $m in "$tree"/*) cp -L "$m" "$to/lib/" ;; *) die "$m is not one of the suite's own libraries" ;; esac
+  done
+  # The firmware of a PC without a screen; QEMU looks for it in one folder.
+  for m in seabios/bios.bin seabios/bios-256k.bin qemu/kvmvapic.bin qemu/linuxboot_dma.bin qemu/linuxboot.bin qemu/pvh.bin; do
+    [ ! -e "$tree/usr/share/$m" ] || cp -L "$tree/usr/share/$m" "$to/share/"
+  done
+  cat >"$to/qemu-system-x86_64" <<-'END'
+	#!/bin/sh
+	here=$(dirname "$0")
+	export QEMU_MODULE_DIR="$here/modules"
+	exec "$here/ld.so" --library-path "$here/lib" "$here/qemu" -L "$here/share" "$@"
+	END
+  chmod 755 "$to/qemu-system-x86_64"
+}
+
+fetch() { # suite
+  local to=$cache/qemu/$1 work deb
+  [ ! -x "$to/qemu-system-x86_64" ] || return 0
+  mkdir -p "$cache/qemu"
+  work=$(mktemp -d "$cache/qemu/.$1.XXXXXX")
+  # shellcheck disable=SC2064
+  trap "rm -rf '$work'" EXIT
+  chmod 755 "$work"
+  say "fetching QEMU of Debian $1"
+  configure_apt "$1" "$work/apt"
+  export APT_CONFIG=$work/apt/apt.conf
+  { apt-get -qq update && apt-get -qq -y --download-only install qemu-system-x86; } </dev/null >"$work/log" 2>&1 ||
+    { tail -n 8 "$work/log" >&2; die "apt could not fetch QEMU of Debian $1 from $mirror"; }
+  for deb in "$work"/apt/archives/*.deb; do dpkg-deb -x "$deb" "$work/tree"; done
+  gather "$work/tree" "$work/qemu"
+  "$work/qemu/qemu-system-x86_64" --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p' >"$work/qemu/version"
+  [ -s "$work/qemu/version" ] || die "QEMU of Debian $1 does not run here"
+  chmod -R go+rX "$work/qemu"
+  mv -T "$work/qemu" "$to"
+  rm -rf "$work"
+  trap - EXIT
+  say "QEMU $(cat "$to/version") is in $to"
+}
+
+[ $# -gt 0 ] || set -- forky
+for suite in "$@"; do
+  case $suite in *[!a-z0-9-]* | '') die "'$suite' is no suite" ;; esac
+  fetch "$suite"
+done
