@@ -71,7 +71,9 @@ impl<'a> Qemu<'a> {
             if self.queues > 1 { format!(",mq=on,vectors={}", 2 * self.queues + 2) } else { String::new() };
         let mac = format!("52:54:00:00:00:{:02x}", 0x10 + nic);
         let packed = if self.packed { ",packed=on" } else { "" };
-        self.network.push(format!("virtio-net-pci,netdev=n{nic},romfile=,mac={mac}{mq}{packed}"));
+        // Of two words about vectors the last counts. A QEMU that is missing says so when it is started.
+        let needs = self.vmm().map_or("", |v| v.nic());
+        self.network.push(format!("virtio-net-pci,netdev=n{nic},romfile=,mac={mac}{mq}{packed}{needs}"));
         self
     }
 

@@ -71,6 +71,12 @@ impl Vmm {
         if self.version >= (9, 2, 0) { "reconnect-ms=100" } else { "reconnect=1" }
     }
 
+    /// Options of a NIC that its bugs make necessary. Debian 12's 7.2.22 dies (vector_irqfd is no memory) when a guest uses
+    /// MSI-X with any vhost-user back-end and there is no KVM: the NIC has a line interrupt then.
+    pub fn nic(&self) -> &'static str {
+        if self.version < (8, 0, 0) { ",vectors=0" } else { "" }
+    }
+
     /// Where a user who cannot look into the source tree can start it: a fetched one is copied, loader, libraries and
     /// all, into a folder of `dir`.
     pub fn reachable(&self, dir: &Path) -> Done<PathBuf> {
