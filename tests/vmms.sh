@@ -10,11 +10,14 @@ set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${NETREEVE_CACHE:-$root/target/guest}
-mirror=${NETREEVE_MIRROR:-http://deb.debian.org/debian}
+# The mirror that this machine has Debian's own packages from.
+mirror=${NETREEVE_MIRROR:-$(apt-get indextargets --format '$(SITE) $(ORIGIN) $(LABEL)' 'Created-By: Packages' |
+  sed -n 's/ Debian Debian$//p' | head -n 1)}
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
 
 say() { printf 'vmms: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
+[ -n "$mirror" ] || die "apt knows no mirror of Debian: name one, NETREEVE_MIRROR=URL $0"
 
 # An apt that knows one suite and a machine on which nothing is installed.
 configure_apt() { # suite, directory

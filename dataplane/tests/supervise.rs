@@ -181,7 +181,7 @@ fn a_killed_dataplane_is_replaced_on_the_same_sockets() {
     let dir = Dir::new("kill");
     let (mut n, ready) = Netreeve::pair(&dir, &[]);
     let mut dataplane = pid(&ready);
-    let mut gaps = Vec::new();
+    let mut worst = Duration::ZERO;
     for i in 0..20 {
         let (a, b) = (connect(&dir.at("a")), connect(&dir.at("b")));
         crosses(&a, &b, i);
@@ -191,12 +191,10 @@ fn a_killed_dataplane_is_replaced_on_the_same_sockets() {
         assert_eq!((&a).read(&mut [0; 1]).unwrap(), 0);
         let (a, b) = (connect(&dir.at("a")), connect(&dir.at("b")));
         crosses(&b, &a, i);
-        gaps.push(killed.elapsed());
+        worst = worst.max(killed.elapsed());
         dataplane = pid(&n.event("restarted"));
     }
-    // Nine in ten: the machine may be busy with others.
-    gaps.sort();
-    assert!(gaps[18] < Duration::from_millis(200), "{gaps:?}");
+    assert!(worst < Duration::from_millis(200), "{worst:?}");
     n.signal(Signal::SIGTERM);
     assert_eq!(n.wait().code(), Some(0));
 }

@@ -272,6 +272,13 @@ impl GuestMemory {
         self.run(gpa, len, &mut 0).filter(|s| s.len() == len)
     }
 
+    /// A ring's table of `len` bytes at a front end's address, aligned to `align` (a power of two); none if it does not
+    /// lie in one region.
+    #[must_use]
+    pub fn table(&self, uva: u64, len: u32, align: usize) -> Option<Seg> {
+        self.at_uva(uva, len).filter(|s| s.iovec().iov_base.addr() & (align - 1) == 0)
+    }
+
     /// The `len` bytes at the front end's address `uva`, if they lie in one region.
     #[must_use]
     pub fn at_uva(&self, uva: u64, len: u32) -> Option<Seg> {

@@ -9,7 +9,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
-use super::Seg;
 use super::guest::GuestMemory;
 use super::split::{DESC, MAX_SIZE, RingAddr};
 
@@ -224,12 +223,10 @@ impl PackedRing {
         if size == 0 || size > MAX_SIZE {
             return None;
         }
-        let place = |uva: u64, len: u32, align: usize| -> Option<Seg> {
-            memory.at_uva(uva, len).filter(|s| s.iovec().iov_base.addr() & (align - 1) == 0)
-        };
-        let desc = place(at.desc, DESC * u32::from(size), 16)?.iovec().iov_base.cast::<Slot>().cast_const();
-        let driver = place(at.avail, 4, 4)?.iovec().iov_base.cast();
-        let device = place(at.used, 4, 4)?.iovec().iov_base.cast();
+        let desc =
+            memory.table(at.desc, DESC * u32::from(size), 16)?.iovec().iov_base.cast::<Slot>().cast_const();
+        let driver = memory.table(at.avail, 4, 4)?.iovec().iov_base.cast();
+        let device = memory.table(at.used, 4, 4)?.iovec().iov_base.cast();
         Some(Self { size, desc, driver, device, memory })
     }
 

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 
-use super::Seg;
 use super::guest::GuestMemory;
 
 /// Largest ring (virtio 1.2 §2.7).
@@ -96,12 +95,9 @@ impl SplitRing {
             return None;
         }
         let n = u32::from(size);
-        let place = |uva: u64, len: u32, align: usize| -> Option<Seg> {
-            memory.at_uva(uva, len).filter(|s| s.iovec().iov_base.addr() & (align - 1) == 0)
-        };
-        let desc = place(at.desc, DESC * n, 16)?.iovec().iov_base.cast();
-        let avail = place(at.avail, 6 + 2 * n, 2)?.iovec().iov_base.cast();
-        let used = place(at.used, 6 + 8 * n, 4)?.iovec().iov_base.cast();
+        let desc = memory.table(at.desc, DESC * n, 16)?.iovec().iov_base.cast();
+        let avail = memory.table(at.avail, 6 + 2 * n, 2)?.iovec().iov_base.cast();
+        let used = memory.table(at.used, 6 + 8 * n, 4)?.iovec().iov_base.cast();
         Some(Self { size, desc, avail, used, memory })
     }
 
