@@ -11,6 +11,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${NETREEVE_CACHE:-$root/target/guest}
 # The mirror that this machine has Debian's own packages from.
+# shellcheck disable=SC2016 # the words in dollars are apt's
 mirror=${NETREEVE_MIRROR:-$(apt-get indextargets --format '$(SITE) $(ORIGIN) $(LABEL)' 'Created-By: Packages' |
   sed -n 's/ Debian Debian$//p' | head -n 1)}
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
