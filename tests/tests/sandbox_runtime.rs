@@ -3,7 +3,6 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::exit,
     clippy::undocumented_unsafe_blocks,
     clippy::print_stderr,
     reason = "a test fails by panicking"
@@ -12,6 +11,7 @@
 use netreeve_dataplane::handover::Level;
 use netreeve_dataplane::sandbox::seccomp::LOCKS;
 use netreeve_dataplane::sandbox::{Needs, Walls, walls};
+use netreeve_dataplane::sys::process::leave;
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
@@ -73,7 +73,7 @@ fn threads() {
     walls.seal(&[LOCKS]).unwrap();
     meet.wait();
     let sizes: usize = told.iter().take(16).sum();
-    std::process::exit(if sizes == 16 * 14 { 42 } else { 1 })
+    leave(if sizes == 16 * 14 { 42 } else { 1 })
 }
 
 /// The heap grows, moves and shrinks; a hash table takes its seed; a clock is read.
@@ -98,7 +98,7 @@ fn abort() {
 fn fault() {
     enter().seal(&[]).unwrap();
     let nowhere = std::ptr::without_provenance::<u8>(4096);
-    std::process::exit(unsafe { nowhere.read_volatile() }.into())
+    leave(unsafe { nowhere.read_volatile() })
 }
 
 /// A SIGSEGV from outside, as whoever tests a restart would send it.

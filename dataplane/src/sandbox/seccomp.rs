@@ -53,9 +53,8 @@ pub const CORE: &[Call] = &[
     // Time where the vDSO has none; seeds of hash tables.
     Call::any(libc::SYS_clock_gettime),
     Call::any(libc::SYS_getrandom),
-    // Back from a signal's handler, and the end, when the handlers' stack goes back.
+    // Back from a signal's handler, and the end (`sys::process::leave`).
     Call::any(libc::SYS_rt_sigreturn),
-    Call::any(libc::SYS_sigaltstack),
     Call::any(libc::SYS_exit_group),
     // abort(3), so that a bug ends as SIGABRT with its message and not as SIGSYS.
     Call::any(libc::SYS_rt_sigprocmask),
