@@ -148,6 +148,24 @@ pub fn parse_iperf(text: &str) -> Done<f64> {
     found.because(format!("iperf3's JSON has no sum:\n{text}"))
 }
 
+/// Bytes that each stream brought to its receiver in each second, from `iperf3 -J` of the sender's or the receiver's side.
+pub fn parse_iperf_streams(text: &str) -> Done<Vec<Vec<u64>>> {
+    parse_iperf(text)?;
+    let start = text.find('{').unwrap_or_default();
+    let report: serde_json::Value =
+        serde_json::from_str(text.get(start..).unwrap_or_default()).because("iperf3's JSON")?;
+    let intervals = report.get("intervals").and_then(|i| i.as_array()).because("iperf3 reports no intervals")?;
+    let mut streams: Vec<Vec<u64>> = Vec::new();
+    for interval in intervals {
+        let each = interval.get("streams").and_then(|s| s.as_array()).because("an interval without streams")?;
+        streams.resize_with(streams.len().max(each.len()), Vec::new);
+        for (all, s) in streams.iter_mut().zip(each) {
+            all.push(s.get("bytes").and_then(serde_json::Value::as_u64).because("a stream without bytes")?);
+        }
+    }
+    Ok(streams)
+}
+
 /// TCP from the guest to an iperf3 server, for `seconds`; `more` are further options (`-R` turns the direction round,
 /// `-u -b 100M` is UDP). In bit/s as the receiver saw them.
 pub fn iperf_from_guest(guest: &Console, address: &str, port: u16, seconds: u32, more: &str) -> Done<f64> {

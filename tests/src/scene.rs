@@ -95,15 +95,35 @@ impl Scene {
         chown(&run, Some(USER), Some(USER)).because(run.display())?;
         let (host, far) = (Netns::new("host")?, Netns::new("far")?);
         veth(&host, UPLINK, &far, FAR)?;
-        far.sh(&format!("ip addr add {FAR4}/24 dev {FAR}; ip addr add {FAR6}/64 dev {FAR} nodad"))?;
-        if road == Road::Bridge {
-            host.sh(&format!(
-                "ip link add {BRIDGE} type bridge forward_delay 0
+        let scene = Scene { helper: None, host, far, road, dir };
+        scene.join()?;
+        Ok(scene)
+    }
+
+    /// Far side's addresses, and the bridge if there is one.
+    fn join(&self) -> Done {
+        self.far.sh(&format!("ip addr add {FAR4}/24 dev {FAR}; ip addr add {FAR6}/64 dev {FAR} nodad"))?;
+        if self.road == Road::Bridge {
+            self.host.sh(&format!(
+                "ip link show {BRIDGE} >/dev/null 2>&1 || ip link add {BRIDGE} type bridge forward_delay 0
                  ip link set {BRIDGE} up
                  ip link set {UPLINK} master {BRIDGE}"
             ))?;
         }
-        Ok(Scene { helper: None, host, far, road, dir })
+        Ok(())
+    }
+
+    /// Makes the pair of interfaces anew, with as many queues each way at both ends.
+    pub fn queues(&self, n: u32) -> Done {
+        let each = format!("numtxqueues {n} numrxqueues {n}");
+        self.host.sh(&format!(
+            "ip link del {UPLINK}
+             ip link add {UPLINK} {each} type veth peer name {FAR} {each} netns {}
+             ip link set {UPLINK} up",
+            self.far.path()
+        ))?;
+        self.far.sh(&format!("ip link set {FAR} up"))?;
+        self.join()
     }
 
     /// Gives the same MTU to everything in the scene.

@@ -136,6 +136,9 @@ impl<'a> Qemu<'a> {
         let (kernel, image) = (self.file(&kernel, "vmlinuz")?, self.file(&image, "initramfs")?);
         all.extend(["-kernel".to_owned(), kernel, "-initrd".to_owned(), image]);
         all.extend(["-append".to_owned(), line.to_owned()]);
+        if self.queues > 1 {
+            all.extend(["-smp".to_owned(), self.queues.to_string()]);
+        }
         all.extend(self.network.iter().cloned());
         Ok(all)
     }

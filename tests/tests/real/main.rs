@@ -12,6 +12,7 @@
 mod crash;
 mod hostile;
 mod matrix;
+mod queues;
 mod refusal;
 mod roads;
 mod soak;

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod control;
+mod drain;
 pub mod feature;
 mod head;
 pub mod message;
@@ -276,7 +277,7 @@ fn rarp_frame(mac: Mac) -> Vec<u8> {
 impl Port for VhostUser {
     fn traits(&self) -> Traits {
         let of = |i: usize| {
-            lock(&self.shared.rings, i).map_or((None, false), |r| (Some(r.terms), r.engine.is_some()))
+            lock(&self.shared.rings, i).map_or((None, false), |r| (Some(r.terms), r.runs()))
         };
         let small = lock(&self.shared.rings, self.receive_ring()).is_some_and(|r| r.num < SMALL_RING);
         let (terms, receives) = of(self.receive_ring());
@@ -314,10 +315,15 @@ impl Port for VhostUser {
                 (None, None) => {}
             }
         }
-        for (i, why) in [(2 * self.index, Interest::Room), (self.transmit_ring(), Interest::Gives)] {
-            if let Some(r) = lock(&self.shared.rings, i)
-                && let (Some(k), Some(Engine::Giver(_) | Engine::Taker(_))) = (&r.kick, &r.engine)
-            {
+        for i in [2 * self.index, self.transmit_ring()] {
+            let Some(r) = lock(&self.shared.rings, i) else { continue };
+            let why = match &r.engine {
+                Some(Engine::Taker(_)) => Interest::Room,
+                Some(Engine::Giver(_)) => Interest::Gives,
+                Some(Engine::Drain(_)) => Interest::Control,
+                _ => continue,
+            };
+            if let Some(k) = &r.kick {
                 w.add(k.as_raw_fd(), why);
             }
         }
@@ -427,11 +433,15 @@ impl Port for VhostUser {
 
     fn event(&mut self, fd: RawFd, why: Interest) -> io::Result<Change> {
         self.held = (None, None);
+        // Watched for whatever it was when its worker looked last.
+        if let Some(change) = self.drained(fd) {
+            return Ok(change);
+        }
         let change = match why {
             Interest::Gives | Interest::Room | Interest::Takes => {
                 Change { rewire: !self.kicked(fd), ..Change::default() }
             }
-            Interest::Control => match self.control_kicked(fd) {
+            Interest::Control => match self.drained(fd).or_else(|| self.control_kicked(fd)) {
                 Some(c) => c,
                 None => match &mut self.head {
                     Some(h) if h.session.is_some() => h.serve(&mut self.stats),

@@ -32,6 +32,8 @@ pub(super) enum Engine {
     Taker(Taker),
     Giver(Giver),
     Control(Device),
+    /// A transmit ring that is switched off.
+    Drain(Device),
 }
 
 impl Engine {
@@ -39,7 +41,7 @@ impl Engine {
         match self {
             Self::Taker(t) => t.device_mut(),
             Self::Giver(g) => g.device_mut(),
-            Self::Control(d) => d,
+            Self::Control(d) | Self::Drain(d) => d,
         }
     }
 
@@ -47,7 +49,7 @@ impl Engine {
         match self {
             Self::Taker(t) => t.device(),
             Self::Giver(g) => g.device(),
-            Self::Control(d) => d,
+            Self::Control(d) | Self::Drain(d) => d,
         }
     }
 }
@@ -62,6 +64,8 @@ pub(super) struct Ring {
     pub(super) call: Option<OwnedFd>,
     pub(super) err: Option<OwnedFd>,
     pub(super) enabled: bool,
+    /// It was enabled since it started, and is not now: what is sent on it is discarded, not left lying.
+    pub(super) drains: bool,
     /// The guest broke it; it stays stopped until the front end starts it anew.
     pub(super) broken: bool,
     pub(super) engine: Option<Engine>,
@@ -93,7 +97,8 @@ impl Ring {
     /// Starts or stops serving, as what is known of the ring demands. True: it was started or stopped.
     pub(super) fn settle(&mut self, role: Role, memory: &Arc<GuestMemory>, terms: &Terms) -> bool {
         self.terms = *terms;
-        let ready = self.enabled && self.kick.is_some() && !self.broken && role != Role::None;
+        let wanted = self.enabled || (self.drains && role == Role::Transmit);
+        let ready = wanted && self.kick.is_some() && !self.broken && role != Role::None;
         if !ready || self.engine.is_some() {
             let running = self.engine.is_some();
             if !ready {
@@ -105,6 +110,7 @@ impl Ring {
         let Some(device) = device else { return false };
         self.engine = match role {
             Role::Receive => Some(Engine::Taker(Taker::new(device))),
+            Role::Transmit if !self.enabled => Some(Engine::Drain(device)),
             Role::Transmit => Some(Engine::Giver(Giver::new(device))),
             Role::Control => Some(Engine::Control(device)),
             Role::None => None,
@@ -113,7 +119,22 @@ impl Ring {
         if let Some(call) = &self.call {
             signal(call);
         }
+        // As if it had been kicked: what lies in it is found.
+        if let (Some(Engine::Drain(_)), Some(kick)) = (&self.engine, &self.kick) {
+            signal(kick);
+        }
         true
+    }
+
+    /// The front end switches it on or off.
+    pub(super) fn enable(&mut self, on: bool) {
+        self.drains = !on && (self.enabled || self.drains);
+        self.enabled = on;
+    }
+
+    /// It carries frames.
+    pub(super) fn runs(&self) -> bool {
+        self.enabled && self.engine.is_some()
     }
 
     /// Interrupts the guest.

@@ -263,7 +263,7 @@ impl Session {
                     r.broken = false;
                 })
             }
-            Request::SetRingEnable { index, on } => self.change(index, |r| r.enabled = on),
+            Request::SetRingEnable { index, on } => self.change(index, |r| r.enable(on)),
             Request::SetRingFd { index, which, .. } => self.set_fd(index, which, fd),
             // Logging, in-flight buffers, postcopy, device state, IOTLB: not offered.
             _ => Err(Bad("request is not served")),
@@ -312,7 +312,7 @@ impl Session {
         let mut r = lock(&self.shared.rings, index as usize).ok_or(Bad("no such ring"))?;
         r.pause();
         self.old.extend(r.kick.take());
-        r.broken = false;
+        (r.broken, r.drains) = (false, false);
         let mut p = index.to_ne_bytes().to_vec();
         let used = if self.acked & f::RING_PACKED == 0 { 0 } else { u32::from(r.base) << 16 };
         p.extend((u32::from(r.base) | used).to_ne_bytes());
@@ -417,7 +417,7 @@ impl Session {
 
     /// Counts the pairs in use: the leading ones whose rings both run.
     fn count_pairs(&self) {
-        let runs = |i: usize| lock(&self.shared.rings, i).is_some_and(|r| r.engine.is_some());
+        let runs = |i: usize| lock(&self.shared.rings, i).is_some_and(|r| r.runs());
         let most = match self.control_ring() {
             Some(2) if self.plan.queues > 1 => 1,
             Some(_) => self.wanted,

@@ -541,6 +541,68 @@ fn extra_pairs_are_used_when_the_driver_asks() {
 }
 
 #[test]
+fn what_is_sent_on_a_ring_that_is_switched_off_is_discarded() {
+    for more in [0, f::RING_PACKED] {
+        let plan = plan(2);
+        let mut x = Front::ready_with(&plan, ACK | f::MQ | more);
+        x.post(0, 4);
+        x.post(2, 4);
+        for i in 0..3 {
+            x.transmit(3, i);
+        }
+        x.transmit(1, 9);
+        count(&x.calls[3]);
+        for i in [2, 3] {
+            x.tell(r::SET_VRING_ENABLE, &state(i, 0), &[]);
+        }
+        x.pump();
+        assert_eq!(std::iter::from_fn(|| x.drivers[3].take()).count(), 3, "the guest gets its buffers back");
+        assert!(count(&x.calls[3]) > 0, "and is told");
+        assert_eq!((x.turn(1), x.turn(0)), (vec![], vec![9]));
+        assert_eq!(x.drops(1, Reason::PeerDown), 3);
+        assert!(x.ports[1].traits().up && !x.ports[1].traits().lends);
+        assert_eq!(x.deliver(1, 1), 1, "frames of the second queue go to the first ring");
+        assert!(x.drivers[0].take().is_some() && x.drivers[2].take().is_none());
+        // Kicked, at once and in another dataplane.
+        for other in [false, true] {
+            if other {
+                succeed(&mut x, &plan);
+            }
+            x.transmit(3, 4);
+            x.pump();
+            assert!(x.drivers[3].take().is_some());
+        }
+        x.transmit(3, 5);
+        x.tell(r::SET_VRING_ENABLE, &state(3, 1), &[]);
+        x.tell(r::SET_VRING_ENABLE, &state(2, 1), &[]);
+        x.pump();
+        x.transmit(3, 6);
+        assert_eq!(x.turn(1).last(), Some(&6));
+        assert_eq!(x.deliver(1, 1), 1);
+        assert!(x.drivers[2].take().is_some());
+        // Stopped is not switched off: what lies there is for whoever starts it again.
+        while x.drivers[3].take().is_some() {}
+        x.tell(r::SET_VRING_ENABLE, &state(3, 0), &[]);
+        x.ask(r::GET_VRING_BASE, &state(3, 0));
+        x.transmit(3, 7);
+        x.pump();
+        assert!(x.drivers[3].take().is_none());
+    }
+}
+
+/// The dataplane dies, and another one goes on.
+fn succeed(x: &mut Front, plan: &Plan) {
+    let mut left = Left::new();
+    let mut keep = |piece: Piece, fds: &[std::os::fd::BorrowedFd<'_>]| {
+        left.push((piece, fds.iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect()));
+        Ok(())
+    };
+    assert!(x.ports[0].estate(&mut keep).unwrap());
+    x.ports = open(plan, Vec::new()).unwrap();
+    x.ports[0].inherit(left).unwrap();
+}
+
+#[test]
 fn a_rarp_frame_is_sent_once() {
     let mut x = Front::ready(&plan(1));
     x.tell(r::SEND_RARP, &words(&[0x0605_0403_0202]), &[]);

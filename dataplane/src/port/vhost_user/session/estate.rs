@@ -182,6 +182,7 @@ impl Session {
             err: next(err, RingFd::Err)?,
             enabled: said.enabled,
             broken: said.broken,
+            drains: said.runs && !said.enabled,
             ..Ring::default()
         };
         if let (true, Some(at)) = (said.runs, said.addr) {
