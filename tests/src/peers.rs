@@ -154,10 +154,12 @@ pub fn parse_iperf_streams(text: &str) -> Done<Vec<Vec<u64>>> {
     let start = text.find('{').unwrap_or_default();
     let report: serde_json::Value =
         serde_json::from_str(text.get(start..).unwrap_or_default()).because("iperf3's JSON")?;
-    let intervals = report.get("intervals").and_then(|i| i.as_array()).because("iperf3 reports no intervals")?;
+    let intervals =
+        report.get("intervals").and_then(|i| i.as_array()).because("iperf3 reports no intervals")?;
     let mut streams: Vec<Vec<u64>> = Vec::new();
     for interval in intervals {
-        let each = interval.get("streams").and_then(|s| s.as_array()).because("an interval without streams")?;
+        let each =
+            interval.get("streams").and_then(|s| s.as_array()).because("an interval without streams")?;
         streams.resize_with(streams.len().max(each.len()), Vec::new);
         for (all, s) in streams.iter_mut().zip(each) {
             all.push(s.get("bytes").and_then(serde_json::Value::as_u64).because("a stream without bytes")?);

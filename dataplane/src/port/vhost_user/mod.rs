@@ -276,9 +276,7 @@ fn rarp_frame(mac: Mac) -> Vec<u8> {
 
 impl Port for VhostUser {
     fn traits(&self) -> Traits {
-        let of = |i: usize| {
-            lock(&self.shared.rings, i).map_or((None, false), |r| (Some(r.terms), r.runs()))
-        };
+        let of = |i: usize| lock(&self.shared.rings, i).map_or((None, false), |r| (Some(r.terms), r.runs()));
         let small = lock(&self.shared.rings, self.receive_ring()).is_some_and(|r| r.num < SMALL_RING);
         let (terms, receives) = of(self.receive_ring());
         let (own_terms, transmits) = of(self.transmit_ring());
