@@ -80,6 +80,8 @@ struct Path {
     joiner: Joiner,
     /// The batch waits in `scratch`, joined, with what of it was not sent.
     joined: bool,
+    /// Some of the batch went joined, and the rest goes as it was given: what went is marked as dropped.
+    partly: bool,
 }
 
 impl Path {
@@ -99,6 +101,7 @@ impl Path {
             joins: false,
             joiner: Joiner::default(),
             joined: false,
+            partly: false,
         })
     }
 
@@ -107,11 +110,14 @@ impl Path {
             && takes.lends
             && gives.gives.within(takes.takes)
             && self.filter.lock_mac.is_none();
-        // What waits joined may be what the taker does not take any more: a giver that rewinds gives it again.
-        if !(gives.up && takes.up) || self.joined {
-            self.held = false;
-        }
+        // In memory of the giver's own it can wait for the taker to come back.
+        self.held &= gives.up && (takes.up || gives.joinable);
+        // What waits joined may be what the taker does not take any more: the rest of the batch goes as it was given.
+        self.partly = self.held && (self.partly || self.joined);
         self.joined = false;
+        if self.held {
+            self.found = self.filter.judge(&mut self.batch, &takes);
+        }
         self.joins = gives.joinable && offload::pays(takes.takes);
         self.gives = gives;
         self.takes = takes;
@@ -138,12 +144,27 @@ impl Path {
 
     /// Sends what waits; says how many frames went on wholly.
     fn send(&mut self, to: &mut dyn Port) -> io::Result<usize> {
-        if self.joined || (self.joins && self.join()) {
+        if self.joined || (self.joins && !self.partly && self.join()) {
             return self.send_joined(to);
         }
-        if !self.found.work {
-            return to.send(&self.batch);
+        let all = self.batch.len();
+        let whole = if self.found.work { self.send_finished(to)? } else { to.send(&self.batch)? };
+        if whole >= all {
+            self.at = At::default();
+            self.partly = false;
+            return Ok(all);
         }
+        if self.partly {
+            let gone = self.batch.frames_mut().get_mut(..whole).unwrap_or_default();
+            gone.iter_mut().for_each(|f| f.dropped = true);
+            return Ok(0);
+        }
+        self.at.frame = 0;
+        Ok(whole)
+    }
+
+    /// Does the work that the taker cannot do, and sends.
+    fn send_finished(&mut self, to: &mut dyn Port) -> io::Result<usize> {
         let all = self.batch.len();
         while self.at.frame < all {
             self.scratch.clear();
@@ -155,12 +176,7 @@ impl Path {
             }
             self.at = next;
         }
-        let whole = self.at.frame.min(all);
-        self.at.frame = 0;
-        if whole == all {
-            self.at = At::default();
-        }
-        Ok(whole)
+        Ok(self.at.frame)
     }
 
     /// Puts the batch into `scratch` with its segments joined. False: there is nothing to join.
@@ -177,13 +193,20 @@ impl Path {
     /// Sends joined frames: the batch counts as taken when all of them are, because they have frames of any place in it.
     fn send_joined(&mut self, to: &mut dyn Port) -> io::Result<usize> {
         let taken = to.send(&self.scratch)?;
+        self.joined = taken < self.scratch.len();
+        if self.joined {
+            let gone = self.scratch.frames().get(..taken).unwrap_or_default();
+            gone.iter().for_each(|f| self.joiner.sent(&mut self.batch, f));
+        }
         self.scratch.advance(taken);
-        self.joined = !self.scratch.is_empty();
         Ok(if self.joined { 0 } else { self.batch.len() })
     }
 
     /// Frames for a taker that is down: received and dropped, so that the giver does not stall.
     fn drain(&mut self, from: &mut dyn Port) -> io::Result<Outcome> {
+        if std::mem::take(&mut self.held) {
+            from.stats_mut().drop_n(Reason::PeerDown, self.batch.len() as u64);
+        }
         self.batch.clear();
         self.pool.lend(&mut self.batch.landing);
         from.recv(&mut self.batch)?;
@@ -350,14 +373,15 @@ impl Lane {
         }
         let sent = path.send(to);
         let taken = *sent.as_ref().unwrap_or(&waiting);
-        if waiting > 0 && !path.joined {
+        let whole = path.joined || path.partly;
+        if waiting > 0 && !whole {
             from.release(&path.batch, taken);
         }
         if path.found.drops {
             filter::count(path.batch.frames().get(..taken).unwrap_or_default(), from.stats_mut());
         }
         path.batch.advance(taken);
-        path.held = taken < waiting && (path.joined || !path.gives.rewinds);
+        path.held = taken < waiting && (whole || !path.gives.rewinds);
         match sent {
             Err(e) => {
                 from.stats_mut().drop_n(Reason::PeerDown, waiting as u64);

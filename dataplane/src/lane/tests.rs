@@ -329,3 +329,37 @@ fn segments_are_joined_for_who_takes_super_frames_and_none_is_lost_or_doubled() 
         assert_eq!(through(both, Traits { rewinds, ..Traits::default() }, Offloads::ALL).0.len(), 40);
     }
 }
+
+/// The taker changes what it takes in the middle of a joined batch: the rest comes as it was given, and once.
+#[test]
+fn a_rewire_in_the_middle_of_a_joined_batch_loses_and_doubles_nothing() {
+    let undone = Traits { gives: Offloads::ALL, ..Traits::default() };
+    let flow = |port: u8| {
+        let (mut bytes, vnet) = super_frame(20_000, 1000);
+        bytes[35] = port;
+        through(vec![(bytes, vnet)], undone, Offloads::NONE).0
+    };
+    let (a, b, c) = (flow(1), flow(7), flow(9));
+    for rewinds in [false, true] {
+        let (from, given) = fake(Traits { joinable: true, rewinds, ..Traits::default() }, 0);
+        let (to, taken) = fake(Traits { takes: Offloads::ALL, ..Traits::default() }, 1);
+        let mix = a.iter().zip(&b).zip(&c).flat_map(|((a, b), c)| [a.clone(), b.clone(), c.clone()]);
+        given.lock().unwrap().gives = mix.map(|f| (f, Vnet::default())).collect();
+        let mut lane = Lane::new(from, to, None).unwrap();
+        assert!(matches!(lane.turn(Side::Netdev), Outcome::Full));
+        assert_eq!(taken.lock().unwrap().took.len(), 1, "one flow, joined");
+        lane.to_device.takes.takes = Offloads::NONE;
+        let (gives, takes) = (lane.to_device.gives, lane.to_device.takes);
+        lane.to_device.rewire(gives, takes);
+        for _ in 0..60 {
+            taken.lock().unwrap().room += 1;
+            lane.turn(Side::Netdev);
+        }
+        let took = std::mem::take(&mut taken.lock().unwrap().took);
+        assert_eq!(took[0][54..], a.iter().flat_map(|p| p[54..].to_vec()).collect::<Vec<u8>>());
+        let rest: Vec<_> = b.iter().zip(&c).flat_map(|(b, c)| [b.clone(), c.clone()]).collect();
+        assert_eq!(took[1..], rest, "rewinds {rewinds}");
+        let given = given.lock().unwrap();
+        assert_eq!((given.released, given.gives.len()), (60, 0));
+    }
+}

@@ -155,14 +155,28 @@ impl Joiner {
         self.groups.get(usize::from(g))
     }
 
-    /// Puts the batch into `out`, joined as planned. Dropped frames are left out.
+    /// Puts the batch into `out`, joined as planned. Dropped frames are left out. Each frame's cookie is the place of
+    /// its first segment in the batch.
     pub fn emit(&self, b: &Batch, out: &mut Batch) {
-        for (f, role) in b.frames().iter().zip(&self.role) {
+        for ((at, f), role) in (0u64..).zip(b.frames()).zip(&self.role) {
             let Some(g) = role.filter(|_| !f.dropped) else { continue };
             match self.group(g).filter(|g| g.count > 1) {
                 Some(g) => self.one(b, f, g, out),
                 None => alone(b, f, out),
             }
+            if let Some(o) = out.last_mut() {
+                o.cookie = at;
+            }
+        }
+    }
+
+    /// A frame of [`Joiner::emit`]'s is gone: marks its segments in `b`, so that they are not sent once more if the rest
+    /// of the batch goes another way.
+    pub fn sent(&self, b: &mut Batch, gone: &Frame) {
+        let mut at = u8::try_from(gone.cookie).unwrap_or(NONE);
+        while let Some(f) = b.frames_mut().get_mut(usize::from(at)) {
+            f.dropped = true;
+            at = self.next.get(usize::from(at)).copied().unwrap_or(NONE);
         }
     }
 

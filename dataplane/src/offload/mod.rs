@@ -14,6 +14,7 @@ mod join;
 mod packet;
 mod segment;
 pub mod sum;
+mod undone;
 
 use netreeve_shared::vnet::{self, Vnet};
 
@@ -23,6 +24,7 @@ use crate::port::{Offloads, offload_bits as bits};
 pub use join::{Joiner, pays};
 pub use segment::Segments;
 use sum::Sum;
+pub use undone::recognise;
 
 /// The offloads that a header asks its taker for.
 #[must_use]

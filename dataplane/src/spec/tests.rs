@@ -10,6 +10,7 @@ use super::tap::Tap;
 use super::vhost_user::VhostUser;
 use super::xsk::Xsk;
 use super::*;
+use crate::port::stream::framing::Framing;
 
 fn name(s: &str) -> IfName {
     IfName::new(s).unwrap()
@@ -49,7 +50,7 @@ fn xsk() -> XskRequest {
 }
 
 fn unix(p: &str) -> Stream {
-    Stream { addr: Addr::Unix(p.into()), server: false, reconnect_ms: None }
+    Stream::plain(Addr::Unix(p.into()), false)
 }
 
 fn inet() -> Inet {
@@ -152,14 +153,31 @@ fn af_xdp_requests_pass_the_helpers_own_check() {
 #[test]
 fn every_option_of_stream() {
     let kind = Kind::Stream;
-    let tcp = |i: Inet| kind(Stream { addr: Addr::Inet(i), server: false, reconnect_ms: None });
-    let with = |addr| kind(Stream { addr, server: false, reconnect_ms: None });
+    let tcp = |i: Inet| kind(Stream::plain(Addr::Inet(i), false));
+    let with = |addr| kind(Stream::plain(addr, false));
     let mut padded = b"/p".to_vec();
     padded.resize(107, 0);
     let table: Vec<(&str, Kind)> = vec![
         ("stream,id=n,addr.type=unix,addr.path=/p", kind(unix("/p"))),
         ("stream,id=n,addr.type=unix,addr.path=/a,,b", kind(unix("/a,b"))),
         ("stream,id=n,server=on,addr.type=unix,addr.path=/p", kind(Stream { server: true, ..unix("/p") })),
+        ("stream,id=n,addr.type=vsock,addr.cid=2,addr.port=1024", with(Addr::Vsock(2, 1024))),
+        ("stream,id=n,addr.type=unix,addr.path=/p,framing=qemu", kind(unix("/p"))),
+        ("stream,id=n,addr.type=unix,addr.path=/p,framing=u16le", {
+            kind(Stream { framing: Framing::Little16, ..unix("/p") })
+        }),
+        ("stream,id=n,addr.type=unix,addr.path=/p,framing=u16be", {
+            kind(Stream { framing: Framing::Big16, ..unix("/p") })
+        }),
+        ("stream,id=n,addr.type=unix,addr.path=/p,framing=seqpacket", {
+            kind(Stream { framing: Framing::Packets, ..unix("/p") })
+        }),
+        ("stream,id=n,addr.type=unix,addr.path=/p,finish=on", {
+            kind(Stream { undone: Some(1500), ..unix("/p") })
+        }),
+        ("stream,id=n,addr.type=unix,addr.path=/p,finish=on,mtu=9000", {
+            kind(Stream { undone: Some(9000), ..unix("/p") })
+        }),
         ("stream,id=n,addr.type=unix,addr.path=/p,reconnect-ms=250", {
             kind(Stream { reconnect_ms: Some(250), ..unix("/p") })
         }),
@@ -362,7 +380,14 @@ const REFUSED: &[(&str, &str)] = &[
     ("stream,id=a,addr.type=inet,addr.host=x,addr.port=1,addr.mptcp=on", {
         "addr.mptcp= is refused: it is not in this version"
     }),
-    ("stream,id=a,addr.type=vsock,addr.cid=2,addr.port=1", "addr.type=vsock is not in this version"),
+    ("stream,id=a,addr.type=vsock,addr.port=1", "Parameter 'addr.cid' is missing"),
+    ("stream,id=a,addr.type=unix,addr.path=/x,framing=x", "Parameter 'framing' does not accept value 'x'"),
+    ("stream,id=a,addr.type=vsock,addr.cid=2,addr.port=1,framing=seqpacket", {
+        "framing=seqpacket needs a UNIX socket"
+    }),
+    ("stream,id=a,addr.type=unix,addr.path=/x,mtu=9000", {
+        "mtu= is only used to finish what a peer leaves undone"
+    }),
     ("stream,id=a,addr.type=fd,addr.str=9,reconnect-ms=1", {
         "'reconnect-ms' cannot be used with a descriptor: there is no address to dial"
     }),

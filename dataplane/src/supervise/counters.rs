@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn only_what_was_asked_for_in_order_is_taken() {
-        let plan = || PortPlan::Stream(port::stream::Plan { server: true, redial: false });
+        let plan = || PortPlan::Stream(port::stream::Plan { server: true, ..Default::default() });
         let slots = [Slot::bare("a".into(), "stream", plan()), Slot::bare("b".into(), "stream", plan())];
         let mut s = Stats { rx_frames: 3, ..Stats::default() };
         s.drop(Reason::Runt);

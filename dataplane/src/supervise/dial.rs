@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, sockopt};
+use nix::sys::socket::{
+    self, AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, VsockAddr, sockopt,
+};
 
 use crate::spec::addr::Inet;
 use crate::supervise::listen;
@@ -28,12 +30,15 @@ pub enum Target {
     Abstract(Vec<u8>),
     /// TCP addresses, tried in order.
     Tcp(Vec<SocketAddr>, bool),
+    /// A virtual machine's socket: context and port.
+    Vsock(u32, u32),
 }
 
 /// One connection, made again and again.
 #[derive(Debug)]
 pub struct Dialler {
     target: Target,
+    kind: SockType,
     again: Option<Duration>,
     state: State,
     /// Which TCP address is next.
@@ -65,7 +70,13 @@ impl Dialler {
     /// To `target`, again after `again` when it fails or is lost; none: only once.
     #[must_use]
     pub fn new(target: Target, again: Option<Duration>) -> Self {
-        Self { target, again, state: State::Idle, next: 0 }
+        Self { target, kind: SockType::Stream, again, state: State::Idle, next: 0 }
+    }
+
+    /// The same with UNIX sockets of this kind.
+    #[must_use]
+    pub fn with(self, kind: SockType) -> Self {
+        Self { kind, ..self }
     }
 
     /// The connection is lost, or was never made: dial at `now`, or later if this is another try.
@@ -154,9 +165,14 @@ impl Dialler {
     fn connect(&mut self) -> io::Result<(OwnedFd, bool)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let unix = |address: UnixAddr| -> io::Result<(OwnedFd, bool)> {
-            let fd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            let fd = socket::socket(AddressFamily::Unix, self.kind, flags, None)?;
             socket::connect(fd.as_raw_fd(), &address)?;
             Ok((fd, true))
+        };
+        let start = |fd: OwnedFd, address: &dyn SockaddrLike| match socket::connect(fd.as_raw_fd(), address) {
+            Ok(()) => Ok((fd, true)),
+            Err(Errno::EINPROGRESS) => Ok((fd, false)),
+            Err(e) => Err(io::Error::from(e)),
         };
         match &self.target {
             Target::Unix(path) => unix(UnixAddr::new(path)?),
@@ -164,12 +180,11 @@ impl Dialler {
             Target::Tcp(all, keep_alive) => {
                 let address = all.get(self.next).ok_or(io::ErrorKind::AddrNotAvailable)?;
                 self.next += 1;
-                let fd = listen::tcp_socket(*address, *keep_alive)?;
-                match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(*address)) {
-                    Ok(()) => Ok((fd, true)),
-                    Err(Errno::EINPROGRESS) => Ok((fd, false)),
-                    Err(e) => Err(e.into()),
-                }
+                start(listen::tcp_socket(*address, *keep_alive)?, &SockaddrStorage::from(*address))
+            }
+            Target::Vsock(cid, port) => {
+                let fd = socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+                start(fd, &VsockAddr::new(*cid, *port))
             }
         }
     }
@@ -177,6 +192,7 @@ impl Dialler {
 
 fn is_connected(fd: &OwnedFd) -> bool {
     socket::getpeername::<SockaddrStorage>(fd.as_raw_fd()).is_ok()
+        || socket::getpeername::<VsockAddr>(fd.as_raw_fd()).is_ok()
 }
 
 /// The addresses of a TCP host: of the families wanted; an empty host is every address of this machine.

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, sockopt,
+    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, VsockAddr,
+    sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 
@@ -57,6 +58,19 @@ impl Drop for SocketFile {
 /// # Errors
 /// The path is in use by a living program, is no socket, or cannot be made.
 pub fn unix(what: &str, path: &Path, mode: u32) -> Result<(OwnedFd, SocketFile), Fault> {
+    let (socket, file) = bind(what, path, mode, SockType::Stream)?;
+    listen(&socket).map_err(|e| {
+        let what = format!("{what}: listening at {}", path.display());
+        Fault::new(Exit::Unavailable, what, e, "choose another path")
+    })?;
+    Ok((socket, file))
+}
+
+/// A unix socket bound to `path`, a file of `mode` (its permission bits).
+///
+/// # Errors
+/// The path is in use by a living program, is no socket, or cannot be made.
+pub fn bind(what: &str, path: &Path, mode: u32, kind: SockType) -> Result<(OwnedFd, SocketFile), Fault> {
     let fault = |exit, why: &dyn std::fmt::Display, fix: String| {
         Fault::new(exit, format!("{what}: listening at {}", path.display()), why, fix)
     };
@@ -67,8 +81,7 @@ pub fn unix(what: &str, path: &Path, mode: u32) -> Result<(OwnedFd, SocketFile),
     };
     let path = std::path::absolute(path).map_err(&failed)?;
     let address = UnixAddr::new(&path).map_err(|e| failed(e.into()))?;
-    let socket =
-        socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None).map_err(|e| failed(e.into()))?;
+    let socket = socket::socket(AddressFamily::Unix, kind, FLAGS, None).map_err(|e| failed(e.into()))?;
     // The file gets the socket's own mode, less the umask: set it before, so that it never was wider (unix(7)).
     let bits = Mode::from_bits_truncate(mode);
     fchmod(&socket, bits).map_err(|e| failed(e.into()))?;
@@ -90,7 +103,6 @@ pub fn unix(what: &str, path: &Path, mode: u32) -> Result<(OwnedFd, SocketFile),
     let file = SocketFile { path: path.clone(), device: about.dev(), inode: about.ino() };
     // Only what the umask took away is given back.
     fs::set_permissions(&path, fs::Permissions::from_mode(bits.bits())).map_err(&failed)?;
-    listen(&socket).map_err(&failed)?;
     Ok((socket, file))
 }
 
@@ -104,13 +116,13 @@ fn is_dead_socket(path: &Path, address: &UnixAddr) -> io::Result<bool> {
     Ok(socket::connect(probe.as_raw_fd(), address) == Err(Errno::ECONNREFUSED))
 }
 
-/// A unix stream socket that listens in the abstract namespace.
+/// A unix socket of `kind` that listens in the abstract namespace.
 ///
 /// # Errors
 /// The name is in use.
-pub fn in_abstract(what: &str, name: &[u8]) -> Result<OwnedFd, Fault> {
+pub fn in_abstract(what: &str, name: &[u8], kind: SockType) -> Result<OwnedFd, Fault> {
     let open = || -> io::Result<OwnedFd> {
-        let socket = socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None)?;
+        let socket = socket::socket(AddressFamily::Unix, kind, FLAGS, None)?;
         socket::bind(socket.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
         listen(&socket)?;
         Ok(socket)
@@ -118,6 +130,36 @@ pub fn in_abstract(what: &str, name: &[u8]) -> Result<OwnedFd, Fault> {
     open().map_err(|e| {
         let name = String::from_utf8_lossy(name).into_owned();
         Fault::new(Exit::Unavailable, format!("{what}: listening at @{name}"), e, "choose another name")
+    })
+}
+
+/// As [`unix`], with messages instead of a stream (`SOCK_SEQPACKET`).
+///
+/// # Errors
+/// As there.
+pub fn seqpacket(what: &str, path: &Path, mode: u32) -> Result<(OwnedFd, SocketFile), Fault> {
+    let (socket, file) = bind(what, path, mode, SockType::SeqPacket)?;
+    listen(&socket).map_err(|e| {
+        let what = format!("{what}: listening at {}", path.display());
+        Fault::new(Exit::Unavailable, what, e, "choose another path")
+    })?;
+    Ok((socket, file))
+}
+
+/// A socket that listens for virtual machines (vsock(7)).
+///
+/// # Errors
+/// The port is in use, or this kernel has no such sockets.
+pub fn vsock(what: &str, cid: u32, port: u32) -> Result<OwnedFd, Fault> {
+    let open = || -> io::Result<OwnedFd> {
+        let socket = socket::socket(AddressFamily::Vsock, SockType::Stream, FLAGS, None)?;
+        socket::bind(socket.as_raw_fd(), &VsockAddr::new(cid, port))?;
+        listen(&socket)?;
+        Ok(socket)
+    };
+    open().map_err(|e| {
+        let fix = "choose another addr.port; addr.cid=4294967295 is any of this machine's";
+        Fault::new(Exit::Unavailable, format!("{what}: listening at vsock:{cid}:{port}"), e, fix)
     })
 }
 

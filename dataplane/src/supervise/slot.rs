@@ -13,10 +13,12 @@ use netreeve_shared::fdkind;
 use netreeve_shared::grant::{FdKind, Grant, TapGrant, XskGrant};
 use netreeve_shared::request::Request;
 use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{self, SockType, sockopt};
 
 use crate::fault::{Exit, Fault};
 use crate::handover::PortPlan;
 use crate::port;
+use crate::port::stream::framing::Framing;
 use crate::spec::addr::Addr;
 use crate::spec::{self, Kind};
 use crate::supervise::ask::Asker;
@@ -111,9 +113,12 @@ impl Slot {
                 Ok(granted_xsk(port.id, &grant, fds))
             }
             Kind::Stream(s) => {
-                let redial = s.reconnect_ms.is_some();
-                let plan = PortPlan::Stream(port::stream::Plan { server: s.server, redial });
-                let end = End { addr: s.addr, server: s.server, reconnect_ms: s.reconnect_ms, mode };
+                let (redial, kind_of) = (s.reconnect_ms.is_some(), socket_kind(s.framing));
+                let plan =
+                    port::stream::Plan { server: s.server, redial, framing: s.framing, undone: s.undone };
+                let plan = PortPlan::Stream(plan);
+                let end =
+                    End { addr: s.addr, server: s.server, reconnect_ms: s.reconnect_ms, mode, kind: kind_of };
                 end.open(Self::bare(port.id, kind, plan), &what, fds)
             }
             Kind::VhostUser(v) => {
@@ -124,7 +129,9 @@ impl Slot {
                     mtu: v.mtu,
                     hide: v.hide,
                 };
-                let end = End { addr: v.addr, server: v.server, reconnect_ms: v.reconnect_ms, mode };
+                let kind_of = SockType::Stream;
+                let end =
+                    End { addr: v.addr, server: v.server, reconnect_ms: v.reconnect_ms, mode, kind: kind_of };
                 end.open(Self::bare(port.id, kind, PortPlan::VhostUser(plan)), &what, fds)
             }
         }
@@ -196,6 +203,11 @@ struct End {
     server: bool,
     reconnect_ms: Option<u32>,
     mode: u32,
+    kind: SockType,
+}
+
+fn socket_kind(framing: Framing) -> SockType {
+    if framing == Framing::Packets { SockType::SeqPacket } else { SockType::Stream }
 }
 
 impl End {
@@ -208,30 +220,35 @@ impl End {
         }
         match &self.addr {
             Addr::Unix(path) => {
-                let (socket, file) = listen::unix(what, path, self.mode)?;
+                let (socket, file) = match self.kind {
+                    SockType::SeqPacket => listen::seqpacket(what, path, self.mode)?,
+                    _ => listen::unix(what, path, self.mode)?,
+                };
                 slot.kept.push(socket);
                 slot.file = Some(file);
             }
-            Addr::Abstract(name) => slot.kept.push(listen::in_abstract(what, name)?),
+            Addr::Abstract(name) => slot.kept.push(listen::in_abstract(what, name, self.kind)?),
             Addr::Inet(inet) => {
                 let addresses = dial::resolve(inet).map_err(|e| unresolved(what, &self.addr, &e))?;
                 slot.kept.push(listen::tcp(what, inet, &addresses)?);
             }
-            Addr::Vsock(..) | Addr::Fd(_) => return Err(mislabelled(what)),
+            Addr::Vsock(cid, port) => slot.kept.push(listen::vsock(what, *cid, *port)?),
+            Addr::Fd(_) => return Err(mislabelled(what)),
         }
         Ok(slot)
     }
 
     fn inherited(&self, mut slot: Slot, what: &str, n: i32, fds: Vec<OwnedFd>) -> Result<Slot, Fault> {
         let fault = |why: String| {
-            let fix =
-                if self.server { "pass a listening stream socket" } else { "pass a connected stream socket" };
+            let kind = if self.kind == SockType::SeqPacket { "SOCK_SEQPACKET" } else { "stream" };
+            let fix = format!("pass a {} {kind} socket", if self.server { "listening" } else { "connected" });
             Fault::new(Exit::Config, format!("{what}: using descriptor {n}"), why, fix)
         };
         let fd = fds.into_iter().next().ok_or_else(|| fault("it is not there".into()))?;
         let about = fdkind::socket(fd.as_fd()).map_err(|e| fault(e.to_string()))?;
-        if about.kind != libc::SOCK_STREAM {
-            return Err(fault("it is no stream socket".into()));
+        if about.kind != self.kind as i32 {
+            let is = if self.kind == SockType::SeqPacket { "SOCK_SEQPACKET" } else { "stream" };
+            return Err(fault(format!("it is no {is} socket")));
         }
         if about.listening != self.server {
             let is = if about.listening {
@@ -241,6 +258,8 @@ impl End {
             };
             return Err(fault(is.into()));
         }
+        // A frame waits for no other. What is no TCP socket does not know the option, and does not wait.
+        let _other = socket::setsockopt(&fd, sockopt::TcpNoDelay, &true);
         if self.server {
             slot.kept.push(fd)
         } else {
@@ -257,10 +276,11 @@ impl End {
                 let addresses = dial::resolve(inet).map_err(|e| unresolved(what, &self.addr, &e))?;
                 Target::Tcp(addresses, inet.keep_alive)
             }
-            Addr::Vsock(..) | Addr::Fd(_) => return Err(mislabelled(what)),
+            Addr::Vsock(cid, port) => Target::Vsock(*cid, *port),
+            Addr::Fd(_) => return Err(mislabelled(what)),
         };
         let again = self.reconnect_ms.map(|ms| Duration::from_millis(u64::from(ms)));
-        let mut dialler = Dialler::new(target, again);
+        let mut dialler = Dialler::new(target, again).with(self.kind);
         dialler.dial(Instant::now());
         if again.is_none() {
             slot.fresh = Some(first(&mut dialler).map_err(|e| {
@@ -385,11 +405,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn stream() -> Slot {
-        Slot::bare(
-            "s".into(),
-            "stream",
-            PortPlan::Stream(port::stream::Plan { server: false, redial: false }),
-        )
+        Slot::bare("s".into(), "stream", PortPlan::Stream(port::stream::Plan::default()))
     }
 
     fn socket() -> OwnedFd {
@@ -452,7 +468,8 @@ mod tests {
 
     #[test]
     fn descriptors_must_be_what_the_options_say() {
-        let end = |server| End { addr: Addr::Fd(9), server, reconnect_ms: None, mode: 0o600 };
+        let kind = SockType::Stream;
+        let end = |server| End { addr: Addr::Fd(9), server, reconnect_ms: None, mode: 0o600, kind };
         assert!(end(false).open(stream(), "p", vec![socket()]).unwrap().fresh.is_some());
         assert!(end(true).open(stream(), "p", vec![socket()]).unwrap_err().why.contains("does not listen"));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -2,10 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use netreeve_dataplane::port::stream::framing::Framing;
 use netreeve_dataplane::port::stream::inbox::{Inbox, Next};
 
-fn frames(data: &[u8], piece: usize) -> Vec<Vec<u8>> {
-    let mut inbox = Inbox::new().unwrap();
+fn frames(framing: Framing, data: &[u8], piece: usize) -> Vec<Vec<u8>> {
+    let mut inbox = Inbox::new(framing).unwrap();
     let mut rest = data;
     let mut out = Vec::new();
     loop {
@@ -30,5 +31,7 @@ fn frames(data: &[u8], piece: usize) -> Vec<Vec<u8>> {
 
 fuzz_target!(|data: &[u8]| {
     let Some((&cut, data)) = data.split_first() else { return };
-    assert_eq!(frames(data, usize::from(cut) + 1), frames(data, usize::MAX));
+    for framing in [Framing::Qemu, Framing::Little16, Framing::Big16] {
+        assert_eq!(frames(framing, data, usize::from(cut) + 1), frames(framing, data, usize::MAX));
+    }
 });

@@ -1,8 +1,9 @@
 //! What came in over a stream, and the frames in it.
 //!
-//! Wire format (QEMU, `-netdev stream` and `socket`): a 32-bit big-endian length, then a frame of that many bytes;
-//! lengths 1 to [`MAX_FRAME`]. Length 0 says nothing and is passed over; a greater length means that the peer is
-//! broken or that we are out of step: nothing after it can be believed.
+//! A length as the [`Framing`] has it, then a frame of that many bytes. Length 0 says nothing and is passed over; a
+//! length above the framing's largest means that the peer is broken or that we are out of step: nothing after it can be
+//! believed. A message, which has no length on the wire, is given one here, so that all framings are the same from then
+//! on.
 //!
 //! Trust: none in the peer. Promise: the bytes of a frame lie in our own memory, whole, before it is seen; any cutting
 //! of the stream into pieces gives the same frames.
@@ -12,11 +13,13 @@ use std::io;
 
 use crate::frame::MAX_FRAME;
 use crate::mem::{Buf, Seg};
+use crate::port::stream::framing::{Framing, PREFIX};
 
-/// Bytes of the length before each frame.
-pub const PREFIX: u32 = 4;
 /// Bytes kept: two of the largest frames and a bit, or a batch of ordinary ones. Small, so that it stays in cache.
 const SPACE: u32 = 144 * 1024;
+
+// What is moved to the front when half is full leaves room for the largest message.
+const _: () = assert!(SPACE / 2 >= PREFIX + MAX_FRAME);
 
 /// What stands next in the stream.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +42,7 @@ pub enum Next {
 /// A buffer of received bytes and how far they were read.
 #[derive(Debug)]
 pub struct Inbox {
+    framing: Framing,
     buf: Buf,
     start: u32,
     end: u32,
@@ -49,8 +53,8 @@ impl Inbox {
     ///
     /// # Errors
     /// No memory.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self { buf: Buf::new(SPACE)?, start: 0, end: 0 })
+    pub fn new(framing: Framing) -> io::Result<Self> {
+        Ok(Self { framing, buf: Buf::new(SPACE)?, start: 0, end: 0 })
     }
 
     /// Forgets everything, as for a new connection.
@@ -62,21 +66,23 @@ impl Inbox {
     /// The length that stands next; none if it is not all here.
     fn length(&self) -> Option<u32> {
         let mut raw = [0; 4];
-        if self.end - self.start < PREFIX {
+        let prefix = self.framing.prefix();
+        if self.end - self.start < prefix {
             return None;
         }
-        self.buf.seg(self.start, PREFIX).copy_out(&mut raw);
-        Some(u32::from_be_bytes(raw))
+        self.buf.seg(self.start, prefix).copy_out(&mut raw);
+        Some(self.framing.decode(raw))
     }
 
     /// What stands next, without passing it.
     fn peek(&self) -> Next {
+        let prefix = self.framing.prefix();
         match self.length() {
             None => Next::Partial,
             Some(0) => Next::Empty,
-            Some(n) if n > MAX_FRAME => Next::Oversize,
-            Some(n) if self.end - self.start < PREFIX + n => Next::Partial,
-            Some(n) => Next::Frame { at: self.start, seg: self.buf.seg(self.start + PREFIX, n) },
+            Some(n) if n > self.framing.max_frame() => Next::Oversize,
+            Some(n) if self.end - self.start < prefix + n => Next::Partial,
+            Some(n) => Next::Frame { at: self.start, seg: self.buf.seg(self.start + prefix, n) },
         }
     }
 
@@ -97,8 +103,8 @@ impl Inbox {
     pub fn next(&mut self) -> Next {
         let next = self.peek();
         match next {
-            Next::Frame { seg, .. } => self.start += PREFIX + seg.len(),
-            Next::Empty => self.start += PREFIX,
+            Next::Frame { seg, .. } => self.start += self.framing.prefix() + seg.len(),
+            Next::Empty => self.start += self.framing.prefix(),
             Next::Partial | Next::Oversize => {}
         }
         next
@@ -110,7 +116,7 @@ impl Inbox {
     }
 
     /// Where to put more bytes; at least one. `may_move`: no frame that was given is in use, so what is left over may
-    /// be moved to the front. Otherwise possibly nothing.
+    /// be moved to the front. Otherwise possibly nothing. Of a message: room for the largest, or nothing.
     pub fn space(&mut self, may_move: bool) -> Seg {
         if may_move && self.start == self.end {
             self.reset();
@@ -119,13 +125,24 @@ impl Inbox {
             self.end -= self.start;
             self.start = 0;
         }
+        if self.framing == Framing::Packets {
+            let space = self.buf.seg(self.end + PREFIX, MAX_FRAME);
+            return if space.len() < MAX_FRAME { Seg::EMPTY } else { space };
+        }
         self.buf.seg(self.end, self.buf.len())
     }
 
     /// `n` bytes were put into the space.
     pub fn filled(&mut self, n: usize) {
-        let n = u32::try_from(n).unwrap_or(u32::MAX).min(self.buf.len() - self.end);
-        self.end += n;
+        let most = self.buf.len() - self.end;
+        let n = u32::try_from(n).unwrap_or(u32::MAX);
+        if self.framing != Framing::Packets {
+            self.end += n.min(most);
+            return;
+        }
+        let n = n.min(MAX_FRAME).min(most.saturating_sub(PREFIX));
+        self.buf.seg(self.end, PREFIX).copy_in(&self.framing.encode(n));
+        self.end += PREFIX + n;
     }
 }
 
@@ -141,18 +158,20 @@ mod tests {
         v
     }
 
-    fn wire(frames: &[Vec<u8>]) -> Vec<u8> {
+    const STREAMS: [Framing; 3] = [Framing::Qemu, Framing::Little16, Framing::Big16];
+
+    fn wire(framing: Framing, frames: &[Vec<u8>]) -> Vec<u8> {
         let mut w = Vec::new();
         for f in frames {
-            w.extend(u32::try_from(f.len()).unwrap().to_be_bytes());
+            w.extend(&framing.encode(u32::try_from(f.len()).unwrap())[..framing.prefix() as usize]);
             w.extend(f);
         }
         w
     }
 
     /// Feeds `w` in pieces of the sizes given, over and over; collects the frames.
-    fn feed(w: &[u8], pieces: &[usize]) -> (Vec<Vec<u8>>, bool) {
-        let mut inbox = Inbox::new().unwrap();
+    fn feed(framing: Framing, w: &[u8], pieces: &[usize]) -> (Vec<Vec<u8>>, bool) {
+        let mut inbox = Inbox::new(framing).unwrap();
         let (mut got, mut rest, mut pieces) = (Vec::new(), w, pieces.iter().cycle());
         loop {
             match inbox.next() {
@@ -180,28 +199,40 @@ mod tests {
         ) {
             let frames: Vec<Vec<u8>> =
                 lens.iter().enumerate().map(|(i, n)| vec![u8::try_from(i).unwrap(); *n]).collect();
-            prop_assert_eq!(feed(&wire(&frames), &pieces), (frames, false));
+            for framing in STREAMS {
+                let fit = |f: &&Vec<u8>| f.len() <= framing.max_frame() as usize;
+                let frames: Vec<Vec<u8>> = frames.iter().filter(fit).cloned().collect();
+                prop_assert_eq!(feed(framing, &wire(framing, &frames), &pieces), (frames, false));
+            }
         }
 
         #[test]
         fn garbage_neither_panics_nor_escapes(w in prop::collection::vec(any::<u8>(), 0..4000), piece in 1_usize..500) {
-            let (got, _) = feed(&w, &[piece]);
-            prop_assert!(got.iter().map(|f| f.len() + 4).sum::<usize>() <= w.len());
+            for framing in STREAMS {
+                let (got, _) = feed(framing, &w, &[piece]);
+                let prefix = framing.prefix() as usize;
+                prop_assert!(got.iter().map(|f| f.len() + prefix).sum::<usize>() <= w.len());
+            }
         }
     }
 
     #[test]
     fn the_limit_is_exact() {
+        let framing = Framing::Qemu;
         let edge = vec![7; MAX_FRAME as usize];
-        assert_eq!(feed(&wire(std::slice::from_ref(&edge)), &[1 << 20]), (vec![edge], false));
-        let beyond = wire(&[vec![1; 14], vec![7; MAX_FRAME as usize + 1]]);
-        assert_eq!(feed(&beyond, &[1 << 20]), (vec![vec![1; 14]], true));
+        assert_eq!(
+            feed(framing, &wire(framing, std::slice::from_ref(&edge)), &[1 << 20]),
+            (vec![edge], false)
+        );
+        let beyond = wire(framing, &[vec![1; 14], vec![7; MAX_FRAME as usize + 1]]);
+        assert_eq!(feed(framing, &beyond, &[1 << 20]), (vec![vec![1; 14]], true));
     }
 
     #[test]
     fn a_rewound_frame_comes_again() {
-        let mut inbox = Inbox::new().unwrap();
-        let w = wire(&[vec![1; 20], vec![2; 30]]);
+        let framing = Framing::Qemu;
+        let mut inbox = Inbox::new(framing).unwrap();
+        let w = wire(framing, &[vec![1; 20], vec![2; 30]]);
         let n = inbox.space(true).copy_in(&w);
         inbox.filled(n);
         let Next::Frame { at, .. } = inbox.next() else { panic!("no frame") };
@@ -210,5 +241,31 @@ mod tests {
         inbox.rewind(at);
         let Next::Frame { seg, .. } = inbox.next() else { panic!("no frame") };
         assert_eq!(bytes(seg), [1; 20]);
+    }
+
+    #[test]
+    fn messages_are_kept_apart_and_there_is_room_for_the_largest_or_none() {
+        let mut inbox = Inbox::new(Framing::Packets).unwrap();
+        let lens = [1, 60, MAX_FRAME, 1514, 0, 30];
+        let mut waiting = lens.to_vec();
+        let mut got = Vec::new();
+        while got.len() < lens.len() {
+            let space = inbox.space(true);
+            if !waiting.is_empty() && !space.is_empty() {
+                assert_eq!(space.len(), MAX_FRAME);
+                let n = waiting.remove(0);
+                inbox.filled(space.copy_in(&vec![u8::try_from(n % 251).unwrap(); n as usize]));
+                continue;
+            }
+            match inbox.next() {
+                Next::Frame { seg, .. } => {
+                    assert!(bytes(seg).iter().all(|b| u32::from(*b) == seg.len() % 251));
+                    got.push(seg.len());
+                }
+                Next::Empty => got.push(0),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(got, lens);
     }
 }

@@ -1,14 +1,16 @@
-//! Port `stream`: QEMU's stream framing over a TCP, UNIX or vsock connection.
+//! Port `stream`: QEMU's stream framing, and others', over a TCP, UNIX or vsock connection.
 //!
 //! There is one connection at a time. A server accepts one client; later ones wait in the backlog until it leaves. A
 //! client's connection is dialled by the supervisor, again if the plan says so. Every connection begins with nothing
-//! left of the one before: neither a half-received nor a half-sent frame.
+//! left of the one before: neither a half-received nor a half-sent frame. Whole frames that came before the end go on.
 //!
 //! Trust: none in the peer. Promise: back-pressure without loss both ways while connected; a peer that breaks the
-//! framing loses its connection and nothing else; no checksum or segmentation is left to do in either direction, for
-//! the format has no place to say so.
+//! framing loses its connection and nothing else; no checksum or segmentation is left to do in what is sent, for the
+//! format has no place to say so, nor in what is received: a peer of whom the plan says that it leaves work undone
+//! ([`Plan::undone`]) has its frames looked at.
 #![forbid(unsafe_code)]
 
+pub mod framing;
 pub mod inbox;
 mod outbox;
 
@@ -20,21 +22,28 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{Shutdown, shutdown};
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{Batch, Frame, MAX_FRAME};
+use crate::frame::{Batch, Frame};
+use crate::offload;
+use crate::port::stream::framing::Framing;
 use crate::port::stream::inbox::{Inbox, Next};
-use crate::port::stream::outbox::{Outbox, Stop, is_full};
-use crate::port::{Change, Interest, OpenError, Port, Queues, Traits, Watch};
+use crate::port::stream::outbox::{Outbox, Stop, is_full, send_packets};
+use crate::port::{Change, Interest, Offloads, OpenError, Port, Queues, Traits, Watch};
 use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
 use crate::sys::io as sys;
 
 /// A stream as the dataplane opens it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The descriptor is a listening socket; else a connection that the supervisor dials.
     pub server: bool,
     /// The supervisor dials again when the connection is lost (`reconnect-ms`).
     pub redial: bool,
+    /// How frames stand in it.
+    pub framing: Framing,
+    /// The peer leaves checksums and segmentation to do, without a header that says so; the MTU in bytes that segments
+    /// are made for.
+    pub undone: Option<u16>,
 }
 
 /// What it calls once locked in.
@@ -82,12 +91,12 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         conn: None,
         lost: false,
         connected_before: false,
-        inbox: Inbox::new().map_err(fail("no memory for a stream"))?,
-        outbox: Outbox::new().map_err(fail("no memory for a stream"))?,
+        inbox: Inbox::new(plan.framing).map_err(fail("no memory for a stream"))?,
+        outbox: Outbox::new(plan.framing).map_err(fail("no memory for a stream"))?,
         stats: Stats::default(),
     };
     if let Some(fd) = fd {
-        check(&fd, plan.server).map_err(fail("a descriptor is not the stream socket that was said"))?;
+        check(&fd, plan).map_err(fail("a descriptor is not the stream socket that was said"))?;
         if plan.server {
             let nonblock = FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK);
             let set = fcntl(fd.as_fd(), nonblock);
@@ -100,9 +109,10 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
     Ok(vec![Box::new(port)])
 }
 
-fn check(fd: &OwnedFd, listening: bool) -> io::Result<()> {
+fn check(fd: &OwnedFd, plan: &Plan) -> io::Result<()> {
     let s = fdkind::socket(fd.as_fd())?;
-    if s.kind == libc::SOCK_STREAM && s.listening == listening {
+    let kind = if plan.framing == Framing::Packets { libc::SOCK_SEQPACKET } else { libc::SOCK_STREAM };
+    if s.kind == kind && s.listening == plan.server {
         return Ok(());
     }
     Err(io::ErrorKind::InvalidInput.into())
@@ -158,6 +168,37 @@ impl Stream {
         }
     }
 
+    /// Reads messages, at most `most` of them. True: some came.
+    fn read_packets(&mut self, may_move: bool, most: usize) -> bool {
+        let mut came = false;
+        for _ in 0..most {
+            let Some(conn) = &self.conn else { break };
+            let space = self.inbox.space(may_move && !came);
+            if space.is_empty() {
+                break;
+            }
+            match sys::recv(conn.as_fd(), &space, libc::MSG_DONTWAIT | libc::MSG_TRUNC) {
+                // The end. (An empty message looks the same.)
+                Ok(0) => {
+                    self.lose();
+                    break;
+                }
+                // Its boundaries are the kernel's: the next one is as good as ever.
+                Ok(n) if n > space.len() as usize => self.stats.drop(Reason::Oversize),
+                Ok(n) => {
+                    self.inbox.filled(n);
+                    came = true;
+                }
+                Err(e) if is_full(&e) => break,
+                Err(_) => {
+                    self.lose();
+                    break;
+                }
+            }
+        }
+        came
+    }
+
     /// Gives the frames that are here. Anything odd is dealt with only when it stands first: then what was given
     /// before it has gone on, and it is counted once.
     fn give(&mut self, b: &mut Batch) {
@@ -169,12 +210,17 @@ impl Stream {
                     f.len = seg.len();
                     f.set_lead(seg);
                     let n = f.head_from(&seg);
+                    if let Some(mtu) = self.plan.undone {
+                        offload::recognise(f, mtu);
+                    }
                     b.push_seg(seg.skip(n));
                 }
                 Next::Empty => self.stats.drop(Reason::Runt),
                 Next::Partial => return,
                 Next::Oversize => {
                     self.stats.drop(Reason::Oversize);
+                    // Nothing after it can be believed.
+                    self.inbox.reset();
                     self.lose();
                     return;
                 }
@@ -186,7 +232,8 @@ impl Stream {
 impl Port for Stream {
     fn traits(&self) -> Traits {
         Traits {
-            max_frame: MAX_FRAME,
+            max_frame: self.plan.framing.max_frame(),
+            gives: if self.plan.undone.is_some() { Offloads::ALL } else { Offloads::NONE },
             rewinds: true,
             joinable: true,
             up: self.conn.is_some(),
@@ -206,11 +253,19 @@ impl Port for Stream {
     }
 
     fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
-        if self.conn.is_none() || self.lost {
+        if self.conn.is_none() {
             return Ok(());
         }
+        // What came whole before the end goes on after it.
         self.give(b);
-        if b.room() > 0 && !self.lost && !self.inbox.is_odd() && self.read(b.is_empty()) {
+        if b.room() == 0 || self.lost || self.inbox.is_odd() {
+            return Ok(());
+        }
+        let came = match self.plan.framing {
+            Framing::Packets => self.read_packets(b.is_empty(), b.room()),
+            _ => self.read(b.is_empty()),
+        };
+        if came {
             self.give(b);
         }
         Ok(())
@@ -218,16 +273,21 @@ impl Port for Stream {
 
     fn send(&mut self, b: &Batch) -> io::Result<usize> {
         let stats = &mut self.stats;
-        let mut count = |f: &Frame| {
-            stats.tx_frames += 1;
-            stats.tx_bytes += u64::from(f.len);
+        let mut count = |f: &Frame, lost: Option<Reason>| match lost {
+            Some(why) => stats.drop(why),
+            None => {
+                stats.tx_frames += 1;
+                stats.tx_bytes += u64::from(f.len);
+            }
         };
-        let (taken, stop) = match &self.conn {
-            Some(conn) if !self.lost => self.outbox.send(conn.as_fd(), b, &mut count),
+        let (taken, stop) = match (&self.conn, self.plan.framing) {
+            (Some(conn), Framing::Packets) if !self.lost => send_packets(conn.as_fd(), b, count),
+            (Some(conn), _) if !self.lost => self.outbox.send(conn.as_fd(), b, |f| count(f, None)),
             _ => (0, Stop::Lost),
         };
         let (passed, rest) = b.frames().split_at_checked(taken).unwrap_or_default();
-        for _ in passed.iter().filter(|f| !f.dropped && f.len > MAX_FRAME) {
+        let most = self.plan.framing.max_frame();
+        for _ in passed.iter().filter(|f| !f.dropped && f.len > most) {
             self.stats.drop(Reason::Oversize);
         }
         if stop != Stop::Lost {
@@ -253,12 +313,13 @@ impl Port for Stream {
     }
 
     fn arm_gives(&mut self) -> bool {
-        self.conn.is_some() && !self.lost && self.inbox.is_ready()
+        self.conn.is_some() && self.inbox.is_ready()
     }
 
     fn event(&mut self, fd: RawFd, why: Interest) -> io::Result<Change> {
         if self.conn.as_ref().is_some_and(|c| c.as_raw_fd() == fd) && self.lost {
-            return Ok(self.end());
+            // Not before what came whole has gone on; until then there is a turn for every event.
+            return Ok(if self.inbox.is_ready() { Change::default() } else { self.end() });
         }
         let Some(listener) = self.listener.as_ref().filter(|l| l.as_raw_fd() == fd && self.conn.is_none())
         else {
@@ -278,7 +339,7 @@ impl Port for Stream {
         if self.plan.server {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        check(&fd, false)?;
+        check(&fd, &self.plan)?;
         Ok(self.begin(fd))
     }
 

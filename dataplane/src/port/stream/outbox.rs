@@ -9,7 +9,8 @@ use std::os::fd::BorrowedFd;
 
 use crate::frame::{BATCH, Batch, Frame, MAX_FRAME};
 use crate::mem::{Buf, Seg};
-use crate::port::stream::inbox::PREFIX;
+use crate::port::stream::framing::{Framing, PREFIX};
+use crate::stats::Reason;
 use crate::sys::io::{Gather, send};
 
 /// Parts of one call: three for an ordinary frame.
@@ -36,6 +37,7 @@ impl From<io::Error> for Stop {
 /// The rest of a frame that a full stream cut.
 #[derive(Debug)]
 pub(super) struct Outbox {
+    framing: Framing,
     buf: Buf,
     start: u32,
     end: u32,
@@ -44,27 +46,12 @@ pub(super) struct Outbox {
     owed: Option<(u64, u32)>,
 }
 
-/// Its length as it stands before the frame; zero (never sent) for a frame that is not to be sent.
-fn prefix(b: &Batch, f: &Frame) -> u32 {
+/// A frame's length; zero for one that is not to be sent.
+fn length(b: &Batch, f: &Frame, framing: Framing) -> u32 {
     let body: u32 = b.body(f).iter().map(Seg::len).sum();
     let head = u32::try_from(f.head().len()).unwrap_or(u32::MAX);
     let n = head.saturating_add(body);
-    if f.dropped || n > MAX_FRAME || b.body(f).len() + 2 > PARTS { 0 } else { n }
-}
-
-/// Gathers frames with their lengths until no more parts fit; says how many frames.
-fn gather<'a>(b: &Batch, frames: &'a [Frame], lens: &'a [[u8; 4]], parts: &mut Gather<'a, PARTS>) -> usize {
-    let mut n = 0;
-    for (f, p) in frames.iter().zip(lens) {
-        if *p != [0; 4] {
-            if parts.room() < 2 + b.body(f).len() {
-                break;
-            }
-            let _ = parts.private(p) && parts.private(f.head()) && parts.shared(b.body(f));
-        }
-        n += 1;
-    }
-    n
+    if f.dropped || n > framing.max_frame() || b.body(f).len() + 2 > PARTS { 0 } else { n }
 }
 
 impl Outbox {
@@ -72,8 +59,8 @@ impl Outbox {
     ///
     /// # Errors
     /// No memory.
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { buf: Buf::new(PREFIX + MAX_FRAME)?, start: 0, end: 0, owed: None })
+    pub(super) fn new(framing: Framing) -> io::Result<Self> {
+        Ok(Self { framing, buf: Buf::new(PREFIX + MAX_FRAME)?, start: 0, end: 0, owed: None })
     }
 
     /// Forgets the rest, as for a new connection.
@@ -81,6 +68,28 @@ impl Outbox {
         self.start = 0;
         self.end = 0;
         self.owed = None;
+    }
+
+    /// Gathers frames with their lengths until no more parts fit; says how many frames.
+    fn gather<'a>(
+        &self,
+        b: &Batch,
+        frames: &'a [Frame],
+        lens: &'a [[u8; 4]],
+        parts: &mut Gather<'a, PARTS>,
+    ) -> usize {
+        let mut n = 0;
+        for (f, p) in frames.iter().zip(lens) {
+            if *p != [0; 4] {
+                if parts.room() < 2 + b.body(f).len() {
+                    break;
+                }
+                let p = self.framing.written(p);
+                let _ = parts.private(p) && parts.private(f.head()) && parts.shared(b.body(f));
+            }
+            n += 1;
+        }
+        n
     }
 
     /// Sends the rest of the frame that was cut.
@@ -113,12 +122,12 @@ impl Outbox {
         }
         let mut prefixes = [[0; 4]; BATCH];
         for (p, f) in prefixes.iter_mut().zip(b.frames()) {
-            *p = prefix(b, f).to_be_bytes();
+            *p = self.framing.encode(length(b, f, self.framing));
         }
         while let Some(rest) = b.frames().get(frames..).filter(|r| !r.is_empty()) {
             let lens = prefixes.get(frames..).unwrap_or_default();
             let mut parts = Gather::<PARTS>::new();
-            let n = gather(b, rest, lens, &mut parts);
+            let n = self.gather(b, rest, lens, &mut parts);
             let done = if parts.bytes() == 0 { Ok(0) } else { parts.sendmsg(fd, FLAGS) };
             let whole = match done {
                 Ok(done) => self.account(b, &rest.iter().zip(lens).take(n), done, &mut sent),
@@ -143,9 +152,9 @@ impl Outbox {
         let mut left = u64::try_from(done).unwrap_or(0);
         let mut whole = 0;
         for (f, p) in frames.clone() {
-            let len = u32::from_be_bytes(*p);
+            let len = self.framing.decode(*p);
             if len != 0 {
-                let bytes = u64::from(PREFIX + len);
+                let bytes = u64::from(self.framing.prefix() + len);
                 if left < bytes {
                     if left > 0 {
                         self.keep(b, f, p, u32::try_from(left).unwrap_or(u32::MAX));
@@ -167,7 +176,8 @@ impl Outbox {
         let mut add = |n: usize| self.end += u32::try_from(n).unwrap_or(0);
         let whole = |at| self.buf.seg(at, self.buf.len());
         let mut at = 0;
-        for private in [prefix.as_slice(), f.head()] {
+        let prefix = self.framing.written(prefix);
+        for private in [prefix, f.head()] {
             let n = whole(at).copy_in(private);
             at += u32::try_from(n).unwrap_or(0);
             add(n);
@@ -179,6 +189,29 @@ impl Outbox {
         }
         self.owed = Some((f.cookie, f.len));
     }
+}
+
+/// Sends the waiting frames of `b` as messages, `done` being told of each that is gone (none) or lost (why). Says how
+/// many went or were passed over, and why no more.
+pub(super) fn send_packets(
+    fd: BorrowedFd<'_>,
+    b: &Batch,
+    mut done: impl FnMut(&Frame, Option<Reason>),
+) -> (usize, Stop) {
+    for (n, f) in b.frames().iter().enumerate().filter(|(_, f)| !f.dropped) {
+        let mut parts = Gather::<PARTS>::new();
+        if f.len > MAX_FRAME || !parts.private(f.head()) || !parts.shared(b.body(f)) {
+            // Counted by whoever counts what was passed over.
+            continue;
+        }
+        match parts.sendmsg(fd, FLAGS) {
+            Ok(_) => done(f, None),
+            // Larger than what the socket's buffer may ever hold.
+            Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => done(f, Some(Reason::Refused)),
+            Err(e) => return (n, e.into()),
+        }
+    }
+    (b.frames().len(), Stop::Done)
 }
 
 /// Not now, as opposed to never.

@@ -6,7 +6,7 @@ use super::*;
 use crate::frame::BATCH;
 use crate::mem::Buf;
 
-const CLIENT: Plan = Plan { server: false, redial: true };
+const CLIENT: Plan = Plan { server: false, redial: true, framing: Framing::Qemu, undone: None };
 
 fn client() -> (Box<dyn Port>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -233,7 +233,7 @@ fn dropped_frames_are_not_sent_and_a_lost_peer_is_counted() {
 fn a_server_serves_one_client_after_the_other() {
     let path = std::env::temp_dir().join(format!("netreeve-stream-{}", std::process::id()));
     let listener = UnixListener::bind(&path).unwrap();
-    let plan = Plan { server: true, redial: false };
+    let plan = Plan { server: true, ..Plan::default() };
     let mut p = open(&plan, vec![listener.into()]).unwrap().pop().unwrap();
     let fd = |p: &dyn Port| {
         let mut w = Watch::default();
@@ -267,10 +267,160 @@ fn a_server_serves_one_client_after_the_other() {
 #[test]
 fn only_the_socket_that_was_said_is_taken() {
     let (a, _b) = UnixStream::pair().unwrap();
-    assert!(open(&Plan { server: true, redial: false }, vec![a.into()]).is_err());
+    assert!(open(&Plan { server: true, ..Plan::default() }, vec![a.into()]).is_err());
     let (a, _b) = std::os::unix::net::UnixDatagram::pair().unwrap();
     assert!(open(&CLIENT, vec![a.into()]).is_err());
     assert!(open(&CLIENT, vec![std::fs::File::open("/dev/null").unwrap().into()]).is_err());
     assert!(!open(&CLIENT, vec![]).unwrap()[0].traits().up);
-    assert!(open(&Plan { server: true, redial: false }, vec![]).is_err());
+    assert!(open(&Plan { server: true, ..Plan::default() }, vec![]).is_err());
+}
+
+#[test]
+fn whole_frames_that_came_before_the_end_go_on() {
+    let (mut p, mut peer) = client();
+    let mut b = Batch::new();
+    let frames: Vec<Vec<u8>> = (0..150).map(|i| pattern(60 + i, i)).collect();
+    for f in &frames {
+        peer.write_all(&wire(f)).unwrap();
+    }
+    // And half of one, which does not.
+    peer.write_all(&wire(&[7; 90])[..40]).unwrap();
+    drop(peer);
+    let mut w = Watch::default();
+    p.watch(&mut w);
+    let fd = w.fds()[0].0;
+    let mut got = Vec::new();
+    while got.len() < frames.len() {
+        b.clear();
+        p.recv(&mut b).unwrap();
+        let all = contents(&b);
+        assert!(!all.is_empty());
+        // A taker that takes few at a time; every event on the way has to wait.
+        let taken = all.len().min(11);
+        p.release(&b, taken);
+        got.extend_from_slice(&all[..taken]);
+        if got.len() < frames.len() {
+            assert_eq!(p.event(fd, Interest::Gives).unwrap(), Change::default());
+        }
+    }
+    assert_eq!(got, frames);
+    assert!(recv(p.as_mut(), &mut b).is_empty());
+    assert!(!p.arm_gives());
+    assert!(p.event(fd, Interest::Gives).unwrap().redial);
+    assert_eq!(p.stats().rx_frames, 150);
+}
+
+#[test]
+fn short_lengths_both_ways() {
+    for (framing, before) in [(Framing::Little16, [1, 2]), (Framing::Big16, [2, 1])] {
+        let plan = Plan { framing, ..CLIENT };
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let mut p = open(&plan, vec![ours.into()]).unwrap().pop().unwrap();
+        assert_eq!(p.traits().max_frame, 65535);
+        let (mut b, mem) = (Batch::new(), Buf::new(1 << 18).unwrap());
+        let frame = pattern(0x201, 5);
+        peer.write_all(&[&before[..], &frame].concat()).unwrap();
+        assert_eq!(recv(p.as_mut(), &mut b), std::slice::from_ref(&frame));
+        // The largest, one that is too large, and one behind it.
+        let frames = [pattern(65535, 1), pattern(65536, 2), frame];
+        fill(&mut b, &mem, &frames);
+        let reader = std::thread::spawn(move || {
+            let mut all = vec![0; 2 + 65535 + 2 + 0x201];
+            peer.read_exact(&mut all).unwrap();
+            all
+        });
+        while !b.is_empty() {
+            let n = p.send(&b).unwrap();
+            b.advance(n);
+        }
+        let all = reader.join().unwrap();
+        assert_eq!(all[..2], [255, 255]);
+        assert!(all[2..65537] == frames[0] && all[65537..65539] == before && all[65539..] == frames[2]);
+        assert_eq!((p.stats().tx_frames, p.stats().drops[Reason::Oversize as usize]), (2, 1));
+    }
+}
+
+fn packets() -> (Box<dyn Port>, OwnedFd) {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
+    (open(&Plan { framing: Framing::Packets, ..CLIENT }, vec![ours]).unwrap().pop().unwrap(), theirs)
+}
+
+#[test]
+fn messages_both_ways() {
+    use nix::sys::socket::{MsgFlags, recv as raw_recv, send as raw_send};
+    let (mut p, peer) = packets();
+    let (mut b, mem) = (Batch::new(), Buf::new(1 << 20).unwrap());
+    let frames: Vec<Vec<u8>> = [1, 10, 60, 1514, 65550, 69632].map(|n| pattern(n, 9)).into();
+    for f in &frames {
+        raw_send(peer.as_raw_fd(), f, MsgFlags::empty()).unwrap();
+        assert_eq!(recv(p.as_mut(), &mut b), std::slice::from_ref(f));
+        fill(&mut b, &mem, std::slice::from_ref(f));
+        assert_eq!(p.send(&b).unwrap(), 1);
+        let mut got = vec![0; 70_000];
+        let n = raw_recv(peer.as_raw_fd(), &mut got, MsgFlags::empty()).unwrap();
+        assert!(got[..n] == f[..], "{n}");
+    }
+    // One that is too long costs itself, not the connection.
+    raw_send(peer.as_raw_fd(), &vec![1; 69633], MsgFlags::empty()).unwrap();
+    raw_send(peer.as_raw_fd(), &[2; 60], MsgFlags::empty()).unwrap();
+    assert_eq!(recv(p.as_mut(), &mut b), [[2; 60]]);
+    assert_eq!(p.stats().drops[Reason::Oversize as usize], 1);
+    drop(peer);
+    assert!(recv(p.as_mut(), &mut b).is_empty());
+    let mut w = Watch::default();
+    p.watch(&mut w);
+    assert!(p.event(w.fds()[0].0, Interest::Gives).unwrap().redial);
+}
+
+#[test]
+fn a_reader_of_messages_that_stops_stops_the_giver() {
+    use nix::sys::socket::{MsgFlags, recv as raw_recv};
+    let (mut p, peer) = packets();
+    let (mut b, mem) = (Batch::new(), Buf::new(1 << 20).unwrap());
+    let frames: Vec<Vec<u8>> = (0..BATCH).map(|i| pattern(14 + i * 20, i)).collect();
+    let (mut sent, mut got, mut waits) = (0, 0, 0);
+    fill(&mut b, &mem, &frames);
+    while got < 20 * BATCH {
+        if sent < 20 * BATCH {
+            let n = p.send(&b).unwrap();
+            sent += n;
+            waits += usize::from(n < b.len());
+            b.advance(n);
+            if b.is_empty() {
+                fill(&mut b, &mem, &frames);
+                continue;
+            }
+        }
+        let mut one = [0; 2000];
+        for _ in 0..5.min(sent - got) {
+            let n = raw_recv(peer.as_raw_fd(), &mut one, MsgFlags::empty()).unwrap();
+            assert_eq!(one[..n], frames[got % BATCH][..]);
+            got += 1;
+        }
+    }
+    assert!(waits > 10, "a socket that takes everything proves nothing");
+    assert_eq!((p.stats().tx_frames, p.stats().drops), (20 * BATCH as u64, [0; Reason::COUNT]));
+}
+
+#[test]
+fn what_a_peer_leaves_undone_is_said() {
+    let plan = Plan { undone: Some(1500), ..CLIENT };
+    let (ours, mut peer) = UnixStream::pair().unwrap();
+    let mut p = open(&plan, vec![ours.into()]).unwrap().pop().unwrap();
+    assert_eq!(p.traits().gives, Offloads::ALL);
+    let mut frame = vec![2; 12];
+    frame.extend([8, 0, 0x45, 0, 0x20, 0x28, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame.extend([0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    frame.resize(14 + 0x2028, 0);
+    peer.write_all(&wire(&frame)).unwrap();
+    let mut b = Batch::new();
+    p.recv(&mut b).unwrap();
+    let v = b.frames()[0].vnet;
+    assert_eq!((v.gso_size, v.csum_start, v.csum_offset, v.needs_csum()), (1460, 34, 16, true));
+    let (mut plain, mut peer) = client();
+    peer.write_all(&wire(&frame)).unwrap();
+    plain.recv(&mut b).unwrap();
+    assert!(b.frames()[1].vnet.is_plain());
 }
