@@ -61,7 +61,7 @@ impl Drop for Dataplane {
 }
 
 fn plan(redial: bool) -> Plan {
-    let s = |redial| PortPlan::Stream(stream::Plan { server: false, redial });
+    let s = |redial| PortPlan::Stream(stream::Plan { redial, ..Default::default() });
     Plan {
         ports: vec![s(redial), s(false)],
         wires: vec![Wire { netdev: 0, device: 1, lock_mac: None }],

@@ -161,23 +161,6 @@ fn every_option_of_stream() {
         ("stream,id=n,addr.type=unix,addr.path=/p", kind(unix("/p"))),
         ("stream,id=n,addr.type=unix,addr.path=/a,,b", kind(unix("/a,b"))),
         ("stream,id=n,server=on,addr.type=unix,addr.path=/p", kind(Stream { server: true, ..unix("/p") })),
-        ("stream,id=n,addr.type=vsock,addr.cid=2,addr.port=1024", with(Addr::Vsock(2, 1024))),
-        ("stream,id=n,addr.type=unix,addr.path=/p,framing=qemu", kind(unix("/p"))),
-        ("stream,id=n,addr.type=unix,addr.path=/p,framing=u16le", {
-            kind(Stream { framing: Framing::Little16, ..unix("/p") })
-        }),
-        ("stream,id=n,addr.type=unix,addr.path=/p,framing=u16be", {
-            kind(Stream { framing: Framing::Big16, ..unix("/p") })
-        }),
-        ("stream,id=n,addr.type=unix,addr.path=/p,framing=seqpacket", {
-            kind(Stream { framing: Framing::Packets, ..unix("/p") })
-        }),
-        ("stream,id=n,addr.type=unix,addr.path=/p,finish=on", {
-            kind(Stream { undone: Some(1500), ..unix("/p") })
-        }),
-        ("stream,id=n,addr.type=unix,addr.path=/p,finish=on,mtu=9000", {
-            kind(Stream { undone: Some(9000), ..unix("/p") })
-        }),
         ("stream,id=n,addr.type=unix,addr.path=/p,reconnect-ms=250", {
             kind(Stream { reconnect_ms: Some(250), ..unix("/p") })
         }),
@@ -213,6 +196,36 @@ fn every_option_of_stream() {
         (r#"{"type":"stream","id":"n","addr":{"type":"inet","host":"h","port":"80"}}"#, tcp(inet())),
         (r#"{"type":"stream","id":"n","server":true,"addr":{"type":"unix","path":"/p"}}"#, {
             kind(Stream { server: true, ..unix("/p") })
+        }),
+    ];
+    for (text, want) in table {
+        assert_eq!(netdev(text).map(|k| k.0), Ok(want), "{text}");
+    }
+}
+
+#[test]
+fn streams_that_qemu_has_not() {
+    let kind = Kind::Stream;
+    let table = [
+        (
+            "stream,id=n,addr.type=vsock,addr.cid=2,addr.port=1024",
+            kind(Stream::plain(Addr::Vsock(2, 1024), false)),
+        ),
+        ("stream,id=n,addr.type=unix,addr.path=/p,framing=qemu", kind(unix("/p"))),
+        ("stream,id=n,addr.type=unix,addr.path=/p,framing=u16le", {
+            kind(Stream { framing: Framing::Little16, ..unix("/p") })
+        }),
+        ("stream,id=n,addr.type=unix,addr.path=/p,framing=u16be", {
+            kind(Stream { framing: Framing::Big16, ..unix("/p") })
+        }),
+        ("stream,id=n,addr.type=unix,addr.path=/p,framing=seqpacket", {
+            kind(Stream { framing: Framing::Packets, ..unix("/p") })
+        }),
+        ("stream,id=n,addr.type=unix,addr.path=/p,finish=on", {
+            kind(Stream { undone: Some(1500), ..unix("/p") })
+        }),
+        ("stream,id=n,addr.type=unix,addr.path=/p,finish=on,mtu=9000", {
+            kind(Stream { undone: Some(9000), ..unix("/p") })
         }),
     ];
     for (text, want) in table {
