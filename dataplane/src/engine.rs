@@ -246,6 +246,7 @@ fn open(plan: &PortPlan, fds: Vec<OwnedFd>) -> Result<(Queues, &'static [Call]),
         PortPlan::Xsk(p) => (port::xsk::open(p, fds)?, port::xsk::CALLS),
         PortPlan::VhostUser(p) => (port::vhost_user::open(p, fds)?, port::vhost_user::CALLS),
         PortPlan::Stream(p) => (port::stream::open(p, fds)?, port::stream::CALLS),
+        PortPlan::Dgram(p) => (port::dgram::open(p, fds)?, port::dgram::CALLS),
     })
 }
 

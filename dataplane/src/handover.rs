@@ -184,4 +184,6 @@ pub enum PortPlan {
     VhostUser(port::vhost_user::Plan),
     /// QEMU's stream framing; descriptor: the listening socket, or the connection.
     Stream(port::stream::Plan),
+    /// A frame in each datagram; descriptors: the socket that sends, and perhaps one that only receives.
+    Dgram(port::dgram::Plan),
 }

@@ -32,11 +32,23 @@ pub enum Reason {
     Fragment,
     /// Not one frame but a connection: its peer broke the protocol, or took memory away that it had shared.
     Protocol,
+    /// Came from somebody else than the peer.
+    Source,
+    /// Our own multicast frame, come back.
+    Echo,
+    /// Of another session (L2TPv3).
+    Session,
+    /// Without the cookie that was agreed upon (L2TPv3).
+    Cookie,
+    /// A control message, which nobody here answers (L2TPv3).
+    Control,
+    /// The network says that it cannot reach the peer.
+    Unreachable,
 }
 
 impl Reason {
     /// Number of reasons.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 17;
     /// Every reason with the name it has in output.
     pub const ALL: [(Self, &'static str); Self::COUNT] = [
         (Self::Runt, "runt"),
@@ -50,6 +62,12 @@ impl Reason {
         (Self::Refused, "refused"),
         (Self::Fragment, "fragment"),
         (Self::Protocol, "protocol"),
+        (Self::Source, "source"),
+        (Self::Echo, "echo"),
+        (Self::Session, "session"),
+        (Self::Cookie, "cookie"),
+        (Self::Control, "control"),
+        (Self::Unreachable, "unreachable"),
     ];
 }
 

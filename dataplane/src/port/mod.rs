@@ -8,6 +8,7 @@
 //! until it comes back, and the lane lives on.
 #![forbid(unsafe_code)]
 
+pub mod dgram;
 pub mod stream;
 pub mod tap;
 pub mod vhost_user;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod dgram;
 pub mod fields;
 pub mod stream;
 pub mod tap;
@@ -44,6 +45,8 @@ pub enum Kind {
     Xsk(xsk::Xsk),
     /// A stream.
     Stream(stream::Stream),
+    /// A frame in each datagram.
+    Dgram(dgram::Dgram),
     /// A vhost-user device.
     VhostUser(vhost_user::VhostUser),
 }
@@ -80,7 +83,6 @@ enum Role {
 const LATER: &[&str] = &[
     "user",
     "socket",
-    "dgram",
     "l2tpv3",
     "vde",
     "hubport",
@@ -92,7 +94,7 @@ const LATER: &[&str] = &[
     "passt",
     "nic",
 ];
-const TYPES: &str = "this version has tap, bridge, af-xdp, stream and vhost-user";
+const TYPES: &str = "this version has tap, bridge, af-xdp, stream, dgram and vhost-user";
 
 impl Config {
     /// Reads `--netdev` texts, `--device` texts and tables of a configuration file, and joins them.
@@ -214,7 +216,7 @@ impl Config {
             let (a, b) = (n.kind.queues(), d.kind.queues());
             if a != b {
                 let why = format!("queues differ: '{}' has {a}, '{}' has {b}", n.id, d.id);
-                let fix = "give both the same queues=; a stream has one";
+                let fix = "give both the same queues=; a stream or dgram has one";
                 return Err(Fault::new(Exit::Config, format!("device '{}'", d.id), why, fix));
             }
         }
@@ -230,7 +232,7 @@ impl Kind {
             Self::Tap(tap::Tap::Handed(fds)) => fds.len(),
             Self::Tap(tap::Tap::Asked(t)) => t.queues.into(),
             Self::Xsk(x) => x.request.queues.into(),
-            Self::Stream(_) => 1,
+            Self::Stream(_) | Self::Dgram(_) => 1,
             Self::VhostUser(v) => v.queues.into(),
         }
     }
@@ -242,6 +244,7 @@ impl Kind {
             Self::Tap(tap::Tap::Handed(fds)) => fds.clone(),
             Self::Stream(stream::Stream { addr: addr::Addr::Fd(n), .. })
             | Self::VhostUser(vhost_user::VhostUser { addr: addr::Addr::Fd(n), .. }) => vec![*n],
+            Self::Dgram(dgram::Dgram { ends: dgram::Ends::Fd(n), .. }) => vec![*n],
             _ => Vec::new(),
         }
     }
@@ -253,6 +256,7 @@ impl Kind {
             Self::Tap(_) => "tap",
             Self::Xsk(_) => "af-xdp",
             Self::Stream(_) => "stream",
+            Self::Dgram(_) => "dgram",
             Self::VhostUser(_) => "vhost-user",
         }
     }
@@ -302,6 +306,7 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
         "bridge" => tap::read_bridge(f).map(Kind::Tap),
         "af-xdp" => xsk::read(f).map(Kind::Xsk),
         "stream" => stream::read(f).map(Kind::Stream),
+        "dgram" => dgram::read(f).map(Kind::Dgram),
         "vhost-user" => vhost_user::read(f).map(Kind::VhostUser),
         later if LATER.contains(&later) => {
             Err(f.fault(format!("type '{later}' is not in this version"), TYPES))

@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::fault::{Exit, Fault};
+use crate::supervise::datagram::Aim;
 use crate::supervise::dial::Step;
 use crate::supervise::{Supervisor, child, command, link_watch};
 
@@ -75,7 +76,8 @@ impl Supervisor {
         let dials = self.slots.iter().filter_map(|s| s.dialler.as_ref()?.due());
         let ready = self.dataplane.as_ref().is_some_and(|d| d.ready.is_some());
         let estates = self.slots.iter().filter_map(|s| s.estate.due()).filter(|_| ready);
-        let Some(next) = dials.chain(deadline).chain(self.start_at).chain(estates).min() else {
+        let aims = self.slots.iter().filter_map(|s| s.aim.as_ref()).map(Aim::due);
+        let Some(next) = dials.chain(aims).chain(deadline).chain(self.start_at).chain(estates).min() else {
             return PollTimeout::NONE;
         };
         let left = next.saturating_duration_since(Instant::now());
@@ -139,6 +141,9 @@ impl Supervisor {
 
     fn dial(&mut self, now: Instant) {
         for s in &mut self.slots {
+            if let Some(aim) = &mut s.aim {
+                aim.step(now);
+            }
             match s.dialler.as_mut().map(|d| d.step(now)) {
                 Some(Step::Connected(fd)) => s.fresh = Some(fd),
                 Some(Step::Failed(e)) => {

@@ -13,6 +13,7 @@ pub mod back_off;
 pub mod child;
 pub mod command;
 pub mod counters;
+pub mod datagram;
 pub mod dial;
 pub mod estate;
 mod events;

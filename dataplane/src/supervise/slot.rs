@@ -22,6 +22,7 @@ use crate::port::stream::framing::Framing;
 use crate::spec::addr::Addr;
 use crate::spec::{self, Kind};
 use crate::supervise::ask::Asker;
+use crate::supervise::datagram::{self, Aim, Opened};
 use crate::supervise::dial::{self, Dialler, Step, Target};
 use crate::supervise::estate::{self, Estate};
 use crate::supervise::link_watch;
@@ -48,6 +49,8 @@ pub struct Slot {
     pub estate: Estate,
     /// Makes connections, if the port dials.
     pub dialler: Option<Dialler>,
+    /// Where its UNIX datagram socket is aimed.
+    pub aim: Option<Aim>,
     /// The interface behind it, watched if it is in our network namespace.
     pub link: Option<Link>,
     /// The interface goes with its last descriptor.
@@ -121,6 +124,10 @@ impl Slot {
                     End { addr: s.addr, server: s.server, reconnect_ms: s.reconnect_ms, mode, kind: kind_of };
                 end.open(Self::bare(port.id, kind, plan), &what, fds)
             }
+            Kind::Dgram(d) => {
+                let opened = datagram::open(&what, &d, fds, mode)?;
+                Ok(datagrams(port.id, kind, opened))
+            }
             Kind::VhostUser(v) => {
                 let plan = port::vhost_user::Plan {
                     queues: v.queues,
@@ -147,6 +154,7 @@ impl Slot {
             fresh: None,
             estate: Estate::default(),
             dialler: None,
+            aim: None,
             link: None,
             fleeting: false,
             file: None,
@@ -195,6 +203,12 @@ impl Slot {
             None => self.gone |= self.kept.is_empty() && self.fresh.is_none(),
         }
     }
+}
+
+/// A slot of datagram sockets: every dataplane gets copies of the same ones.
+fn datagrams(id: String, kind: &'static str, opened: Opened) -> Slot {
+    let Opened { sockets, plan, aim, file } = opened;
+    Slot { kept: sockets, aim, file, ..Slot::bare(id, kind, PortPlan::Dgram(plan)) }
 }
 
 /// One end of a stream socket.

@@ -6,6 +6,7 @@
 
 pub mod fd;
 pub mod io;
+pub mod mmsg;
 pub mod poll;
 pub mod process;
 pub mod sandbox;

@@ -1,0 +1,275 @@
+//! Datagram sockets: opened, bound and connected here, so that the dataplane names no address.
+//!
+//! | form | sends | receives |
+//! |---|---|---|
+//! | UDP, `strict` | connected to the peer | the same |
+//! | UDP | connected to the peer | the same, and from others one that cannot send |
+//! | multicast | connected to the group | one in the group that cannot send |
+//! | UNIX | aimed at the peer's path, again and again: [`Aim`] | the same |
+//!
+//! Trust: the user. Promise: a socket that is to receive only is shut down for sending; an address that another user
+//! could bind beside ours is not left so.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use netreeve_shared::fdkind;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{
+    self, AddressFamily, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, setsockopt,
+    sockopt,
+};
+
+use crate::fault::{Exit, Fault};
+use crate::port::dgram::l2tp::Session;
+use crate::port::dgram::{Plan, Sources};
+use crate::spec::dgram::{Dgram, Ends, Host, UnixName};
+use crate::supervise::listen::{self, SocketFile};
+
+/// Bytes of a socket's queues that are asked for; the kernel gives what it allows.
+const QUEUE: usize = 4 << 20;
+/// How often a UNIX socket is aimed anew: who was there may have been replaced.
+const AIM: Duration = Duration::from_millis(500);
+const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
+
+/// A datagram port's sockets.
+#[derive(Debug)]
+pub struct Opened {
+    /// The one that sends, and perhaps one that only receives.
+    pub sockets: Vec<OwnedFd>,
+    /// What a dataplane makes of them.
+    pub plan: Plan,
+    /// Where a UNIX socket is aimed.
+    pub aim: Option<Aim>,
+    /// The file of a UNIX socket.
+    pub file: Option<SocketFile>,
+}
+
+/// Keeps a UNIX socket connected to whoever is at the peer's path. A connected one cannot go to somebody else by itself,
+/// and its peer may be replaced while nobody sends; to connect it to whom it is connected to changes nothing.
+#[derive(Debug)]
+pub struct Aim {
+    socket: OwnedFd,
+    at: UnixAddr,
+    due: Instant,
+}
+
+impl Aim {
+    /// When to aim next.
+    #[must_use]
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Aims, if it is time to. Nobody there is no error: somebody may come.
+    pub fn step(&mut self, now: Instant) {
+        if self.due <= now {
+            let _nobody = socket::connect(self.socket.as_raw_fd(), &self.at);
+            self.due = now + AIM;
+        }
+    }
+}
+
+/// Opens what `spec` says.
+///
+/// # Errors
+/// The address cannot be had.
+pub fn open(what: &str, spec: &Dgram, inherited: Vec<OwnedFd>, mode: u32) -> Result<Opened, Fault> {
+    match &spec.ends {
+        Ends::Udp(local, remote) => udp(what, local, remote, spec.strict, None),
+        Ends::Multicast(group, interface) => multicast(what, *group, *interface),
+        Ends::Unix(local, remote) => unix(what, local, remote, mode),
+        Ends::Fd(n) => handed(what, *n, inherited),
+    }
+}
+
+fn fault(what: &str, doing: &str, e: &io::Error) -> Fault {
+    let exit = if e.kind() == io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Unavailable };
+    Fault::new(exit, format!("{what}: {doing}"), e, "see that the address is this machine's and the port is free")
+}
+
+/// UDP sockets of ours at `local` for `remote`.
+///
+/// # Errors
+/// An address cannot be found or had.
+pub fn udp(
+    what: &str,
+    local: &Host,
+    remote: &Host,
+    strict: bool,
+    l2tp: Option<Session>,
+) -> Result<Opened, Fault> {
+    let remote = remote.resolve(what, None)?;
+    let local = local.resolve(what, Some(remote))?;
+    let doing = format!("UDP from {local} to {remote}");
+    let sockets = udp_sockets(local, remote, strict).map_err(|e| fault(what, &doing, &e))?;
+    Ok(Opened { sockets, plan: Plan { sources: Sources::Any, l2tp, cut: true, waits: false }, aim: None, file: None })
+}
+
+fn udp_sockets(local: SocketAddr, remote: SocketAddr, strict: bool) -> io::Result<Vec<OwnedFd>> {
+    let tx = udp_socket(local)?;
+    let mut both = vec![tx];
+    if !strict {
+        both.push(udp_socket(local)?);
+    }
+    for fd in &both {
+        setsockopt(fd, sockopt::ReuseAddr, &!strict)?;
+    }
+    let mut at = SockaddrStorage::from(local);
+    for fd in &both {
+        socket::bind(fd.as_raw_fd(), &at)?;
+        // A port of the kernel's choice is the same for both.
+        at = socket::getsockname(fd.as_raw_fd())?;
+    }
+    for fd in &both {
+        setsockopt(fd, sockopt::ReuseAddr, &false)?;
+    }
+    let mut each = both.iter();
+    if let Some(tx) = each.next() {
+        socket::connect(tx.as_raw_fd(), &SockaddrStorage::from(remote))?;
+    }
+    each.try_for_each(receive_only)?;
+    Ok(both)
+}
+
+fn udp_socket(of: SocketAddr) -> io::Result<OwnedFd> {
+    let family = SockaddrStorage::from(of).family().unwrap_or(AddressFamily::Inet);
+    let fd = socket::socket(family, SockType::Datagram, FLAGS, None)?;
+    if of.is_ipv6() {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+    }
+    queues(&fd);
+    // Kernels before 5.0 do not join.
+    let _older = setsockopt(&fd, sockopt::UdpGroSegment, &true);
+    Ok(fd)
+}
+
+fn queues(fd: &OwnedFd) {
+    let _less = setsockopt(fd, sockopt::RcvBuf, &QUEUE);
+    let _less = setsockopt(fd, sockopt::SndBuf, &QUEUE);
+}
+
+/// Sends no more. The kernel says that it is not connected, and does it.
+fn receive_only(fd: &OwnedFd) -> io::Result<()> {
+    match socket::shutdown(fd.as_raw_fd(), Shutdown::Write) {
+        Ok(()) | Err(nix::errno::Errno::ENOTCONN) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A multicast group, joined on the interface of this address.
+///
+/// # Errors
+/// It cannot be joined, or no route leads there.
+pub fn multicast(what: &str, group: SocketAddr, interface: Option<IpAddr>) -> Result<Opened, Fault> {
+    let (sockets, us) = multicast_sockets(group, interface).map_err(|e| {
+        let doing = format!("joining the multicast group {group}");
+        let fix = "give the address of an interface of this machine (local.host= or localaddr=), or a route to the group";
+        Fault::new(Exit::Unavailable, format!("{what}: {doing}"), e, fix)
+    })?;
+    let plan = Plan { sources: Sources::NotFrom(us), l2tp: None, cut: true, waits: false };
+    Ok(Opened { sockets, plan, aim: None, file: None })
+}
+
+fn multicast_sockets(group: SocketAddr, interface: Option<IpAddr>) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
+    // A port of its own, so that our frames are known among those of others on this machine when they come back.
+    let from = match (group, interface) {
+        (_, Some(ip)) => SocketAddr::new(ip, 0),
+        (SocketAddr::V4(_), None) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+        (SocketAddr::V6(_), None) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+    };
+    let tx = UdpSocket::from(udp_socket(group)?);
+    socket::bind(tx.as_raw_fd(), &SockaddrStorage::from(from))?;
+    let rx = udp_socket(group)?;
+    // Others on this machine are in the group too.
+    setsockopt(&rx, sockopt::ReuseAddr, &true)?;
+    socket::bind(rx.as_raw_fd(), &SockaddrStorage::from(group))?;
+    let rx = UdpSocket::from(rx);
+    match (group, interface) {
+        (SocketAddr::V4(g), ip) => {
+            let at = if let Some(IpAddr::V4(ip)) = ip { ip } else { Ipv4Addr::UNSPECIFIED };
+            rx.join_multicast_v4(g.ip(), &at)?;
+            tx.set_multicast_loop_v4(true)?;
+        }
+        (SocketAddr::V6(g), ip) => {
+            let index = ip.map_or(Ok(g.scope_id()), index_of)?;
+            rx.join_multicast_v6(g.ip(), index)?;
+            tx.set_multicast_loop_v6(true)?;
+        }
+    }
+    tx.connect(group)?;
+    let us = tx.local_addr()?;
+    let both = vec![OwnedFd::from(tx), OwnedFd::from(rx)];
+    both.get(1).map_or(Ok(()), receive_only)?;
+    Ok((both, us))
+}
+
+/// The index of the interface that has this address.
+fn index_of(ip: IpAddr) -> io::Result<u32> {
+    let has = |a: &nix::ifaddrs::InterfaceAddress| {
+        let of = a.address.as_ref().and_then(SockaddrStorage::as_sockaddr_in6).map(|s| IpAddr::from(s.ip()));
+        of == Some(ip)
+    };
+    let name = nix::ifaddrs::getifaddrs()?.find(has).map(|a| a.interface_name);
+    let name = name.ok_or(io::ErrorKind::AddrNotAvailable)?;
+    Ok(if_nametoindex(name.as_str())?)
+}
+
+fn unix(what: &str, local: &UnixName, remote: &UnixName, mode: u32) -> Result<Opened, Fault> {
+    let failed = |e: io::Error| fault(what, &format!("datagrams at {local}"), &e);
+    let (socket, file) = match local {
+        UnixName::Path(path) => {
+            let (socket, file) = listen::bind(what, path, mode, SockType::Datagram)?;
+            (socket, Some(file))
+        }
+        UnixName::Abstract(name) => {
+            let bind = || -> io::Result<OwnedFd> {
+                let socket = socket::socket(AddressFamily::Unix, SockType::Datagram, FLAGS, None)?;
+                socket::bind(socket.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
+                Ok(socket)
+            };
+            (bind().map_err(failed)?, None)
+        }
+    };
+    queues(&socket);
+    let at = match remote {
+        UnixName::Path(path) => UnixAddr::new(path as &Path),
+        UnixName::Abstract(name) => UnixAddr::new_abstract(name),
+    };
+    let now = Instant::now();
+    let mut aim = Aim {
+        socket: socket.try_clone().map_err(failed)?,
+        at: at.map_err(|e| failed(e.into()))?,
+        due: now,
+    };
+    aim.step(now);
+    let plan = Plan { sources: Sources::Any, l2tp: None, cut: false, waits: false };
+    Ok(Opened { sockets: vec![socket], plan, aim: Some(aim), file })
+}
+
+/// A socket that this process inherited.
+///
+/// # Errors
+/// It is no datagram socket, or has no peer.
+pub fn handed(what: &str, n: i32, inherited: Vec<OwnedFd>) -> Result<Opened, Fault> {
+    let fault = |why: String| {
+        let fix = "pass a connected datagram socket, or one end of a pair";
+        Fault::new(Exit::Config, format!("{what}: using descriptor {n}"), why, fix)
+    };
+    let fd = inherited.into_iter().next().ok_or_else(|| fault("it is not there".into()))?;
+    let about = fdkind::socket(fd.as_fd()).map_err(|e| fault(e.to_string()))?;
+    if about.kind != libc::SOCK_DGRAM {
+        return Err(fault("it is no datagram socket".into()));
+    }
+    socket::getpeername::<SockaddrStorage>(fd.as_raw_fd()).map_err(|_| fault("it is not connected".into()))?;
+    let inet = about.family == libc::AF_INET || about.family == libc::AF_INET6;
+    if inet {
+        let _older = setsockopt(&fd, sockopt::UdpGroSegment, &true);
+    }
+    let plan = Plan { sources: Sources::Any, l2tp: None, cut: inet, waits: false };
+    Ok(Opened { sockets: vec![fd], plan, aim: None, file: None })
+}

@@ -1,0 +1,346 @@
+//! Datagrams by the batch: `recvmmsg(2)` and `sendmmsg(2)`.
+//!
+//! Neither ever waits, and neither names an address to the kernel: who receives is what the socket is connected to. The
+//! kernel's own cutting and joining of equal datagrams (`UDP_SEGMENT`, `UDP_GRO`, linux/udp.h) is said for each message.
+
+use std::io::{Error, Result};
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use crate::mem::Seg;
+
+/// Most messages of one call.
+pub const MESSAGES: usize = 64;
+/// Flags of every `recvmmsg`.
+pub const RECV_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
+/// Flags of every `sendmmsg`.
+pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+/// Most runs of memory in one call.
+const PARTS: usize = 512;
+/// `SOL_UDP` and its options (linux/udp.h).
+const SOL_UDP: i32 = 17;
+const UDP_SEGMENT: i32 = 103;
+const UDP_GRO: i32 = 104;
+/// Bytes of a `struct cmsghdr` with a number behind it (`CMSG_SPACE`), and its length with one of 32 bits, as the kernel
+/// gives it, and of 16, as it takes it (`CMSG_LEN`).
+const NOTE: usize = 24;
+const NOTE_LEN: usize = 20;
+const CUT_LEN: usize = 18;
+/// Bytes of the largest address that is looked at, `struct sockaddr_in6`.
+const NAME: usize = 28;
+
+/// A control message, or room for one.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+struct Note([u8; NOTE]);
+
+/// Room for an address.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+struct Name([u8; NAME]);
+
+/// What came in one message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Got {
+    /// Bytes.
+    pub len: u32,
+    /// The kernel joined datagrams of so many bytes each, the last of as many or fewer; 0: it is one datagram.
+    pub segment: u16,
+    /// There was more than the room that it found.
+    pub truncated: bool,
+}
+
+/// Room for what the kernel says of messages that come in.
+#[derive(Debug)]
+pub struct Incoming {
+    names: Vec<Name>,
+    notes: Vec<Note>,
+    got: Vec<Got>,
+    named: bool,
+}
+
+impl Incoming {
+    /// Room for [`MESSAGES`]; `named`: with their sources.
+    #[must_use]
+    pub fn new(named: bool) -> Self {
+        Self {
+            names: vec![Name([0; NAME]); MESSAGES],
+            notes: vec![Note([0; NOTE]); MESSAGES],
+            got: Vec::with_capacity(MESSAGES),
+            named,
+        }
+    }
+
+    /// Receives as many messages as are there, one into each segment, [`MESSAGES`] at most.
+    ///
+    /// # Errors
+    /// The kernel's; `EAGAIN` if there is none.
+    pub fn recv(&mut self, fd: BorrowedFd<'_>, to: &[Seg]) -> Result<&[Got]> {
+        self.got.clear();
+        let mut list = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MESSAGES];
+        let mut n: u32 = 0;
+        for (((m, seg), name), note) in list.iter_mut().zip(to).zip(&mut self.names).zip(&mut self.notes) {
+            let named = if self.named { (ptr::from_mut(name).cast(), NAME as u32) } else { (ptr::null_mut(), 0) };
+            // A Seg has the layout of an iovec (asserted in mem::seg), and recvmmsg does not write to it.
+            m.write(message(named, ptr::from_ref(seg).cast_mut().cast(), 1, (note, NOTE)));
+            n += 1;
+        }
+        // SAFETY: `n` headers are written; each points to one segment of mapped writable memory and to room of the length
+        // that it says, all of which outlive the call. No timeout is given.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_recvmmsg,
+                fd.as_raw_fd(),
+                list.as_mut_ptr(),
+                n,
+                RECV_FLAGS,
+                ptr::null_mut::<libc::timespec>(),
+            )
+        };
+        let done = usize::try_from(done).map_err(|_| Error::last_os_error())?;
+        for (m, note) in list.iter().zip(&self.notes).take(done.min(to.len())) {
+            // SAFETY: at least `done` headers were written above, and the kernel updated them.
+            let m = unsafe { m.assume_init_ref() };
+            let segment = if m.msg_hdr.msg_controllen >= NOTE_LEN { joined(note) } else { 0 };
+            let truncated = m.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+            self.got.push(Got { len: m.msg_len, segment, truncated });
+        }
+        Ok(&self.got)
+    }
+
+    /// Where a message of the last call came from. None: from no internet address, or nobody asked.
+    #[must_use]
+    pub fn source(&self, i: usize) -> Option<SocketAddr> {
+        if !self.named {
+            return None;
+        }
+        let Name(raw) = self.names.get(i)?;
+        let [f0, f1, p0, p1, a0, a1, a2, a3, v6 @ ..] = *raw;
+        let port = u16::from_be_bytes([p0, p1]);
+        match i32::from(u16::from_ne_bytes([f0, f1])) {
+            libc::AF_INET => Some(SocketAddrV4::new(Ipv4Addr::new(a0, a1, a2, a3), port).into()),
+            libc::AF_INET6 => {
+                let address: [u8; 16] = *v6.first_chunk()?;
+                Some(SocketAddrV6::new(Ipv6Addr::from(address), port, 0, 0).into())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn message(
+    (name, name_len): (*mut libc::c_void, u32),
+    iov: *mut libc::iovec,
+    parts: usize,
+    (note, note_len): (*mut Note, usize),
+) -> libc::mmsghdr {
+    // SAFETY: all zeros is a valid mmsghdr: null pointers and no lengths. (Its padding differs between C libraries.)
+    let mut m: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    m.msg_hdr.msg_name = name;
+    m.msg_hdr.msg_namelen = name_len;
+    m.msg_hdr.msg_iov = iov;
+    m.msg_hdr.msg_iovlen = parts as _;
+    m.msg_hdr.msg_control = if note_len > 0 { note.cast() } else { ptr::null_mut() };
+    m.msg_hdr.msg_controllen = note_len as _;
+    m
+}
+
+/// The size of each datagram that the kernel joined, from its note.
+fn joined(Note(raw): &Note) -> u16 {
+    let word = |at: usize| raw.get(at..at + 4).and_then(|b| b.first_chunk()).map(|b| i32::from_ne_bytes(*b));
+    if (word(8), word(12)) != (Some(SOL_UDP), Some(UDP_GRO)) {
+        return 0;
+    }
+    word(16).and_then(|n| u16::try_from(n).ok()).unwrap_or(0)
+}
+
+/// The note that has the kernel cut a message into datagrams of `segment` bytes.
+fn cut(segment: u16) -> Note {
+    let mut raw = [0; NOTE];
+    let fields = [&CUT_LEN.to_ne_bytes()[..], &SOL_UDP.to_ne_bytes(), &UDP_SEGMENT.to_ne_bytes(), &segment.to_ne_bytes()];
+    for (to, from) in raw.iter_mut().zip(fields.into_iter().flatten()) {
+        *to = *from;
+    }
+    Note(raw)
+}
+
+/// One message to be sent: the end of its parts, and how it is to be cut.
+#[derive(Clone, Copy, Debug, Default)]
+struct Message {
+    end: usize,
+    segment: u16,
+}
+
+/// Messages gathered for one `sendmmsg`, from private memory (headers, heads) and shared memory (bodies). Lives on the
+/// stack.
+pub struct Outgoing<'a> {
+    iov: [MaybeUninit<libc::iovec>; PARTS],
+    parts: usize,
+    list: [Message; MESSAGES],
+    n: usize,
+    private: PhantomData<&'a [u8]>,
+}
+
+impl Default for Outgoing<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'a> Outgoing<'a> {
+    /// None gathered.
+    #[must_use]
+    pub fn new() -> Self {
+        let (iov, list) = ([const { MaybeUninit::uninit() }; PARTS], [Message::default(); MESSAGES]);
+        Self { iov, parts: 0, list, n: 0, private: PhantomData }
+    }
+
+    /// Messages gathered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// None gathered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    /// Another message of so many parts would fit.
+    #[must_use]
+    pub fn fits(&self, parts: usize) -> bool {
+        self.n < MESSAGES && self.parts + parts <= PARTS
+    }
+
+    /// So many parts would fit.
+    #[must_use]
+    pub fn fits_parts(&self, parts: usize) -> bool {
+        self.parts + parts <= PARTS
+    }
+
+    fn put(&mut self, v: libc::iovec) {
+        if let Some(at) = self.iov.get_mut(self.parts) {
+            at.write(v);
+            self.parts += 1;
+        }
+    }
+
+    /// Adds private memory to the message that is being made.
+    #[inline]
+    pub fn private(&mut self, b: &'a [u8]) {
+        if !b.is_empty() {
+            self.put(libc::iovec { iov_base: b.as_ptr().cast_mut().cast(), iov_len: b.len() });
+        }
+    }
+
+    /// Adds shared memory to the message that is being made.
+    #[inline]
+    pub fn shared(&mut self, segs: &[Seg]) {
+        segs.iter().for_each(|s| self.put(s.iovec()));
+    }
+
+    /// The message that is being made is whole; it is to be cut into datagrams of `segment` bytes, 0: into none.
+    pub fn finish(&mut self, segment: u16) {
+        if let Some(m) = self.list.get_mut(self.n) {
+            *m = Message { end: self.parts, segment };
+            self.n += 1;
+        }
+    }
+
+    /// The last message is to be cut into datagrams of `segment` bytes, and has what was added since.
+    pub fn extend_last(&mut self, segment: u16) {
+        if let Some(m) = self.n.checked_sub(1).and_then(|i| self.list.get_mut(i)) {
+            *m = Message { end: self.parts, segment };
+        }
+    }
+
+    /// Sends them in order; says how many were taken.
+    ///
+    /// # Errors
+    /// The kernel's about the first message.
+    pub fn send(&mut self, fd: BorrowedFd<'_>) -> Result<usize> {
+        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MESSAGES];
+        let mut notes = [Note([0; NOTE]); MESSAGES];
+        let mut from = 0;
+        let mut n: u32 = 0;
+        let iov = self.iov.as_mut_ptr().cast::<libc::iovec>();
+        for ((m, header), note) in self.list.iter().take(self.n).zip(&mut headers).zip(&mut notes) {
+            let control = if m.segment > 0 {
+                *note = cut(m.segment);
+                NOTE
+            } else {
+                0
+            };
+            let parts = m.end.saturating_sub(from);
+            header.write(message((ptr::null_mut(), 0), iov.wrapping_add(from), parts, (note, control)));
+            from = m.end;
+            n += 1;
+        }
+        // SAFETY: `n` headers are written; the parts they point to were gathered from slices that live as long as self,
+        // and from segments, which describe mapped memory; the notes outlive the call.
+        let done = unsafe {
+            libc::syscall(libc::SYS_sendmmsg, fd.as_raw_fd(), headers.as_mut_ptr(), n, SEND_FLAGS)
+        };
+        usize::try_from(done).map_err(|_| Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    use nix::sys::socket::{setsockopt, sockopt};
+
+    use super::*;
+    use crate::mem::Buf;
+
+    #[test]
+    fn batches_go_and_come_with_their_sources_cut_and_joined() {
+        let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        a.connect(b.local_addr().unwrap()).unwrap();
+        b.set_nonblocking(true).unwrap();
+        let mem = Buf::new(8192).unwrap();
+        mem.seg(0, 8).copy_in(b"bodybody");
+        let mut out = Outgoing::new();
+        out.private(b"head ");
+        out.shared(&[mem.seg(0, 4)]);
+        out.finish(0);
+        out.private(b"12341234123");
+        out.finish(4);
+        out.finish(0);
+        assert_eq!(out.send(a.as_fd()).unwrap(), 3);
+        let segs: Vec<Seg> = (0..64).map(|i| mem.seg(i * 100, 8)).collect();
+        let mut incoming = Incoming::new(true);
+        let got: Vec<Got> = incoming.recv(b.as_fd(), &segs).unwrap().to_vec();
+        let lens: Vec<_> = got.iter().map(|g| (g.len, g.truncated)).collect();
+        assert_eq!(lens, [(8, true), (4, false), (4, false), (3, false), (0, false)]);
+        assert_eq!(incoming.source(4), Some(a.local_addr().unwrap()));
+        assert_eq!(incoming.recv(b.as_fd(), &segs).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+
+        setsockopt(&b, sockopt::UdpGroSegment, &true).unwrap();
+        let mut out = Outgoing::new();
+        out.private(b"12341234123");
+        out.finish(4);
+        assert_eq!(out.send(a.as_fd()).unwrap(), 1);
+        let whole: Vec<Seg> = (0..64).map(|i| mem.seg(i * 100, 100)).collect();
+        let got = incoming.recv(b.as_fd(), &whole).unwrap();
+        assert_eq!(got, [Got { len: 11, segment: 4, truncated: false }]);
+    }
+
+    #[test]
+    fn sources_of_both_families() {
+        let (a, b) = (UdpSocket::bind("[::1]:0").unwrap(), UdpSocket::bind("[::1]:0").unwrap());
+        a.send_to(b"x", b.local_addr().unwrap()).unwrap();
+        let mem = Buf::new(64).unwrap();
+        let mut incoming = Incoming::new(true);
+        assert_eq!(incoming.recv(b.as_fd(), &[mem.seg(0, 64)]).unwrap().len(), 1);
+        assert_eq!(incoming.source(0), Some(a.local_addr().unwrap()));
+        assert_eq!(incoming.source(64), None);
+    }
+}
