@@ -74,12 +74,15 @@ fn holds(file: &str, ports: &[&[Call]]) -> usize {
 
 #[test]
 fn each_pair_of_ports_has_its_calls_on_file() {
-    use port::{stream, tap, vhost_user, xsk};
-    let pairs: [(&str, &[&[Call]]); 6] = [
+    use port::{dgram, stream, tap, vhost_user, xsk};
+    let pairs: [(&str, &[&[Call]]); 9] = [
         ("vhost-user+tap.txt", &[vhost_user::CALLS, tap::CALLS]),
         ("vhost-user+af-xdp.txt", &[vhost_user::CALLS, xsk::CALLS]),
         ("vhost-user+stream.txt", &[vhost_user::CALLS, stream::CALLS]),
         ("vhost-user+vhost-user.txt", &[vhost_user::CALLS]),
+        ("vhost-user+dgram.txt", &[vhost_user::CALLS, dgram::CALLS]),
+        ("dgram+tap.txt", &[dgram::CALLS, tap::CALLS]),
+        ("dgram+stream.txt", &[dgram::CALLS, stream::CALLS]),
         ("stream+tap.txt", &[stream::CALLS, tap::CALLS]),
         ("stream+af-xdp.txt", &[stream::CALLS, xsk::CALLS]),
     ];

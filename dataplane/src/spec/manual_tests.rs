@@ -23,6 +23,14 @@ const TEXTS: &[(&str, &str)] = &[
     ("stream", "stream,id=a,addr.type=fd,addr.str=5"),
     ("stream", "stream,id=a,addr.type=vsock,addr.cid=2,addr.port=1"),
     ("vhost-user", "vhost-user,id=a,path=p"),
+    ("dgram", "dgram,id=a,local.type=unix,local.path=l,remote.type=unix,remote.path=r"),
+    (
+        "dgram",
+        "dgram,id=a,local.type=inet,local.host=h,local.port=1,remote.type=inet,remote.host=h,remote.port=1",
+    ),
+    ("dgram", "dgram,id=a,local.type=fd,local.str=5"),
+    ("socket", "socket,id=a,udp=h:1,localaddr=h:2"),
+    ("l2tpv3", "l2tpv3,id=a,src=s,dst=d,udp=on,srcport=1,dstport=2,txsession=1"),
 ];
 
 /// The part of the page under `.Ss name`.
@@ -52,7 +60,7 @@ fn known(text: &str, role: &str) -> BTreeSet<String> {
 #[test]
 fn the_manual_names_every_key_and_no_other() {
     let common = items(section("every port"));
-    for kind in ["tap", "bridge", "af-xdp", "stream", "vhost-user"] {
+    for kind in ["tap", "bridge", "af-xdp", "stream", "dgram", "socket", "l2tpv3", "vhost-user"] {
         let mut keys = BTreeSet::new();
         for (_, text) in TEXTS.iter().filter(|(k, _)| *k == kind) {
             keys.extend(known(text, "netdev"));

@@ -7,12 +7,16 @@
 pub mod addr;
 pub mod dgram;
 pub mod fields;
+pub mod l2tpv3;
+pub mod socket;
 pub mod stream;
 pub mod tap;
 pub mod text;
 pub mod vhost_user;
 pub mod xsk;
 
+#[cfg(test)]
+mod datagram_tests;
 #[cfg(test)]
 mod manual_tests;
 #[cfg(test)]
@@ -47,6 +51,8 @@ pub enum Kind {
     Stream(stream::Stream),
     /// A frame in each datagram.
     Dgram(dgram::Dgram),
+    /// L2TPv3.
+    L2tpv3(l2tpv3::L2tpv3),
     /// A vhost-user device.
     VhostUser(vhost_user::VhostUser),
 }
@@ -82,8 +88,6 @@ enum Role {
 /// QEMU's types that a later version will have.
 const LATER: &[&str] = &[
     "user",
-    "socket",
-    "l2tpv3",
     "vde",
     "hubport",
     "netmap",
@@ -94,7 +98,8 @@ const LATER: &[&str] = &[
     "passt",
     "nic",
 ];
-const TYPES: &str = "this version has tap, bridge, af-xdp, stream, dgram and vhost-user";
+const TYPES: &str = "this version has tap, bridge, af-xdp, stream, dgram, socket, l2tpv3 and \
+                     vhost-user";
 
 impl Config {
     /// Reads `--netdev` texts, `--device` texts and tables of a configuration file, and joins them.
@@ -232,7 +237,7 @@ impl Kind {
             Self::Tap(tap::Tap::Handed(fds)) => fds.len(),
             Self::Tap(tap::Tap::Asked(t)) => t.queues.into(),
             Self::Xsk(x) => x.request.queues.into(),
-            Self::Stream(_) | Self::Dgram(_) => 1,
+            Self::Stream(_) | Self::Dgram(_) | Self::L2tpv3(_) => 1,
             Self::VhostUser(v) => v.queues.into(),
         }
     }
@@ -257,6 +262,7 @@ impl Kind {
             Self::Xsk(_) => "af-xdp",
             Self::Stream(_) => "stream",
             Self::Dgram(_) => "dgram",
+            Self::L2tpv3(_) => "l2tpv3",
             Self::VhostUser(_) => "vhost-user",
         }
     }
@@ -307,6 +313,8 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
         "af-xdp" => xsk::read(f).map(Kind::Xsk),
         "stream" => stream::read(f).map(Kind::Stream),
         "dgram" => dgram::read(f).map(Kind::Dgram),
+        "socket" => socket(f),
+        "l2tpv3" => l2tpv3::read(f).map(Kind::L2tpv3),
         "vhost-user" => vhost_user::read(f).map(Kind::VhostUser),
         later if LATER.contains(&later) => {
             Err(f.fault(format!("type '{later}' is not in this version"), TYPES))
@@ -317,6 +325,18 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
             Err(f.bad_value("type", other, fix))
         }
         other => Err(f.bad_value("type", other, TYPES)),
+    }
+}
+
+/// The older words, as the port that they mean.
+fn socket(f: &mut Fields) -> Result<Kind, Fault> {
+    match socket::read(f)? {
+        socket::Socket::Datagrams(d) => Ok(Kind::Dgram(d)),
+        socket::Socket::Listen(_) | socket::Socket::Connect(_) | socket::Socket::Fd(_) => {
+            let fix =
+                "use stream,addr.type=inet with server=on or off, or addr.type=fd: the bytes are the same";
+            Err(f.fault("the forms fd=, listen= and connect= of socket are not in this version", fix))
+        }
     }
 }
 

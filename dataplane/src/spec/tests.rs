@@ -290,7 +290,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("tap,id=", "Parameter 'id' expects an identifier"),
     ("tap,id=a/b", "Parameter 'id' expects an identifier"),
     ("user,id=a", "type 'user' is not in this version"),
-    ("dgram,id=a", "type 'dgram' is not in this version"),
     // tap
     ("tap,id=a,foo=1", "Invalid parameter 'foo'"),
     ("tap,id=a,nofoo", "Invalid parameter 'foo'"),

@@ -2,8 +2,7 @@
 //!
 //! | form | sends | receives |
 //! |---|---|---|
-//! | UDP, `strict` | connected to the peer | the same |
-//! | UDP | connected to the peer | the same, and from others one that cannot send |
+//! | UDP, L2TPv3 | connected to the peer | the same, and from others (to be counted, where they are not taken) one that cannot send |
 //! | multicast | connected to the group | one in the group that cannot send |
 //! | UNIX | aimed at the peer's path, again and again: [`Aim`] | the same |
 //!
@@ -89,7 +88,12 @@ pub fn open(what: &str, spec: &Dgram, inherited: Vec<OwnedFd>, mode: u32) -> Res
 
 fn fault(what: &str, doing: &str, e: &io::Error) -> Fault {
     let exit = if e.kind() == io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Unavailable };
-    Fault::new(exit, format!("{what}: {doing}"), e, "see that the address is this machine's and the port is free")
+    Fault::new(
+        exit,
+        format!("{what}: {doing}"),
+        e,
+        "see that the address is this machine's and the port is free",
+    )
 }
 
 /// UDP sockets of ours at `local` for `remote`.
@@ -106,34 +110,29 @@ pub fn udp(
     let remote = remote.resolve(what, None)?;
     let local = local.resolve(what, Some(remote))?;
     let doing = format!("UDP from {local} to {remote}");
-    let sockets = udp_sockets(local, remote, strict).map_err(|e| fault(what, &doing, &e))?;
-    Ok(Opened { sockets, plan: Plan { sources: Sources::Any, l2tp, cut: true, waits: false }, aim: None, file: None })
+    let sockets = udp_sockets(local, remote).map_err(|e| fault(what, &doing, &e))?;
+    let sources = if strict { Sources::Only(remote) } else { Sources::Any };
+    let plan = Plan { sources, l2tp, cut: true, waits: false };
+    Ok(Opened { sockets, plan, aim: None, file: None })
 }
 
-fn udp_sockets(local: SocketAddr, remote: SocketAddr, strict: bool) -> io::Result<Vec<OwnedFd>> {
-    let tx = udp_socket(local)?;
-    let mut both = vec![tx];
-    if !strict {
-        both.push(udp_socket(local)?);
-    }
-    for fd in &both {
-        setsockopt(fd, sockopt::ReuseAddr, &!strict)?;
-    }
+fn udp_sockets(local: SocketAddr, remote: SocketAddr) -> io::Result<Vec<OwnedFd>> {
+    let both = [udp_socket(local)?, udp_socket(local)?];
+    let [tx, rx] = &both;
     let mut at = SockaddrStorage::from(local);
-    for fd in &both {
+    for fd in [tx, rx] {
+        setsockopt(fd, sockopt::ReuseAddr, &true)?;
         socket::bind(fd.as_raw_fd(), &at)?;
         // A port of the kernel's choice is the same for both.
         at = socket::getsockname(fd.as_raw_fd())?;
     }
-    for fd in &both {
+    // From now on nobody else can bind it.
+    for fd in [tx, rx] {
         setsockopt(fd, sockopt::ReuseAddr, &false)?;
     }
-    let mut each = both.iter();
-    if let Some(tx) = each.next() {
-        socket::connect(tx.as_raw_fd(), &SockaddrStorage::from(remote))?;
-    }
-    each.try_for_each(receive_only)?;
-    Ok(both)
+    socket::connect(tx.as_raw_fd(), &SockaddrStorage::from(remote))?;
+    receive_only(rx)?;
+    Ok(both.into())
 }
 
 fn udp_socket(of: SocketAddr) -> io::Result<OwnedFd> {
@@ -241,11 +240,8 @@ fn unix(what: &str, local: &UnixName, remote: &UnixName, mode: u32) -> Result<Op
         UnixName::Abstract(name) => UnixAddr::new_abstract(name),
     };
     let now = Instant::now();
-    let mut aim = Aim {
-        socket: socket.try_clone().map_err(failed)?,
-        at: at.map_err(|e| failed(e.into()))?,
-        due: now,
-    };
+    let mut aim =
+        Aim { socket: socket.try_clone().map_err(failed)?, at: at.map_err(|e| failed(e.into()))?, due: now };
     aim.step(now);
     let plan = Plan { sources: Sources::Any, l2tp: None, cut: false, waits: false };
     Ok(Opened { sockets: vec![socket], plan, aim: Some(aim), file })
@@ -265,7 +261,8 @@ pub fn handed(what: &str, n: i32, inherited: Vec<OwnedFd>) -> Result<Opened, Fau
     if about.kind != libc::SOCK_DGRAM {
         return Err(fault("it is no datagram socket".into()));
     }
-    socket::getpeername::<SockaddrStorage>(fd.as_raw_fd()).map_err(|_| fault("it is not connected".into()))?;
+    socket::getpeername::<SockaddrStorage>(fd.as_raw_fd())
+        .map_err(|_| fault("it is not connected".into()))?;
     let inet = about.family == libc::AF_INET || about.family == libc::AF_INET6;
     if inet {
         let _older = setsockopt(&fd, sockopt::UdpGroSegment, &true);

@@ -128,6 +128,10 @@ impl Slot {
                 let opened = datagram::open(&what, &d, fds, mode)?;
                 Ok(datagrams(port.id, kind, opened))
             }
+            Kind::L2tpv3(l) => {
+                let opened = datagram::udp(&what, &l.src, &l.dst, true, Some(l.session))?;
+                Ok(datagrams(port.id, kind, opened))
+            }
             Kind::VhostUser(v) => {
                 let plan = port::vhost_user::Plan {
                     queues: v.queues,

@@ -15,9 +15,9 @@ use crate::mem::Seg;
 /// Most messages of one call.
 pub const MESSAGES: usize = 64;
 /// Flags of every `recvmmsg`.
-pub const RECV_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
+pub const RECV_FLAGS: u32 = libc::MSG_DONTWAIT.cast_unsigned();
 /// Flags of every `sendmmsg`.
-pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+pub const SEND_FLAGS: u32 = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL).cast_unsigned();
 
 /// Most runs of memory in one call.
 const PARTS: usize = 512;
@@ -32,6 +32,7 @@ const NOTE_LEN: usize = 20;
 const CUT_LEN: usize = 18;
 /// Bytes of the largest address that is looked at, `struct sockaddr_in6`.
 const NAME: usize = 28;
+const NAME_LEN: u32 = 28;
 
 /// A control message, or room for one.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +85,8 @@ impl Incoming {
         let mut list = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MESSAGES];
         let mut n: u32 = 0;
         for (((m, seg), name), note) in list.iter_mut().zip(to).zip(&mut self.names).zip(&mut self.notes) {
-            let named = if self.named { (ptr::from_mut(name).cast(), NAME as u32) } else { (ptr::null_mut(), 0) };
+            let named =
+                if self.named { (ptr::from_mut(name).cast(), NAME_LEN) } else { (ptr::null_mut(), 0) };
             // A Seg has the layout of an iovec (asserted in mem::seg), and recvmmsg does not write to it.
             m.write(message(named, ptr::from_ref(seg).cast_mut().cast(), 1, (note, NOTE)));
             n += 1;
@@ -161,7 +163,12 @@ fn joined(Note(raw): &Note) -> u16 {
 /// The note that has the kernel cut a message into datagrams of `segment` bytes.
 fn cut(segment: u16) -> Note {
     let mut raw = [0; NOTE];
-    let fields = [&CUT_LEN.to_ne_bytes()[..], &SOL_UDP.to_ne_bytes(), &UDP_SEGMENT.to_ne_bytes(), &segment.to_ne_bytes()];
+    let fields = [
+        &CUT_LEN.to_ne_bytes()[..],
+        &SOL_UDP.to_ne_bytes(),
+        &UDP_SEGMENT.to_ne_bytes(),
+        &segment.to_ne_bytes(),
+    ];
     for (to, from) in raw.iter_mut().zip(fields.into_iter().flatten()) {
         *to = *from;
     }
@@ -283,9 +290,8 @@ impl<'a> Outgoing<'a> {
         }
         // SAFETY: `n` headers are written; the parts they point to were gathered from slices that live as long as self,
         // and from segments, which describe mapped memory; the notes outlive the call.
-        let done = unsafe {
-            libc::syscall(libc::SYS_sendmmsg, fd.as_raw_fd(), headers.as_mut_ptr(), n, SEND_FLAGS)
-        };
+        let done =
+            unsafe { libc::syscall(libc::SYS_sendmmsg, fd.as_raw_fd(), headers.as_mut_ptr(), n, SEND_FLAGS) };
         usize::try_from(done).map_err(|_| Error::last_os_error())
     }
 }

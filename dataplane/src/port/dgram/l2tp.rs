@@ -228,7 +228,8 @@ mod tests {
     fn the_bytes_are_those_of_the_standard() {
         let cookie = Cookie::Eight(0x1112_1314_1516_1718, 1);
         let s = session(Carrier::Udp, cookie, Counter::Counts, 3);
-        let want = [0, 3, 0, 0, 1, 2, 3, 4, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0, 0, 0, 9, 0, 0, 0];
+        let want =
+            [0, 3, 0, 0, 1, 2, 3, 4, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0, 0, 0, 9, 0, 0, 0];
         assert_eq!(wire(&s, 9, b""), want);
         let s = session(Carrier::Ip6, Cookie::Four(0x2122_2324, 1), Counter::Pinned, 0);
         assert_eq!(wire(&s, 9, b"f"), [1, 2, 3, 4, 0x21, 0x22, 0x23, 0x24, 0, 0, 0, 0, b'f']);

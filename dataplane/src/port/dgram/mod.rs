@@ -54,8 +54,8 @@ pub struct Plan {
 
 /// What it calls once locked in. `sendmmsg` only as it is made here: it does not wait.
 pub const CALLS: &[Call] = &[
-    Call::only(libc::SYS_recvmmsg, &[Cond::is(3, mmsg::RECV_FLAGS as u32), Cond::null(4)]),
-    Call::only(libc::SYS_sendmmsg, &[Cond::is(3, mmsg::SEND_FLAGS as u32)]),
+    Call::only(libc::SYS_recvmmsg, &[Cond::is(3, mmsg::RECV_FLAGS), Cond::null(4)]),
+    Call::only(libc::SYS_sendmmsg, &[Cond::is(3, mmsg::SEND_FLAGS)]),
     // fdkind::socket, for a connection that is handed in later.
     Call::only(libc::SYS_getsockopt, &[Cond::is(1, 1)]),
 ];
@@ -114,10 +114,15 @@ impl Sources {
     fn judge(&self, source: impl FnOnce() -> Option<SocketAddr>) -> Option<Reason> {
         match self {
             Self::Any => None,
-            Self::Only(peer) => (source() != Some(*peer)).then_some(Reason::Source),
-            Self::NotFrom(us) => (source() == Some(*us)).then_some(Reason::Echo),
+            Self::Only(peer) => (!is(source(), peer)).then_some(Reason::Source),
+            Self::NotFrom(us) => is(source(), us).then_some(Reason::Echo),
         }
     }
+}
+
+/// Flow labels and scopes do not count.
+fn is(source: Option<SocketAddr>, who: &SocketAddr) -> bool {
+    source.is_some_and(|s| (s.ip(), s.port()) == (who.ip(), who.port()))
 }
 
 impl Port for Dgram {

@@ -173,6 +173,7 @@ fn strangers_are_heard_only_without_strict() {
         let want: &[&[u8]] = if strict { &[b"peer"] } else { &[b"peer", b"stranger"] };
         assert_eq!(got, want);
         assert!(recv(p.as_mut(), &mut Batch::new()).is_empty());
+        assert_eq!(drops(p.as_ref(), Reason::Source), u64::from(strict));
         // Nobody can bind the port beside us, whatever he says.
         let second = UdpSocket::bind(at).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
@@ -295,7 +296,9 @@ fn l2tp_over_udp_counts_what_is_not_ours() {
         w[at] = value;
         w
     };
-    for message in [wrong(0, 0xc8), wrong(1, 2), wrong(7, 8), wrong(8, 0), good[..20].to_vec(), good[..25].to_vec()] {
+    for message in
+        [wrong(0, 0xc8), wrong(1, 2), wrong(7, 8), wrong(8, 0), good[..20].to_vec(), good[..25].to_vec()]
+    {
         peer.send_to(&message, at).unwrap();
     }
     peer.send_to(&good, at).unwrap();
