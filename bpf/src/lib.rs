@@ -21,7 +21,7 @@ pub fn object() -> &'static [u8] {
 pub const SOCKETS: &str = "sockets";
 /// Hash of the guest's addresses: key of 8 bytes (the address, two zeros), value of one byte without meaning.
 pub const STATIONS: &str = "stations";
-/// Per-CPU array of `u64` frame counts, indexed by [`Verdict`].
+/// Per-CPU array of `u64` counts of frames that were left to the host, indexed by [`Verdict`].
 pub const VERDICTS: &str = "verdicts";
 /// Read-only data: one [`Config`], set before loading.
 pub const CONFIG: &str = ".rodata.config";
@@ -30,18 +30,16 @@ pub const REDIRECT: &str = "redirect";
 /// The program for frames of several buffers too (`SEC("xdp.frags")`, kernel 5.18).
 pub const REDIRECT_FRAGS: &str = "redirect_frags";
 
-/// What became of a frame: index into [`VERDICTS`].
+/// Why a frame was left to the host's stack: index into [`VERDICTS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Verdict {
-    /// Given to a socket.
-    Redirected = 0,
-    /// Not for the guest: to the host's stack.
-    Passed = 1,
-    /// For the guest, but its queue has no socket: to the host's stack.
-    NoSocket = 2,
-    /// No whole Ethernet header: to the host's stack.
-    Short = 3,
+    /// Not for the guest.
+    Passed = 0,
+    /// For the guest, but its queue has no socket.
+    NoSocket = 1,
+    /// No whole Ethernet header.
+    Short = 2,
 }
 
 /// Which frames are the guest's.

@@ -222,7 +222,7 @@ impl Worker {
             }
             moved |= here;
             place.count(here);
-            place.unwatched = place.busy() || (self.looking && !here);
+            place.unwatched = place.busy() || self.looking || (place.unwatched && here);
             self.put(at, place);
         }
         (moved, rewire)

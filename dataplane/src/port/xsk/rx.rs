@@ -20,6 +20,9 @@ use crate::port::xsk::partial;
 use crate::port::xsk::shape::{MAX_JOINED, Shape};
 use crate::stats::{Reason, Stats};
 
+/// So many descriptors ahead a frame's first bytes are asked for: the kernel wrote them on another core.
+const AHEAD: u32 = 16;
+
 /// The receiving half.
 pub(super) struct Rx {
     ring: Ring<Desc>,
@@ -77,6 +80,9 @@ impl Rx {
     pub(super) fn recv(&mut self, umem: &Umem, b: &mut Batch, stats: &mut Stats) -> io::Result<()> {
         self.peeked.clear();
         let there = self.ring.between(self.next, self.ring.producer())?;
+        for n in 0..AHEAD.min(there) {
+            self.ask_for(umem, n);
+        }
         while b.room() > 0 && self.peeked.len() < there as usize {
             let Some(f) = b.push() else { break };
             f.cookie = 0;
@@ -87,6 +93,9 @@ impl Rx {
                     // The kernel publishes whole frames, so this is not one yet.
                     b.pop();
                     return Ok(());
+                }
+                if n.wrapping_add(AHEAD) < there {
+                    self.ask_for(umem, n.wrapping_add(AHEAD));
                 }
                 let desc = self.ring.get(self.next.wrapping_add(n));
                 let base = self.shape.base(&desc).ok_or_else(broken)?;
@@ -119,6 +128,18 @@ impl Rx {
             }
         }
         Ok(())
+    }
+
+    /// Asks the processor for the first bytes of the piece `n` descriptors from here.
+    #[inline]
+    fn ask_for(&self, umem: &Umem, n: u32) {
+        let desc = self.ring.get(self.next.wrapping_add(n));
+        if let Some(seg) = umem.seg(desc.addr, desc.len) {
+            seg.prefetch();
+            if desc.len > 64 {
+                seg.prefetch_at(64);
+            }
+        }
     }
 
     fn count_once(&mut self, end: u32, stats: &mut Stats) {

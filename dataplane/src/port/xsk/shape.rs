@@ -12,8 +12,10 @@ use crate::port::xsk::Plan;
 pub(super) const MAX_PARTS: u32 = 18;
 /// Most pieces of a received frame that are joined: a 64 KiB super-frame in chunks of 2048 bytes, less headroom.
 pub(super) const MAX_JOINED: u32 = 40;
-/// Most chunks that circulate for receiving: a megabyte or two, which stays in the second-level cache, and eight batches.
-const MAX_LENT: u32 = 512;
+/// Most chunks that circulate for receiving. With few, the kernel writes into lines that still lie in our core's cache and
+/// waits for them: at 64 bytes 1024 brought 4.7 million frames a second over a veth pair where 512 brought 4.1. With
+/// more, frames of full size no longer lie in the second-level cache when we come to them.
+const MAX_LENT: u32 = 1024;
 
 /// The division of one queue's UMEM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
