@@ -7,23 +7,33 @@
 //! owned at once; what cannot be built is one clear sentence to the supervisor and a clean exit.
 #![forbid(unsafe_code)]
 
+mod changes;
+pub mod kinds;
+mod link;
+
+use std::collections::BTreeSet;
 use std::io;
 use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use netreeve_shared::channel::{Channel, MAX_FDS};
-use netreeve_shared::codec::{self, Header, kind};
+use netreeve_shared::channel::Channel;
+use netreeve_shared::codec::kind;
+use netreeve_shared::mac::Mac;
 
-use crate::handover::{FromDataplane, Level, Plan, PortPlan, ToDataplane, Wire};
+use crate::handover::{FromDataplane, Level, Plan, ToDataplane, Wire};
 use crate::lane::{Lane, Side};
-use crate::port::{self, Change, Left, OpenError, Piece, Queues};
+use crate::port::absent::Absent;
+use crate::port::hub::Hubs;
+use crate::port::{Change, Left, OpenError, Piece, Port, Queues};
 use crate::sandbox::call::{Call, Cond};
 use crate::sandbox::seccomp::LOCKS;
 use crate::sandbox::{self, Needs};
 use crate::stats::Stats;
-use crate::worker::{Floor, Outside, Seat, Seated, Worker};
+use crate::worker::{Floor, NOBODY, Outside, Seat, Seated, Worker};
+use changes::Changes;
+use link::Link;
 
 /// Kind of the messages in both directions.
 pub const KIND: u16 = kind::PRIVATE;
@@ -39,6 +49,9 @@ pub const CALLS: &[Call] = &[
 
 /// Descriptors that may come or be made later: connections, guest memory (64 regions), two or three eventfds a ring.
 const MORE_FDS: u64 = 1024;
+
+/// Those that there may be where ports may come later.
+const LATER_FDS: u64 = 4 * MORE_FDS;
 
 /// Bytes of a worker's stack: nothing in a turn recurses, and batches live on the heap.
 const STACK: usize = 256 * 1024;
@@ -66,49 +79,13 @@ impl Trouble {
     }
 }
 
-/// The two ends of the hand-over as the dataplane sees them.
-struct Link {
-    channel: Channel,
-    sequence: u32,
-}
-
-impl Link {
-    fn say(&mut self, m: &FromDataplane) -> io::Result<()> {
-        self.say_with(m, &[])
-    }
-
-    fn say_with(&mut self, m: &FromDataplane, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let count = u16::try_from(fds.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let head = Header { kind: KIND, sequence: self.sequence, fds: count };
-        let bytes = codec::encode(head, m).map_err(|_| io::ErrorKind::InvalidInput)?;
-        self.channel.send(&bytes, fds)
-    }
-
-    /// The next message with its descriptors; none if none waits (`wait` over) or the supervisor is gone (an error).
-    fn hear(&self, wait: Option<Duration>) -> io::Result<Option<(ToDataplane, Vec<OwnedFd>)>> {
-        let m = match self.channel.recv(MAX_FDS, wait) {
-            Ok(Some(m)) => m,
-            Ok(None) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        let bad = |_| io::Error::from(io::ErrorKind::InvalidData);
-        let head = codec::header(&m.bytes, m.fds.len()).map_err(bad)?;
-        if head.kind != KIND {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        Ok(Some((codec::decode(&m.bytes).map_err(bad)?, m.fds)))
-    }
-}
-
 /// Runs a dataplane on the channel at descriptor 3 until the supervisor ends it. The process's exit code.
 #[must_use]
 pub fn main() -> u8 {
     let Ok(channel) = Channel::inherited() else { return 64 };
     // A supervisor that does not read must not hold up the data path.
     let _ = channel.set_nonblocking(true);
-    let mut link = Link { channel, sequence: 0 };
+    let mut link = Link::new(channel);
     match start(&mut link) {
         Ok(ready) => match ready.run(link) {
             Ok(()) => 0,
@@ -127,14 +104,14 @@ struct Ready {
     floor: Arc<Floor>,
     first: Worker,
     level: Level,
-    ports: usize,
+    changes: Changes,
     left: Vec<Left>,
 }
 
 impl Ready {
     fn run(mut self, mut link: Link) -> io::Result<()> {
         link.say(&FromDataplane::Ready { level: self.level })?;
-        let mut engine = Engine { link, ports: self.ports, told: vec![false; self.ports] };
+        let mut engine = Engine { link, changes: self.changes, told: BTreeSet::new() };
         for (slot, left) in (0u16..).zip(std::mem::take(&mut self.left)) {
             if !left.is_empty() {
                 engine.inherit(&self.floor, slot, left);
@@ -158,22 +135,36 @@ fn start(link: &mut Link) -> Result<Ready, Trouble> {
         let inherited = left.iter().flatten().flat_map(|(_, fds)| fds);
         let keep: Vec<RawFd> =
             fds.iter().flatten().chain(inherited).map(AsRawFd::as_raw_fd).chain(ours).collect();
-        let needs = Needs { at_least: plan.run.at_least, keep: &keep, more_fds: MORE_FDS };
+        let more_fds = if plan.later.is_empty() { MORE_FDS } else { LATER_FDS };
+        let needs = Needs { at_least: plan.run.at_least, keep: &keep, more_fds };
         Some(sandbox::walls(&needs).map_err(|e| Trouble::new(e.to_string()))?)
     };
-    let ports = plan.ports.len();
-    let (lanes, mut calls) = build(&plan, fds)?;
+    let mut calls = vec![CALLS];
+    calls.extend(kinds::of_plan(&plan));
+    let mut hubs = Hubs::default();
+    let lanes = build(&plan, fds, &mut hubs)?;
     let workers = workers(plan.run.workers.into(), &lanes, processors);
     if workers > 1 {
         calls.push(LOCKS);
     }
     let floor = Floor::new(lanes, workers).map_err(|e| Trouble::io("the workers' bells", &e))?;
+    for slot in floor.lonely() {
+        // A guest whose port has no peer sees that from the beginning.
+        let _ = floor.set_link(slot, true);
+    }
+    for slot in &plan.down {
+        floor
+            .set_link(*slot, false)
+            .map_err(|_| Trouble::new("a link is down of a port that is not there"))?;
+    }
+    let used = (0u16..).zip(&plan.ports).filter(|(_, p)| p.is_some()).map(|(slot, _)| slot);
+    let changes = Changes::new(&plan.later, hubs, used);
     let (floor, first) = hire(floor, Duration::from_micros(plan.run.busy_poll_us.into()))?;
     let level = match walls {
         None => Level::Off,
         Some(w) => w.seal(&calls).map_err(|e| Trouble::new(e.to_string()))?,
     };
-    Ok(Ready { floor, first, level, ports, left })
+    Ok(Ready { floor, first, level, changes, left })
 }
 
 /// How many workers there are to be: never more than lanes, which would leave some without work.
@@ -239,24 +230,12 @@ fn gather(link: &Link) -> Result<Handed, Trouble> {
     }
 }
 
-/// Opens a port: its queues and the system calls they need.
-fn open(plan: &PortPlan, fds: Vec<OwnedFd>) -> Result<(Queues, &'static [Call]), OpenError> {
-    Ok(match plan {
-        PortPlan::Tap(p) => (port::tap::open(p, fds)?, port::tap::CALLS),
-        PortPlan::Xsk(p) => (port::xsk::open(p, fds)?, port::xsk::CALLS),
-        PortPlan::VhostUser(p) => (port::vhost_user::open(p, fds)?, port::vhost_user::CALLS),
-        PortPlan::Stream(p) => (port::stream::open(p, fds)?, port::stream::CALLS),
-        PortPlan::Dgram(p) => (port::dgram::open(p, fds)?, port::dgram::CALLS),
-    })
-}
-
-fn build(plan: &Plan, fds: Vec<Vec<OwnedFd>>) -> Result<(Vec<Seated>, Vec<&'static [Call]>), Trouble> {
-    let mut calls = vec![CALLS];
+/// Lanes of all ports: wires, and ports without peers.
+fn build(plan: &Plan, fds: Vec<Vec<OwnedFd>>, hubs: &mut Hubs) -> Result<Vec<Seated>, Trouble> {
     let mut ports = Vec::new();
     for (slot, (p, fds)) in (0u16..).zip(plan.ports.iter().zip(fds)) {
-        let (queues, c) = open(p, fds).map_err(|e| Trouble::open(slot, &e))?;
-        calls.push(c);
-        ports.push(Some(queues));
+        let opened = p.as_ref().map(|p| kinds::open(p, fds, hubs).map_err(|e| Trouble::open(slot, &e)));
+        ports.push(opened.transpose()?);
     }
     let mut lanes = Vec::new();
     for w in &plan.wires {
@@ -267,7 +246,22 @@ fn build(plan: &Plan, fds: Vec<Vec<OwnedFd>>) -> Result<(Vec<Seated>, Vec<&'stat
         let (netdev, device) = (take(w.netdev)?, take(w.device)?);
         lanes.extend(wire(w, netdev, device)?);
     }
-    Ok((lanes, calls))
+    for (slot, queues) in (0u16..).zip(ports) {
+        for port in queues.into_iter().flatten() {
+            lanes.push(seated(Box::<Absent>::default(), port, None, (NOBODY, slot))?);
+        }
+    }
+    Ok(lanes)
+}
+
+fn seated(
+    netdev: Box<dyn Port>,
+    device: Box<dyn Port>,
+    lock_mac: Option<Mac>,
+    slots: (u16, u16),
+) -> Result<Seated, Trouble> {
+    let lane = Lane::new(netdev, device, lock_mac).map_err(|e| Trouble::io("memory for a lane", &e))?;
+    Ok(Seated { lane, slots })
 }
 
 /// The lanes of one wire.
@@ -276,20 +270,16 @@ fn wire(w: &Wire, netdev: Queues, device: Queues) -> Result<Vec<Seated>, Trouble
         let why = format!("queues differ: the netdev has {}, the device {}", netdev.len(), device.len());
         return Err(Trouble { slot: Some(w.device), errno: 0, why });
     }
-    let mut lanes = Vec::new();
-    for (n, d) in netdev.into_iter().zip(device) {
-        let lane = Lane::new(n, d, w.lock_mac).map_err(|e| Trouble::io("memory for a lane", &e))?;
-        lanes.push(Seated { lane, slots: (w.netdev, w.device) });
-    }
-    Ok(lanes)
+    let pairs = netdev.into_iter().zip(device);
+    pairs.map(|(n, d)| seated(n, d, w.lock_mac, (w.netdev, w.device))).collect()
 }
 
 /// What stands between the worker and the supervisor.
 struct Engine {
     link: Link,
-    ports: usize,
+    changes: Changes,
     /// Slots of which the supervisor knows that what it keeps is no longer true.
-    told: Vec<bool>,
+    told: BTreeSet<u16>,
 }
 
 impl Engine {
@@ -320,9 +310,7 @@ impl Engine {
 
     /// Gives the supervisor what it keeps of a slot. What it does not take now, it asks for again.
     fn keep(&mut self, floor: &Floor, slot: u16) {
-        if let Some(told) = self.told.get_mut(usize::from(slot)) {
-            *told = false;
-        }
+        self.told.remove(&slot);
         let Some(seat) = floor.seat(slot) else { return };
         let link = &mut self.link;
         let mut keep =
@@ -331,23 +319,34 @@ impl Engine {
         let _ = self.link.say(&FromDataplane::Kept { slot, whole: whole.unwrap_or(false) });
     }
 
-    fn stats(&mut self, floor: &Floor) -> io::Result<()> {
-        match self.say_stats(floor) {
+    /// Ports come, go or change places. The answer does not get lost: a supervisor that does not read it is gone.
+    fn change(&mut self, floor: &Floor, message: ToDataplane) -> io::Result<()> {
+        if let ToDataplane::Remove { slot, .. } = message {
+            self.told.remove(&slot);
+        }
+        match self.changes.make(floor, message) {
+            Some(answer) => self.link.say(&answer),
+            None => Ok(()),
+        }
+    }
+
+    fn stats(&mut self, floor: &Floor, of: Option<u16>) -> io::Result<()> {
+        match self.say_stats(floor, of) {
             // It does not read now, and asks again if it wants to.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
             said => said,
         }
     }
 
-    fn say_stats(&mut self, floor: &Floor) -> io::Result<()> {
-        for (number, waits) in (0u16..).zip(floor.waits()) {
+    fn say_stats(&mut self, floor: &Floor, of: Option<u16>) -> io::Result<()> {
+        for (number, waits) in (0u16..).zip(floor.waits()).filter(|_| of.is_none()) {
             self.link.say(&FromDataplane::Worker { number, waits })?;
         }
-        for slot in (0u16..).take(self.ports) {
+        for slot in self.changes.used().filter(|s| of.is_none_or(|of| of == *s)) {
             let mut sum = Stats::default();
             let mut up = false;
             for lane in 0..floor.len() {
-                for side in [Side::Netdev, Side::Device] {
+                for side in Side::BOTH {
                     if floor.slot(Seat { lane, side }) != Some(slot) {
                         continue;
                     }
@@ -370,10 +369,16 @@ impl Outside for Engine {
     fn message(&mut self, floor: &Floor) -> io::Result<bool> {
         let Some((message, fds)) = self.link.hear(Some(Duration::ZERO))? else { return Ok(true) };
         match message {
-            ToDataplane::Fds { slot } => self.connect(floor, slot, fds),
-            ToDataplane::Stats => self.stats(floor)?,
+            ToDataplane::Fds { slot } if self.changes.uses(slot) => self.connect(floor, slot, fds),
+            ToDataplane::Fds { slot } => self.changes.hold(slot, fds),
+            ToDataplane::Stats { slot } => self.stats(floor, slot)?,
             ToDataplane::Quit => return Ok(false),
             ToDataplane::Keep { slot } => self.keep(floor, slot),
+            ToDataplane::Add { .. }
+            | ToDataplane::Remove { .. }
+            | ToDataplane::Join { .. }
+            | ToDataplane::Part { .. }
+            | ToDataplane::Link { .. } => self.change(floor, message)?,
             ToDataplane::Plan(_) | ToDataplane::Begin | ToDataplane::Inherit { .. } => {
                 return Err(io::ErrorKind::InvalidData.into());
             }
@@ -383,9 +388,11 @@ impl Outside for Engine {
 
     fn unsettled(&mut self, slot: u16) -> bool {
         // A word of the peer's that is read before the supervisor knows could be lost with us.
-        let Some(told) = self.told.get_mut(usize::from(slot)).filter(|told| !**told) else { return true };
-        *told = self.link.say(&FromDataplane::Unsettled { slot }).is_ok();
-        *told
+        if self.told.contains(&slot) {
+            return true;
+        }
+        let said = self.link.say(&FromDataplane::Unsettled { slot }).is_ok();
+        said && self.told.insert(slot)
     }
 
     fn changed(&mut self, slot: u16, change: Change) {

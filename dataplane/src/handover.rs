@@ -10,6 +10,20 @@
 //! ([`ToDataplane::Keep`]) and keeps what comes ([`FromDataplane::Piece`]) unread; the dataplane says
 //! [`FromDataplane::Unsettled`] before it reads the peer's next word. What is kept when it dies, its successor inherits.
 //!
+//! # Ports that come, go and change places
+//! A running dataplane that was told at the start which kinds of ports may come ([`Plan::later`]) takes changes: what
+//! the port needs in descriptors ([`ToDataplane::Fds`], for a slot that is not in use), then [`ToDataplane::Add`];
+//! [`ToDataplane::Join`] makes two ports a wire, [`ToDataplane::Part`] and [`ToDataplane::Remove`] undo both, and
+//! [`ToDataplane::Link`] is QEMU's `set_link`. Each carries a number of the supervisor's choice and is answered in order,
+//! once, by [`FromDataplane::Done`] or [`FromDataplane::Refused`] with that number; a change that is refused has changed
+//! nothing. What a new port needs from outside (AF_XDP: attaching) is done after *done*, as at the start after *ready*.
+//!
+//! The supervisor keeps its [`Plan`] as the changes that were *done* leave it, since that is what the next dataplane is
+//! given: `ports` with a hole where a slot is free, `wires`, `down`. A slot's number is the port's as long as it is
+//! there, and may be used again after its removal is *done*; messages about it that were on their way before that are
+//! to be passed over. A **hub** is no more than ports of kind [`PortKind::Hub`] that name the same hub, each the peer of a
+//! member: there is nothing to restore but ports and wires.
+//!
 //! Trust: the dataplane is hostile to the supervisor once it has read a guest's byte; every message is bounded, and a
 //! message that the supervisor does not expect ends the dataplane. Promise: no path and no name travels here.
 #![forbid(unsafe_code)]
@@ -25,8 +39,9 @@ use crate::worker::Waits;
 pub enum ToDataplane {
     /// What to build. Sent once, first.
     Plan(Plan),
-    /// Descriptors for a slot travel with this message. Before [`ToDataplane::Begin`]: what the port is opened with;
-    /// afterwards: the new connection that the dataplane asked for.
+    /// Descriptors for a slot travel with this message. Before [`ToDataplane::Begin`], or for a slot that is not in use:
+    /// what the port will be opened with, in as many messages as it takes; else: the new connection that the dataplane
+    /// asked for.
     Fds {
         /// The slot.
         slot: u16,
@@ -40,12 +55,57 @@ pub enum ToDataplane {
     },
     /// Everything is here: open, lock in, say [`FromDataplane::Ready`].
     Begin,
-    /// Give the counters.
-    Stats,
+    /// Give the counters: of every slot in use and of the workers, or of one slot alone.
+    Stats {
+        /// The only slot that is asked about; one that is not in use is not answered.
+        slot: Option<u16>,
+    },
     /// Give what the next dataplane would need to go on with this slot's connection.
     Keep {
         /// The slot.
         slot: u16,
+    },
+    /// Open a port, with the descriptors that came for its slot. It has no peer yet: a device answers its VMM and drops
+    /// what the guest sends, a netdev waits.
+    Add {
+        /// Number for the answer.
+        ask: u32,
+        /// A slot that is not in use.
+        slot: u16,
+        /// The port; its kind is one of [`Plan::later`].
+        plan: PortPlan,
+    },
+    /// Close a port. The peer that it had has none from then on.
+    Remove {
+        /// Number for the answer.
+        ask: u32,
+        /// The slot.
+        slot: u16,
+    },
+    /// Make two ports a wire. Those that were on other wires leave them, in the same breath: so a netdev is swapped
+    /// beneath a device that does not notice.
+    Join {
+        /// Number for the answer.
+        ask: u32,
+        /// The wire.
+        wire: Wire,
+    },
+    /// Take the wire that a slot is on apart. Both ports stay, without peers.
+    Part {
+        /// Number for the answer.
+        ask: u32,
+        /// Either slot of the wire.
+        slot: u16,
+    },
+    /// Take a port's link up or down. While it is down, frames from it and for it are dropped and counted, and both ends
+    /// tell who is behind them, if they can (a guest sees its carrier go).
+    Link {
+        /// Number for the answer.
+        ask: u32,
+        /// The slot.
+        slot: u16,
+        /// Up.
+        up: bool,
     },
     /// End in order: flush, close, exit 0.
     Quit,
@@ -113,7 +173,22 @@ pub enum FromDataplane {
         /// Its sleeps and its looking for work.
         waits: Waits,
     },
-    /// Counters of one port, summed over its lanes; one message for each slot, in order.
+    /// The change with this number is made.
+    Done {
+        /// [`ToDataplane::Add`]'s number, or another's.
+        ask: u32,
+    },
+    /// The change with this number is not made, and nothing has changed; descriptors that came for it are closed.
+    Refused {
+        /// Its number.
+        ask: u32,
+        /// Error number, 0 if there is none.
+        errno: i32,
+        /// A sentence for the user, at most 512 characters.
+        why: String,
+    },
+    /// Counters of one port, summed over its lanes; one message for each slot in use, in order, or for the one that was
+    /// asked about.
     Stats {
         /// The slot.
         slot: u16,
@@ -127,12 +202,25 @@ pub enum FromDataplane {
 /// What a dataplane builds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// The ports; a port's index is its slot.
-    pub ports: Vec<PortPlan>,
+    /// The ports; a port's index is its slot. None: the slot is free. A port that is on no wire has no peer yet.
+    pub ports: Vec<Option<PortPlan>>,
     /// The wires: indices of two ports each.
     pub wires: Vec<Wire>,
+    /// Slots whose link was taken down.
+    pub down: Vec<u16>,
+    /// Kinds of ports that may be added while it runs: their system calls, those of opening included, are in the filter
+    /// from the start. None of them is ever `socket`, `connect` or `bind`. Empty: no port is ever added.
+    pub later: Vec<PortKind>,
     /// How it waits and how it is locked in.
     pub run: RunPlan,
+}
+
+impl Plan {
+    /// A plan of ports that stay as they are.
+    #[must_use]
+    pub fn new(ports: Vec<PortPlan>, wires: Vec<Wire>, run: RunPlan) -> Self {
+        Self { ports: ports.into_iter().map(Some).collect(), wires, down: Vec::new(), later: Vec::new(), run }
+    }
 }
 
 /// Two ports, peers of each other.
@@ -186,4 +274,44 @@ pub enum PortPlan {
     Stream(port::stream::Plan),
     /// A frame in each datagram; descriptors: the socket that sends, and perhaps one that only receives.
     Dgram(port::dgram::Plan),
+    /// A place in a hub, whose peer is the hub's member; no descriptors.
+    Hub(port::hub::Plan),
+}
+
+/// What a port is, without its particulars.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum PortKind {
+    /// A tap. One that is added later has no ring of calls (io_uring is made before the lock-in or not at all): each
+    /// frame has its system call.
+    Tap,
+    /// AF_XDP.
+    Xsk,
+    /// A vhost-user device.
+    VhostUser,
+    /// A stream.
+    Stream,
+    /// A frame in each datagram.
+    Dgram,
+    /// A place in a hub.
+    Hub,
+}
+
+impl PortKind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Tap, Self::Xsk, Self::VhostUser, Self::Stream, Self::Dgram, Self::Hub];
+}
+
+impl PortPlan {
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> PortKind {
+        match self {
+            Self::Tap(_) => PortKind::Tap,
+            Self::Xsk(_) => PortKind::Xsk,
+            Self::VhostUser(_) => PortKind::VhostUser,
+            Self::Stream(_) => PortKind::Stream,
+            Self::Dgram(_) => PortKind::Dgram,
+            Self::Hub(_) => PortKind::Hub,
+        }
+    }
 }

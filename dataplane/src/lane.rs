@@ -29,6 +29,9 @@ pub enum Side {
 }
 
 impl Side {
+    /// Both ends.
+    pub const BOTH: [Self; 2] = [Self::Netdev, Self::Device];
+
     /// The other end.
     #[must_use]
     pub fn peer(self) -> Self {
@@ -67,6 +70,8 @@ struct Path {
     takes: Traits,
     /// The taker lends, and whatever lands there needs no work and no judgement that could drop it.
     direct: bool,
+    /// An end's link was taken down while its giver is up: what it gives is dropped.
+    muted: bool,
     /// What is sent to a taker that is down is dropped (towards the netdev), not kept waiting (towards the guest).
     drops_when_down: bool,
     /// Frames of the last turn wait in the batch: their giver cannot take them back.
@@ -94,6 +99,7 @@ impl Path {
             gives: Traits { up: false, ..Traits::default() },
             takes: Traits { up: false, ..Traits::default() },
             direct: false,
+            muted: false,
             drops_when_down,
             held: false,
             found: Judgement::default(),
@@ -122,6 +128,21 @@ impl Path {
         self.gives = gives;
         self.takes = takes;
         self.at = At::default();
+    }
+
+    /// An end gets another port: what waits of the old giver is given back, or is lost and counted.
+    fn forget(&mut self, from: &mut dyn Port) {
+        // A giver that rewinds was told what was not taken, or will give it all again.
+        if self.held && !self.gives.rewinds {
+            let n = self.batch.len();
+            from.stats_mut().drop_n(Reason::PeerDown, n as u64);
+            from.release(&self.batch, n);
+        }
+        self.held = false;
+        self.joined = false;
+        self.at = At::default();
+        self.batch.clear();
+        self.scratch.clear();
     }
 
     /// Receives and judges a batch. False: there is no memory to receive into, the taker is full.
@@ -224,6 +245,8 @@ pub struct Lane {
     to_device: Path,
     to_netdev: Path,
     dead: (bool, bool),
+    /// Its link was taken down.
+    off: (bool, bool),
 }
 
 impl Lane {
@@ -238,6 +261,7 @@ impl Lane {
             to_device: Path::new(None, false)?,
             to_netdev: Path::new(lock_mac, true)?,
             dead: (false, false),
+            off: (false, false),
         };
         lane.rewire();
         Ok(lane)
@@ -251,17 +275,80 @@ impl Lane {
         self.device.peer_takes(takes);
         let netdev = self.traits(Side::Netdev);
         let device = self.traits(Side::Device);
+        let off = self.off.0 || self.off.1;
+        self.netdev.peer_up(device.up && !off);
+        self.device.peer_up(netdev.up && !off);
+        self.to_device.muted = off && !self.dead.0 && self.netdev.traits().up;
+        self.to_netdev.muted = off && !self.dead.1 && self.device.traits().up;
         self.to_device.rewire(netdev, device);
         self.to_netdev.rewire(device, netdev);
     }
 
+    /// Asks again what follows from other lanes. True: something changed.
+    pub fn refresh(&mut self) -> bool {
+        if !(self.netdev.follows() || self.device.follows()) {
+            return false;
+        }
+        let now = (self.traits(Side::Netdev), self.traits(Side::Device));
+        let changed = now != (self.to_device.gives, self.to_netdev.gives);
+        if changed {
+            self.rewire();
+        }
+        changed
+    }
+
+    /// Puts another port at an end and gives back the one that was there. What the lane held of it is lost and counted.
+    pub fn replace(&mut self, side: Side, port: Box<dyn Port>) -> Box<dyn Port> {
+        self.to_device.forget(self.netdev.as_mut());
+        self.to_netdev.forget(self.device.as_mut());
+        let (place, dead, off) = match side {
+            Side::Netdev => (&mut self.netdev, &mut self.dead.0, &mut self.off.0),
+            Side::Device => (&mut self.device, &mut self.dead.1, &mut self.off.1),
+        };
+        (*dead, *off) = (false, false);
+        let old = std::mem::replace(place, port);
+        self.rewire();
+        old
+    }
+
+    /// Frames from the device must come from this address.
+    pub fn set_lock_mac(&mut self, mac: Option<Mac>) {
+        self.to_netdev.filter.lock_mac = mac;
+        self.rewire();
+    }
+
+    /// Takes an end's link down or up.
+    pub fn set_off(&mut self, side: Side, off: bool) {
+        match side {
+            Side::Netdev => self.off.0 = off,
+            Side::Device => self.off.1 = off,
+        }
+        self.rewire();
+    }
+
+    /// What [`Lane::set_dead`] and [`Lane::set_off`] said of an end.
+    #[must_use]
+    pub fn marks(&self, side: Side) -> (bool, bool) {
+        match side {
+            Side::Netdev => (self.dead.0, self.off.0),
+            Side::Device => (self.dead.1, self.off.1),
+        }
+    }
+
+    /// Tells both ends whether they have a link: the other one is up, and neither was taken down.
+    pub fn tell_links(&mut self) {
+        let (netdev, device) = (self.is_up(Side::Netdev), self.is_up(Side::Device));
+        self.netdev.peer_link(device && !self.off.0);
+        self.device.peer_link(netdev && !self.off.1);
+    }
+
     fn traits(&self, side: Side) -> Traits {
-        let (dead, port) = match side {
-            Side::Netdev => (self.dead.0, &self.netdev),
-            Side::Device => (self.dead.1, &self.device),
+        let (dead, off, port) = match side {
+            Side::Netdev => (self.dead.0, self.off.0, &self.netdev),
+            Side::Device => (self.dead.1, self.off.1, &self.device),
         };
         let t = port.traits();
-        Traits { up: t.up && !dead, ..t }
+        Traits { up: t.up && !dead && !off, ..t }
     }
 
     /// The port at an end.
@@ -353,11 +440,12 @@ impl Lane {
             Side::Netdev => (self.netdev.as_mut(), self.device.as_mut(), &mut self.to_device),
             Side::Device => (self.device.as_mut(), self.netdev.as_mut(), &mut self.to_netdev),
         };
-        if !path.gives.up {
+        if !path.gives.up && !path.muted {
             return Outcome::Dry;
         }
-        if !path.takes.up {
-            let drained = if path.drops_when_down { path.drain(from) } else { Ok(Outcome::Full) };
+        if !(path.gives.up && path.takes.up) {
+            let drained =
+                if path.drops_when_down || path.muted { path.drain(from) } else { Ok(Outcome::Full) };
             return drained.unwrap_or_else(|e| Outcome::Dead(giver, e));
         }
         if !path.held {

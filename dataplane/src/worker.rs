@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod floor;
+pub mod moves;
 pub mod patience;
 mod place;
 
@@ -32,7 +33,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use crate::lane::Side;
 use crate::port::{Change, Interest, Watch};
 use crate::sys;
-pub use floor::{Floor, Note, Seat, Seated};
+pub use floor::{Floor, NOBODY, Note, Seat, Seated};
+pub use moves::Cannot;
 use patience::Patience;
 pub use patience::Waits;
 pub use place::BUDGET;
@@ -373,13 +375,16 @@ impl Worker {
     fn rebuild(&mut self, floor: &Floor, outside: Option<&(dyn Outside + '_)>) -> io::Result<()> {
         self.epoll = new_epoll()?;
         self.regs.clear();
+        // Lanes come to a floor; none leaves it.
+        let (me, known) = (self.me, self.places.len());
+        self.places.extend(floor.lanes_of(me).skip(known).map(Place::new));
         let mut w = Watch::default();
         for lane in 0..floor.len() {
             let place = self.places.iter().position(|p| p.lane == lane);
             if place.is_none() && self.me != 0 {
                 continue;
             }
-            for side in [Side::Netdev, Side::Device] {
+            for side in Side::BOTH {
                 w.clear();
                 if let Some(l) = floor.lane(lane) {
                     l.watch(side, &mut w);

@@ -10,75 +10,24 @@
     reason = "a test says what is wrong by failing"
 )]
 
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Command};
-use std::time::Duration;
+mod process;
 
-use netreeve_dataplane::engine::KIND;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::process::Command;
+
 use netreeve_dataplane::handover::{FromDataplane, Level, Plan, PortPlan, RunPlan, ToDataplane, Wire};
 use netreeve_dataplane::port::stream;
-use netreeve_shared::channel::{self, Channel};
-use netreeve_shared::codec::{self, Header};
-
-const WAIT: Option<Duration> = Some(Duration::from_secs(5));
-
-struct Dataplane {
-    channel: Channel,
-    child: Child,
-}
-
-impl Dataplane {
-    fn start() -> Self {
-        let command = Command::new(env!("CARGO_BIN_EXE_netreeve-dataplane"));
-        let (channel, child) = channel::spawn(command).unwrap();
-        Self { channel, child }
-    }
-
-    fn say(&self, m: &ToDataplane, fds: &[BorrowedFd<'_>]) {
-        let head = Header { kind: KIND, sequence: 1, fds: fds.len() as u16 };
-        self.channel.send(&codec::encode(head, m).unwrap(), fds).unwrap();
-    }
-
-    /// The next word that is not about connections to be kept.
-    fn hear(&self) -> FromDataplane {
-        loop {
-            let m = self.channel.recv(0, WAIT).unwrap().expect("the dataplane has ended");
-            match codec::decode(&m.bytes).unwrap() {
-                FromDataplane::Unsettled { .. } => {}
-                other => return other,
-            }
-        }
-    }
-}
-
-impl Drop for Dataplane {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use netreeve_shared::channel;
+use process::{Dataplane, frame, pair};
 
 fn plan(redial: bool) -> Plan {
     let s = |redial| PortPlan::Stream(stream::Plan { redial, ..Default::default() });
-    Plan {
-        ports: vec![s(redial), s(false)],
-        wires: vec![Wire { netdev: 0, device: 1, lock_mac: None }],
-        run: RunPlan { at_least: Level::Seccomp, sandbox_off: false, busy_poll_us: 0, workers: 0 },
-    }
-}
-
-fn frame(n: u8, len: usize) -> Vec<u8> {
-    let mut f = (len as u32).to_be_bytes().to_vec();
-    f.extend(std::iter::repeat_n(n, len));
-    f
-}
-
-fn pair() -> (UnixStream, OwnedFd) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    ours.set_read_timeout(WAIT).unwrap();
-    (ours, theirs.into())
+    Plan::new(
+        vec![s(redial), s(false)],
+        vec![Wire { netdev: 0, device: 1, lock_mac: None }],
+        RunPlan { at_least: Level::Seccomp, sandbox_off: false, busy_poll_us: 0, workers: 0 },
+    )
 }
 
 #[test]
@@ -120,7 +69,7 @@ fn frames_cross_a_locked_in_dataplane_and_a_lost_peer_is_dialled_again() {
     let mut got = vec![0; 104];
     device.read_exact(&mut got).unwrap();
     assert_eq!(got, frame(9, 100));
-    d.say(&ToDataplane::Stats, &[]);
+    d.say(&ToDataplane::Stats { slot: None }, &[]);
     let mut seen = Vec::new();
     while seen.len() < 2 {
         if let FromDataplane::Stats { slot, stats, up } = d.hear() {

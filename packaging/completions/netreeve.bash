@@ -17,7 +17,7 @@ _netreeve() {
     case $prev in
         --netdev)
             compopt -o nospace
-            COMPREPLY=($(compgen -W 'tap,id= bridge,id= af-xdp,id= stream,id= vhost-user,id=' -- "$cur"))
+            COMPREPLY=($(compgen -W 'tap,id= bridge,id= af-xdp,id= stream,id= hubport,id= vhost-user,id=' -- "$cur"))
             return ;;
         --device)
             compopt -o nospace

@@ -9,7 +9,7 @@ complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a grant -d 'Ha
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a doctor -d 'What this machine has and lacks'
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a list -d 'The types of ports'
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a help -d 'Help on a subcommand'
-complete -c netreeve -n "__fish_seen_subcommand_from $ports" -l netdev -x -a 'tap,id= bridge,id= af-xdp,id= stream,id= vhost-user,id=' -d 'Host side'
+complete -c netreeve -n "__fish_seen_subcommand_from $ports" -l netdev -x -a 'tap,id= bridge,id= af-xdp,id= stream,id= hubport,id= vhost-user,id=' -d 'Host side'
 complete -c netreeve -n "__fish_seen_subcommand_from $ports" -l config -r -F -d 'TOML file'
 complete -c netreeve -n "__fish_seen_subcommand_from $ports" -l helper-socket -r -F -d 'Where the helper listens'
 complete -c netreeve -n "__fish_seen_subcommand_from $ports" -l helper -r -F -d 'Start this helper'

@@ -78,6 +78,14 @@ const ROWS: &[Row] = &[
         policy: None,
     },
     Row {
+        name: "hubport",
+        what: "a place in a hub, for a netdev or a device",
+        queues: 1,
+        offloads: true,
+        capabilities: &[],
+        policy: None,
+    },
+    Row {
         name: "vhost-user",
         what: "what a VMM attaches a virtio-net device to",
         queues: MAX_QUEUES,

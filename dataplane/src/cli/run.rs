@@ -102,7 +102,8 @@ fn check(config: &Config) -> Result<(), Fault> {
         let example = "netreeve run --netdev tap,id=n0,br=br0 --device vhost-user,netdev=n0,path=vm.sock";
         return usage("no --netdev and no --device", example);
     }
-    match config.unjoined().next() {
+    // A place in a hub may wait for its member.
+    match config.unjoined().find(|p| !matches!(p.kind, Kind::Hub(_))) {
         None => Ok(()),
         Some(port) => {
             let why = format!("netdev {} has no peer", port.id);

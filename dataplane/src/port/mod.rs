@@ -8,7 +8,9 @@
 //! until it comes back, and the lane lives on.
 #![forbid(unsafe_code)]
 
+pub mod absent;
 pub mod dgram;
+pub mod hub;
 pub mod stream;
 pub mod tap;
 pub mod vhost_user;
@@ -192,6 +194,14 @@ pub trait Port: Send {
 
     /// The peer takes only these offloads: do not give others if you can help it (a tap can).
     fn peer_takes(&mut self, _o: Offloads) {}
+
+    /// Frames can pass to and from the peer, or not. Told at every change, after [`Port::peer_takes`].
+    fn peer_up(&mut self, _up: bool) {}
+
+    /// Its traits follow from ports on other lanes: they are asked again after a change of any lane.
+    fn follows(&self) -> bool {
+        false
+    }
 
     /// Offers landing memory for frames about to be sent to this port.
     fn lend(&mut self, _b: &mut Batch) {}

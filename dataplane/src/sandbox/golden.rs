@@ -74,8 +74,8 @@ fn holds(file: &str, ports: &[&[Call]]) -> usize {
 
 #[test]
 fn each_pair_of_ports_has_its_calls_on_file() {
-    use port::{dgram, stream, tap, vhost_user, xsk};
-    let pairs: [(&str, &[&[Call]]); 9] = [
+    use port::{dgram, hub, stream, tap, vhost_user, xsk};
+    let pairs: [(&str, &[&[Call]]); 12] = [
         ("vhost-user+tap.txt", &[vhost_user::CALLS, tap::CALLS]),
         ("vhost-user+af-xdp.txt", &[vhost_user::CALLS, xsk::CALLS]),
         ("vhost-user+stream.txt", &[vhost_user::CALLS, stream::CALLS]),
@@ -85,6 +85,9 @@ fn each_pair_of_ports_has_its_calls_on_file() {
         ("dgram+stream.txt", &[dgram::CALLS, stream::CALLS]),
         ("stream+tap.txt", &[stream::CALLS, tap::CALLS]),
         ("stream+af-xdp.txt", &[stream::CALLS, xsk::CALLS]),
+        ("hubport+vhost-user.txt", &[hub::CALLS, vhost_user::CALLS]),
+        ("hubport+tap.txt", &[hub::CALLS, tap::CALLS]),
+        ("hubport+stream.txt", &[hub::CALLS, stream::CALLS]),
     ];
     for (file, ports) in pairs {
         let calls = holds(file, ports);
@@ -101,4 +104,17 @@ fn each_pair_of_ports_has_its_calls_on_file() {
     }
     let calls = holds("several-workers.txt", &[LOCKS, vhost_user::CALLS, tap::CALLS]);
     assert!(calls <= MOST, "several workers: {calls}");
+}
+
+#[test]
+fn a_dataplane_that_may_get_any_port_later_has_its_calls_on_file() {
+    use crate::engine::kinds::{calls, opens};
+    use crate::handover::PortKind;
+    let all: Vec<&[Call]> =
+        PortKind::ALL.iter().flat_map(|k| [calls(*k), opens(*k)]).chain([LOCKS]).collect();
+    let calls = holds("ports-later.txt", &all);
+    // Every kind at once, and what opening takes: fstat, eventfd2, timerfd_create.
+    assert!(calls <= MOST + 12, "{calls}");
+    let known: Vec<_> = [engine::CALLS].into_iter().chain(all).flatten().copied().collect();
+    assert!(known.iter().all(|c| !super::seccomp::NEVER.contains(&c.nr)));
 }

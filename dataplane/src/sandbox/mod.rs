@@ -55,6 +55,7 @@ mod walls;
 
 use std::fmt;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::handover::Level;
 use call::Call;
@@ -68,6 +69,14 @@ pub struct Needs<'a> {
     pub keep: &'a [RawFd],
     /// How many descriptors may be open beside `keep` and 0 to 2: what the ports make or receive later.
     pub more_fds: u64,
+}
+
+static SEALED: AtomicBool = AtomicBool::new(false);
+
+/// The process is locked in: what is opened from now on does without what the filter forbids.
+#[must_use]
+pub fn is_sealed() -> bool {
+    SEALED.load(Ordering::Relaxed)
 }
 
 /// Proof that the first step is done, and what it reached.
@@ -115,6 +124,7 @@ impl Walls {
         let program = seccomp::Union::of(calls)?.compile(std::process::id())?;
         limits::no_more()?;
         seccomp::install(&program)?;
+        SEALED.store(true, Ordering::Relaxed);
         Ok(self.level)
     }
 }

@@ -7,6 +7,7 @@
 pub mod addr;
 pub mod dgram;
 pub mod fields;
+pub mod hub;
 pub mod l2tpv3;
 pub mod socket;
 pub mod stream;
@@ -29,7 +30,7 @@ use fields::Fields;
 use text::Parsed;
 
 /// Most ports of one run.
-pub const MAX_PORTS: usize = 32;
+pub const MAX_PORTS: usize = 64;
 
 /// A port and what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub enum Kind {
     L2tpv3(l2tpv3::L2tpv3),
     /// A vhost-user device.
     VhostUser(vhost_user::VhostUser),
+    /// A place in a hub.
+    Hub(crate::port::hub::Plan),
 }
 
 /// Two ports, peers of each other, by index into [`Config::ports`].
@@ -86,19 +89,9 @@ enum Role {
 }
 
 /// QEMU's types that a later version will have.
-const LATER: &[&str] = &[
-    "user",
-    "vde",
-    "hubport",
-    "netmap",
-    "vhost-vdpa",
-    "vmnet-host",
-    "vmnet-shared",
-    "vmnet-bridged",
-    "passt",
-    "nic",
-];
-const TYPES: &str = "this version has tap, bridge, af-xdp, stream, dgram, socket, l2tpv3 and \
+const LATER: &[&str] =
+    &["user", "vde", "netmap", "vhost-vdpa", "vmnet-host", "vmnet-shared", "vmnet-bridged", "passt", "nic"];
+const TYPES: &str = "this version has tap, bridge, af-xdp, stream, dgram, socket, l2tpv3, hubport and \
                      vhost-user";
 
 impl Config {
@@ -110,7 +103,8 @@ impl Config {
         let mut config = Self::default();
         let mut joins = Vec::new();
         for text in netdevs {
-            config.add(Role::Netdev, Fields::new(format!("--netdev {text}"), parse("--netdev", text)?))?;
+            let fields = Fields::new(format!("--netdev {text}"), parse("--netdev", text)?);
+            joins.extend(config.add(Role::Netdev, fields)?);
         }
         for text in devices {
             let fields = Fields::new(format!("--device {text}"), parse("--device", text)?);
@@ -135,8 +129,11 @@ impl Config {
             return Err(f.fault(format!("more than {MAX_PORTS} ports"), "start netreeve once for each VM"));
         }
         let id = self.identifier(role, &mut f)?;
-        let join = if role == Role::Device { Some((index, Join::read(&mut f)?)) } else { None };
+        let mut join = if role == Role::Device { Some((index, Join::read(&mut f)?)) } else { None };
         let kind = kind(role, &mut f)?;
+        if matches!(kind, Kind::Hub(_)) && role == Role::Netdev {
+            join = Join::of_hub_port(&mut f).map(|j| (index, j));
+        }
         self.warnings.extend(f.finish()?);
         self.ports.push(Port { id, kind });
         Ok(join)
@@ -173,6 +170,9 @@ impl Config {
             ids.iter().position(|i| *i == join.netdev).filter(|n| *n != device).ok_or_else(|| {
                 let fix = fields::nearest(&join.netdev, &ids)
                     .map_or_else(|| "add --netdev TYPE,id=...".into(), |n| format!("did you mean '{n}'?"));
+                if join.hub {
+                    return fault(format!("netdev '{}' not found", join.netdev), fix);
+                }
                 fault(format!("Property 'netdev' can't find value '{}'", join.netdev), fix)
             })?;
         let taken = |n: usize| self.wires.iter().any(|w| w.netdev == n || w.device == n);
@@ -192,7 +192,11 @@ impl Config {
 
     /// Rules across ports.
     fn check(&mut self) -> Result<(), Fault> {
-        let lone: Vec<String> = self.unjoined().map(|p| format!("netdev {} has no peer", p.id)).collect();
+        let lone = |p: &Port| match p.kind {
+            Kind::Hub(_) => format!("hub port {} has no peer", p.id),
+            _ => format!("netdev {} has no peer", p.id),
+        };
+        let lone: Vec<String> = self.unjoined().map(lone).collect();
         self.warnings.extend(lone);
         self.check_queues()?;
         let mut fds: Vec<i32> = self.ports.iter().flat_map(|p| p.kind.inherited()).collect();
@@ -221,7 +225,7 @@ impl Config {
             let (a, b) = (n.kind.queues(), d.kind.queues());
             if a != b {
                 let why = format!("queues differ: '{}' has {a}, '{}' has {b}", n.id, d.id);
-                let fix = "give both the same queues=; a stream or dgram has one";
+                let fix = "give both the same queues=; a stream, a dgram and a hub port have one";
                 return Err(Fault::new(Exit::Config, format!("device '{}'", d.id), why, fix));
             }
         }
@@ -237,7 +241,7 @@ impl Kind {
             Self::Tap(tap::Tap::Handed(fds)) => fds.len(),
             Self::Tap(tap::Tap::Asked(t)) => t.queues.into(),
             Self::Xsk(x) => x.request.queues.into(),
-            Self::Stream(_) | Self::Dgram(_) | Self::L2tpv3(_) => 1,
+            Self::Stream(_) | Self::Dgram(_) | Self::L2tpv3(_) | Self::Hub(_) => 1,
             Self::VhostUser(v) => v.queues.into(),
         }
     }
@@ -264,6 +268,7 @@ impl Kind {
             Self::Dgram(_) => "dgram",
             Self::L2tpv3(_) => "l2tpv3",
             Self::VhostUser(_) => "vhost-user",
+            Self::Hub(_) => "hubport",
         }
     }
 }
@@ -273,9 +278,17 @@ struct Join {
     what: String,
     netdev: String,
     lock_mac: Option<Mac>,
+    /// It is a hub port, of which QEMU speaks otherwise.
+    hub: bool,
 }
 
 impl Join {
+    /// A hub port's peer, if it names one.
+    fn of_hub_port(f: &mut Fields) -> Option<Self> {
+        let what = f.fault("", "").what;
+        f.text("netdev").map(|netdev| Self { what, netdev, lock_mac: None, hub: true })
+    }
+
     fn read(f: &mut Fields) -> Result<Self, Fault> {
         let what = f.fault("", "").what;
         let netdev = f.need("netdev", "name the netdev to join: netdev=ID")?;
@@ -294,7 +307,7 @@ impl Join {
                 Some(mac)
             }
         };
-        Ok(Self { what, netdev, lock_mac })
+        Ok(Self { what, netdev, lock_mac, hub: false })
     }
 }
 
@@ -316,6 +329,7 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
         "socket" => socket(f),
         "l2tpv3" => l2tpv3::read(f).map(Kind::L2tpv3),
         "vhost-user" => vhost_user::read(f).map(Kind::VhostUser),
+        "hubport" => hub::read(f).map(Kind::Hub),
         later if LATER.contains(&later) => {
             Err(f.fault(format!("type '{later}' is not in this version"), TYPES))
         }

@@ -27,7 +27,7 @@ impl Supervisor {
             return Ok(());
         }
         self.start_at = None;
-        self.plan.ports = self.slots.iter().map(|s| s.plan.clone()).collect();
+        self.plan.ports = self.slots.iter().map(|s| Some(s.plan.clone())).collect();
         match self.program.start(&self.plan, &mut self.slots) {
             Ok(new) => {
                 self.dataplane = Some(new);
@@ -340,7 +340,7 @@ impl Supervisor {
             self.voice.say("no counters: the dataplane is not running");
             return;
         };
-        if d.tell(&ToDataplane::Stats, &[]).is_ok() {
+        if d.tell(&ToDataplane::Stats { slot: None }, &[]).is_ok() {
             self.counters.ask();
         }
     }

@@ -141,7 +141,7 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     let wires = wires
         .map(|w| Wire { netdev: index(w.netdev), device: index(w.device), lock_mac: w.lock_mac })
         .collect();
-    let plan = Plan { ports: slots.iter().map(|s| s.plan.clone()).collect(), wires, run: options.run };
+    let plan = Plan::new(slots.iter().map(|s| s.plan.clone()).collect(), wires, options.run);
     let watched = slots.iter().any(|s| s.link.as_ref().is_some_and(|l| l.index.is_some()));
     let json = options.ready.json;
     Ok(Supervisor {

@@ -132,6 +132,7 @@ impl Slot {
                 let opened = datagram::udp(&what, &l.src, &l.dst, true, Some(l.session))?;
                 Ok(datagrams(port.id, kind, opened))
             }
+            Kind::Hub(plan) => Ok(Self::bare(port.id, kind, PortPlan::Hub(plan))),
             Kind::VhostUser(v) => {
                 let plan = port::vhost_user::Plan {
                     queues: v.queues,
@@ -183,6 +184,8 @@ impl Slot {
     pub fn can_come_back(&self) -> bool {
         match &self.link {
             Some(link) => link.index.is_none_or(link_watch::is_here),
+            // It is made of nothing.
+            None if matches!(self.plan, PortPlan::Hub(_)) => true,
             None => {
                 !self.kept.is_empty()
                     || self.estate.whole().is_some()
@@ -196,7 +199,7 @@ impl Slot {
         if let PortPlan::Xsk(plan) = &mut self.plan {
             plan.resume = true;
         }
-        if self.estate.whole().is_some() {
+        if self.estate.whole().is_some() || matches!(self.plan, PortPlan::Hub(_)) {
             return;
         }
         self.estate.drop_all();

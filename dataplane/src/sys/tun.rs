@@ -9,7 +9,10 @@ pub const SET_OFFLOAD: u32 = request(libc::TUNSETOFFLOAD);
 pub const SET_VNET_HEADER: u32 = request(libc::TUNSETVNETHDRSZ);
 /// `TUNSETVNETLE`: the header's fields are little-endian, as virtio 1 has them.
 pub const SET_VNET_LE: u32 = request(libc::TUNSETVNETLE);
-const GET_VNET_HEADER: u32 = request(libc::TUNGETVNETHDRSZ);
+/// `TUNGETVNETHDRSZ`: asks for it.
+pub const GET_VNET_HEADER: u32 = request(libc::TUNGETVNETHDRSZ);
+/// `TUNGETIFF`: asks for name and flags.
+pub const GET_INTERFACE: u32 = request(libc::TUNGETIFF);
 
 /// `ioctl`'s request is an int in the kernel; its C type differs between libraries.
 #[allow(clippy::cast_possible_truncation, reason = "a request has 32 bits (asm-generic/ioctl.h)")]

@@ -11,13 +11,16 @@
 //! Nobody waits long: a worker holds one lock at a time, for a round in which nothing blocks, and lets a change go first
 //! (locks are not fair, and a busy worker would take its own again at once).
 //!
+//! Lanes come and go ([`super::moves`]): a place on the floor, a desk, stays where it is once it is made, and one that is
+//! empty is used again; so a worker's numbers are always good, and finding a lane takes no lock.
+//!
 //! Trust: the workers. Promise: no lock that is contended in the absence of changes, none for each frame.
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -34,21 +37,42 @@ pub struct Seat {
     pub side: Side,
 }
 
+/// No slot: at that end of a lane there is nobody.
+pub const NOBODY: u16 = u16::MAX;
+/// Most lanes that there can be.
+pub const MAX_LANES: usize = 4096;
+
 /// A lane before it has a place.
 pub struct Seated {
     /// The lane.
     pub lane: Lane,
-    /// Slots of its netdev and its device in the hand-over.
+    /// Slots of its netdev and its device in the hand-over, or [`NOBODY`].
     pub slots: (u16, u16),
 }
 
 /// A lane and whose it is.
-struct Desk {
-    lane: Mutex<Lane>,
-    slots: (u16, u16),
-    worker: usize,
+pub(super) struct Desk {
+    pub(super) lane: Mutex<Lane>,
+    /// Both slots in one word, so that they are always read as they belong together.
+    slots: AtomicU32,
+    pub(super) worker: usize,
     /// A change waits for the lock.
-    wanted: AtomicBool,
+    pub(super) wanted: AtomicBool,
+}
+
+impl Desk {
+    pub(super) fn slots(&self) -> (u16, u16) {
+        let [a, b, c, d] = self.slots.load(Ordering::Acquire).to_le_bytes();
+        (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
+    }
+
+    pub(super) fn set_slots(&self, slots: (u16, u16)) {
+        self.slots.store(word(slots), Ordering::Release);
+    }
+}
+
+fn word((netdev, device): (u16, u16)) -> u32 {
+    u32::from(netdev) | u32::from(device) << 16
 }
 
 /// How a worker is told that what it watches has changed.
@@ -74,15 +98,17 @@ pub enum Note {
 
 /// All lanes of a dataplane.
 pub struct Floor {
-    desks: Vec<Desk>,
+    desks: Box<[OnceLock<Box<Desk>>]>,
+    /// How many of them are made.
+    made: AtomicUsize,
     bells: Vec<Bell>,
     /// Held during a change, by whoever lets it go first as well.
-    gate: Mutex<()>,
+    pub(super) gate: Mutex<()>,
     notes: Mutex<Vec<Note>>,
 }
 
 /// A panic of another holder ends the process, so a poisoned lock is never seen.
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -90,37 +116,76 @@ impl Floor {
     /// Gives the lanes to `workers` workers in turn.
     ///
     /// # Errors
-    /// The kernel's, from `eventfd2`.
+    /// The kernel's, from `eventfd2`; more lanes than [`MAX_LANES`].
     pub fn new(lanes: Vec<Seated>, workers: usize) -> io::Result<Self> {
         let workers = workers.max(1);
         let bell = || {
             let fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
             Ok(Bell { fd, rung: AtomicU64::new(0), waits: Mutex::default() })
         };
-        let desk = |(i, s): (usize, Seated)| Desk {
-            lane: Mutex::new(s.lane),
-            slots: s.slots,
-            worker: i % workers,
-            wanted: AtomicBool::new(false),
-        };
-        Ok(Self {
-            desks: lanes.into_iter().enumerate().map(desk).collect(),
+        let floor = Self {
+            desks: (0..MAX_LANES).map(|_| OnceLock::new()).collect(),
+            made: AtomicUsize::new(0),
             bells: (0..workers).map(|_| bell()).collect::<io::Result<_>>()?,
             gate: Mutex::new(()),
             notes: Mutex::new(Vec::new()),
-        })
+        };
+        for s in lanes {
+            floor.put(s)?;
+        }
+        // Hubs were not whole when their first lanes were made.
+        floor.refresh();
+        Ok(floor)
+    }
+
+    /// Makes a new desk; says which. Only the first worker does, or whoever makes the floor.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub(super) fn put(&self, s: Seated) -> io::Result<usize> {
+        let at = self.made.load(Ordering::Acquire);
+        let place = self.desks.get(at).ok_or(io::ErrorKind::QuotaExceeded)?;
+        let desk = Desk {
+            lane: Mutex::new(s.lane),
+            slots: AtomicU32::new(word(s.slots)),
+            worker: at % self.bells.len().max(1),
+            wanted: AtomicBool::new(false),
+        };
+        place.set(Box::new(desk)).map_err(|_| io::ErrorKind::AlreadyExists)?;
+        self.made.store(at + 1, Ordering::Release);
+        Ok(at)
+    }
+
+    /// One desk.
+    #[inline]
+    pub(super) fn desk(&self, i: usize) -> Option<&Desk> {
+        self.desks.get(i)?.get().map(AsRef::as_ref)
+    }
+
+    /// All desks, with their numbers.
+    pub(super) fn desks(&self) -> impl Iterator<Item = (usize, &Desk)> {
+        self.desks.iter().map_while(|d| d.get()).map(AsRef::as_ref).enumerate()
+    }
+
+    /// Has the lanes whose traits follow from others' look at them anew.
+    pub(super) fn refresh(&self) {
+        for (i, d) in self.desks() {
+            if self.visit(i, Lane::refresh) == Some(true) {
+                self.ring(d.worker);
+            }
+        }
     }
 
     /// Number of lanes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.desks.len()
+        self.made.load(Ordering::Acquire)
     }
 
     /// There are no lanes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.desks.is_empty()
+        self.len() == 0
     }
 
     /// Number of workers, at least one.
@@ -131,12 +196,12 @@ impl Floor {
 
     /// The lanes of a worker.
     pub fn lanes_of(&self, worker: usize) -> impl Iterator<Item = usize> {
-        self.desks.iter().enumerate().filter(move |(_, d)| d.worker == worker).map(|(i, _)| i)
+        self.desks().filter(move |(_, d)| d.worker == worker).map(|(i, _)| i)
     }
 
     /// Takes a lane for a round, or to look at it. A change goes first.
     pub fn lane(&self, i: usize) -> Option<MutexGuard<'_, Lane>> {
-        let desk = self.desks.get(i)?;
+        let desk = self.desk(i)?;
         if desk.wanted.load(Ordering::Relaxed) {
             drop(lock(&self.gate));
         }
@@ -145,7 +210,7 @@ impl Floor {
 
     /// Looks at a lane from another thread than its worker's.
     pub fn visit<T>(&self, i: usize, what: impl FnOnce(&mut Lane) -> T) -> Option<T> {
-        let desk = self.desks.get(i)?;
+        let desk = self.desk(i)?;
         let _first = lock(&self.gate);
         desk.wanted.store(true, Ordering::Relaxed);
         let result = what(&mut lock(&desk.lane));
@@ -156,19 +221,19 @@ impl Floor {
     /// The slot at a seat.
     #[must_use]
     pub fn slot(&self, seat: Seat) -> Option<u16> {
-        let d = self.desks.get(seat.lane)?;
-        Some(match seat.side {
-            Side::Netdev => d.slots.0,
-            Side::Device => d.slots.1,
-        })
+        let (netdev, device) = self.desk(seat.lane)?.slots();
+        let slot = match seat.side {
+            Side::Netdev => netdev,
+            Side::Device => device,
+        };
+        (slot != NOBODY).then_some(slot)
     }
 
     /// The first seat of a slot: its port has the listening socket and the connection.
     #[must_use]
     pub fn seat(&self, slot: u16) -> Option<Seat> {
-        let sides = [Side::Netdev, Side::Device];
-        (0..self.desks.len())
-            .flat_map(|lane| sides.map(|side| Seat { lane, side }))
+        (0..self.len())
+            .flat_map(|lane| Side::BOTH.map(|side| Seat { lane, side }))
             .find(|s| self.slot(*s) == Some(slot))
     }
 
@@ -183,15 +248,17 @@ impl Floor {
         seat: Seat,
         what: impl FnOnce(&mut Lane) -> io::Result<Change>,
     ) -> io::Result<Change> {
-        let Some(slots) = self.desks.get(seat.lane).map(|d| d.slots) else { return Ok(Change::default()) };
-        let wire = || self.desks.iter().enumerate().filter(move |(_, d)| d.slots == slots);
+        let Some(slots) = self.desk(seat.lane).map(Desk::slots) else { return Ok(Change::default()) };
+        let wire = || self.desks().filter(move |(_, d)| d.slots() == slots);
         let first = lock(&self.gate);
         wire().for_each(|(_, d)| d.wanted.store(true, Ordering::Relaxed));
         let mut lanes: Vec<_> = wire().map(|(i, d)| (i, lock(&d.lane))).collect();
         let at = lanes.iter_mut().find(|(i, _)| *i == seat.lane);
         let result = at.map_or(Ok(Change::default()), |(_, l)| what(l));
         if let Ok(change) = &result {
-            if let (Some(up), Some((_, l))) = (change.link, lanes.first_mut()) {
+            if let (Some(up), Some((_, l))) = (change.link, lanes.first_mut())
+                && !Side::BOTH.iter().any(|s| l.marks(*s).1)
+            {
                 l.port(seat.side.peer()).peer_link(up);
             }
             if change.rewire {
@@ -204,6 +271,7 @@ impl Floor {
         if result.as_ref().map_or(true, |c| c.rewire) {
             let concerned = |w: &usize| *w != me && wire().any(|(_, d)| d.worker == *w);
             (0..self.bells.len()).filter(concerned).for_each(|w| self.ring(w));
+            self.refresh();
         }
         result
     }
@@ -256,7 +324,7 @@ impl Floor {
     /// Ends all turns: every lane is taken and not given back.
     pub fn close(&self) {
         std::mem::forget(lock(&self.gate));
-        for d in &self.desks {
+        for (_, d) in self.desks() {
             d.wanted.store(true, Ordering::Relaxed);
             std::mem::forget(lock(&d.lane));
         }

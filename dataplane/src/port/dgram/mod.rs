@@ -60,6 +60,9 @@ pub const CALLS: &[Call] = &[
     Call::only(libc::SYS_getsockopt, &[Cond::is(1, 1)]),
 ];
 
+/// What opening one calls in addition, once locked in: nothing.
+pub const OPENS: &[Call] = &[];
+
 /// Empty batches of strangers' datagrams after which others have their turn.
 const TRIES: usize = 4;
 

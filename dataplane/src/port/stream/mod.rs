@@ -58,6 +58,9 @@ pub const CALLS: &[Call] = &[
     Call::only(libc::SYS_getsockopt, &[Cond::is(1, 1)]),
 ];
 
+/// What opening one calls in addition, once locked in: a listening socket that does not wait.
+pub const OPENS: &[Call] = &[Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_SETFL.cast_unsigned())])];
+
 /// Space in the inbox below which a read is not worth its call while frames are there.
 const WORTH: u32 = 4096;
 

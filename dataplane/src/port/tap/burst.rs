@@ -17,6 +17,7 @@ use crate::frame::{BATCH, Batch, Home, MAX_SUPER};
 use crate::mem::uring::{CALLS, Uring};
 use crate::mem::{Buf, Seg};
 use crate::port::tap::{Tap, is_gone};
+use crate::sandbox;
 use crate::stats::Reason;
 
 /// Bytes of a slot: the largest frame, its header, and one more by which a longer one is known. Not a multiple of a page
@@ -40,9 +41,12 @@ pub(super) struct Burst {
 }
 
 impl Burst {
-    /// None where there is no io_uring, or it is forbidden, or the tap is older than calls that do not wait on it: then
-    /// every frame has its system call.
+    /// None where there is no io_uring, or it is forbidden, or the tap is older than calls that do not wait on it, or the
+    /// process is locked in already: then every frame has its system call.
     pub(super) fn open(fd: BorrowedFd<'_>) -> Option<Box<Self>> {
+        if sandbox::is_sealed() {
+            return None;
+        }
         let ring = Uring::new(fd).ok()?;
         let slots = Buf::reserve(SLOT * u32::try_from(BATCH).ok()?).ok()?;
         Some(Box::new(Self { ring, slots, expect: 0, failed: false }))

@@ -53,6 +53,17 @@ pub const CALLS: &[Call] = &[
     Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_OFFLOAD)]),
 ];
 
+/// What opening one calls in addition, once locked in: what the descriptor is and how its headers are. Of the options
+/// that a holder may set (persistence, owner, address, carrier, filters), none but these.
+pub const OPENS: &[Call] = &[
+    Call::any(libc::SYS_fstat),
+    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_SETFL.cast_unsigned())]),
+    Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::GET_INTERFACE)]),
+    Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_VNET_LE)]),
+    Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_VNET_HEADER)]),
+    Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::GET_VNET_HEADER)]),
+];
+
 /// Bytes beyond the MTU: Ethernet header and one VLAN tag.
 const ETHER: u32 = 18;
 /// Landing that surely holds a super-frame: what virtio 1.2 §5.1.6.3.1 has drivers offer (65562), less the header.

@@ -68,6 +68,24 @@ pub const CALLS: &[Call] = &[
     Call::only(libc::SYS_getsockopt, &[Cond::is(1, 283), Cond::is(2, 7)]),
 ];
 
+/// What opening one calls in addition, once locked in: what the descriptors are, where the rings lie, a timer.
+pub const OPENS: &[Call] = &[
+    Call::any(libc::SYS_fstat),
+    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_GET_SEALS.cast_unsigned())]),
+    Call::only(libc::SYS_getsockopt, &[Cond::is(1, libc::SOL_SOCKET.cast_unsigned())]),
+    Call::only(
+        libc::SYS_getsockopt,
+        &[Cond::is(1, libc::SOL_XDP.cast_unsigned()), Cond::is(2, libc::XDP_MMAP_OFFSETS.cast_unsigned())],
+    ),
+    Call::only(
+        libc::SYS_timerfd_create,
+        &[
+            Cond::is(0, libc::CLOCK_MONOTONIC.cast_unsigned()),
+            Cond::is(1, (libc::TFD_NONBLOCK | libc::TFD_CLOEXEC).cast_unsigned()),
+        ],
+    ),
+];
+
 /// Bytes beyond the MTU: Ethernet header and one VLAN tag.
 const ETHER: u32 = 18;
 

@@ -1,0 +1,41 @@
+//! `-netdev hubport`: a place in a hub, and the netdev that is the hub's member.
+//!
+//! QEMU's options, and of our own, each for this port alone: `learning`, `ageing` (seconds), `max-learned` (addresses),
+//! `isolated`; the words are bridge(8)'s. Without them a hub does what QEMU's does: everybody gets everything.
+#![forbid(unsafe_code)]
+
+use crate::fault::Fault;
+use crate::port::hub::{Learning, Plan};
+use crate::spec::fields::Fields;
+
+/// Seconds after which an address is forgotten, unless given: a Linux bridge's.
+pub const DEFAULT_AGEING: u32 = 300;
+/// Addresses that are known of a port at a time, unless given.
+pub const DEFAULT_LEARNED: u16 = 256;
+/// The most that may be asked for.
+pub const MOST_LEARNED: u16 = 8192;
+
+/// Reads the options of `hubport`, but for the peer.
+///
+/// # Errors
+/// QEMU's complaints and rules.
+pub fn read(f: &mut Fields) -> Result<Plan, Fault> {
+    let text = f.need("hubid", "number the hub: hubid=0")?;
+    let hub: i32 = text
+        .parse()
+        .map_err(|_| f.fault("Parameter 'hubid' expects integer", "hubid is a number that fits 32 bits"))?;
+    let learns = f.flag("learning")?.unwrap_or(false);
+    let ageing = f.number32("ageing", 1, 1_000_000)?;
+    let most = f.number16("max-learned", 1, MOST_LEARNED)?;
+    for (key, given) in [("ageing", ageing.is_some()), ("max-learned", most.is_some())] {
+        if given && !learns {
+            return Err(f.fault(format!("'{key}' is of no use without learning=on"), "add learning=on"));
+        }
+    }
+    let isolated = f.flag("isolated")?.unwrap_or(false);
+    let learning = learns.then(|| Learning {
+        ageing: ageing.unwrap_or(DEFAULT_AGEING),
+        most: most.unwrap_or(DEFAULT_LEARNED),
+    });
+    Ok(Plan { hub, learning, isolated })
+}
