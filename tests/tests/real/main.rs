@@ -10,6 +10,7 @@
 #![allow(clippy::print_stderr, reason = "figures for whoever reads the log")]
 
 mod crash;
+mod datagrams;
 mod hostile;
 mod matrix;
 mod queues;
