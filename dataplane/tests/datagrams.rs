@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     reason = "a test may fail loudly"
@@ -216,4 +217,46 @@ fn two_tunnels_meet_and_strangers_are_counted() {
     assert_eq!(vb.recv(), frame(77));
     vb.send(&frame(78));
     assert_eq!(va.recv(), frame(78));
+}
+
+/// A client of libkrun's kind: a socket of its own, a greeting, frames.
+fn visitor(dir: &Dir, name: &str, to: &str) -> UnixDatagram {
+    let path = dir.at(name);
+    let _gone = fs::remove_file(&path);
+    let s = UnixDatagram::bind(&path).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while let Err(e) = s.connect(to) {
+        assert!(Instant::now() < until, "{e}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    s.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    s.send(b"VFKT").unwrap();
+    s
+}
+
+#[test]
+fn a_vmm_comes_greets_dies_and_is_followed_by_another() {
+    let dir = Dir::new("visit");
+    let path = dir.at("far");
+    let listener = UnixListener::bind(&path).unwrap();
+    let netdev = format!("stream,id=n0,addr.type=unix,addr.path={path},reconnect-ms=10");
+    let ours = dir.at("ours");
+    let device = format!("dgram,netdev=n0,local.type=unix,local.path={ours}");
+    let mut reeve = Netreeve::run(&netdev, &device);
+    let mut far = Vmm::accept(&listener);
+    for (n, name) in [(1, "one"), (2, "two"), (3, "one")] {
+        let vmm = visitor(&dir, name, &ours);
+        vmm.send(&frame(n)).unwrap();
+        assert_eq!(far.recv(), frame(n), "the greeting is no frame");
+        until_heard(&mut far, &vmm, n + 10);
+        if n == 2 {
+            reeve.crash();
+            far = Vmm::accept(&listener);
+            vmm.send(&frame(22)).unwrap();
+            assert_eq!(far.recv(), frame(22));
+            until_heard(&mut far, &vmm, 23);
+        }
+    }
+    let stats = reeve.stats();
+    assert_eq!(stats["ports"][1]["drops"]["runt"].as_u64(), None, "{stats}");
 }

@@ -62,6 +62,9 @@ fn every_form_of_dgram() {
     assert_eq!(inherited.ports[0].kind.inherited(), [9]);
     let wire = Config::read(&["tap,id=n0".into()], &[UDP.replace("id=a", "netdev=n0")], None).unwrap();
     assert_eq!(wire.wires.len(), 1);
+    let visited = "dgram,netdev=n0,local.type=unix,local.path=/l".to_owned();
+    let wire = Config::read(&["tap,id=n0".into()], &[visited], None).unwrap();
+    assert_eq!(wire.ports[1].kind, dgram(Ends::Visitors("/l".into())));
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub enum Ends {
     Multicast(SocketAddr, Option<IpAddr>),
     /// UNIX sockets: ours, the peer's.
     Unix(UnixName, UnixName),
+    /// A UNIX socket to which a VMM comes, and is known by where it sends from.
+    Visitors(PathBuf),
     /// A datagram socket that this process inherited, connected.
     Fd(i32),
 }
@@ -67,11 +69,11 @@ enum End {
 const FIX: &str = "give local.type=inet,local.host=,local.port=,remote.type=inet,remote.host=,remote.port= or \
                    local.type=unix,local.path=,remote.type=unix,remote.path=";
 
-/// Reads the options of `dgram`.
+/// Reads the options of `dgram`, for a device or not.
 ///
 /// # Errors
 /// QEMU's complaints and rules.
-pub fn read(f: &mut Fields) -> Result<Dgram, Fault> {
+pub fn read(f: &mut Fields, device: bool) -> Result<Dgram, Fault> {
     let (remote, local) = (end(f, "remote")?, end(f, "local")?);
     let strict = f.flag("strict")?;
     if let Some(End::Inet(host)) = &remote
@@ -93,6 +95,7 @@ pub fn read(f: &mut Fields) -> Result<Dgram, Fault> {
         (None, _) => return Err(f.fault("dgram requires local= parameter", FIX)),
         (Some(End::Fd(_)), Some(_)) => return Err(f.fault("don't set remote with local.fd", FIX)),
         (Some(End::Fd(n)), None) => Ends::Fd(n),
+        (Some(End::Unix(UnixName::Path(path))), None) if device => Ends::Visitors(path),
         (Some(_), None) => {
             return Err(f.fault("type=inet or type=unix requires remote parameter", FIX));
         }
@@ -102,7 +105,7 @@ pub fn read(f: &mut Fields) -> Result<Dgram, Fault> {
     };
     match ends {
         Ends::Fd(_) => no_strict(f, strict, "a connected socket has one peer")?,
-        Ends::Unix(..) if strict == Some(false) => {
+        Ends::Unix(..) | Ends::Visitors(_) if strict == Some(false) => {
             return Err(f.fault("strict=off is refused: a UNIX socket has one peer", "leave it out"));
         }
         _ => {}

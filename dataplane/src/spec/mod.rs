@@ -325,7 +325,7 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
         "bridge" => tap::read_bridge(f).map(Kind::Tap),
         "af-xdp" => xsk::read(f).map(Kind::Xsk),
         "stream" => stream::read(f).map(Kind::Stream),
-        "dgram" => dgram::read(f).map(Kind::Dgram),
+        "dgram" => dgram::read(f, role == Role::Device).map(Kind::Dgram),
         "socket" => socket(f),
         "l2tpv3" => l2tpv3::read(f).map(Kind::L2tpv3),
         "vhost-user" => vhost_user::read(f).map(Kind::VhostUser),

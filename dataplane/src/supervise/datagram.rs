@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | UDP, L2TPv3 | connected to the peer | the same, and from others (to be counted, where they are not taken) one that cannot send |
 //! | multicast | connected to the group | one in the group that cannot send |
+//! | UNIX without a peer | connected to whoever comes: [`Reception`] | the same |
 //! | UNIX | aimed at the peer's path, again and again: [`Aim`] | the same |
 //!
 //! Trust: the user. Promise: a socket that is to receive only is shut down for sending; an address that another user
@@ -28,6 +29,7 @@ use crate::port::dgram::l2tp::Session;
 use crate::port::dgram::{Plan, Sources};
 use crate::spec::dgram::{Dgram, Ends, Host, UnixName};
 use crate::supervise::listen::{self, SocketFile};
+use crate::supervise::reception::Reception;
 
 /// Bytes of a socket's queues that are asked for; the kernel gives what it allows.
 const QUEUE: usize = 4 << 20;
@@ -44,6 +46,8 @@ pub struct Opened {
     pub plan: Plan,
     /// Where a UNIX socket is aimed.
     pub aim: Option<Aim>,
+    /// Where clients come to.
+    pub reception: Option<Reception>,
     /// The file of a UNIX socket.
     pub file: Option<SocketFile>,
 }
@@ -82,6 +86,11 @@ pub fn open(what: &str, spec: &Dgram, inherited: Vec<OwnedFd>, mode: u32) -> Res
         Ends::Udp(local, remote) => udp(what, local, remote, spec.strict, None),
         Ends::Multicast(group, interface) => multicast(what, *group, *interface),
         Ends::Unix(local, remote) => unix(what, local, remote, mode),
+        Ends::Visitors(path) => {
+            let (reception, file) = Reception::open(what, path, mode)?;
+            let plan = Plan { sources: Sources::Any, l2tp: None, cut: false, waits: true };
+            Ok(Opened { sockets: vec![], plan, aim: None, reception: Some(reception), file: Some(file) })
+        }
         Ends::Fd(n) => handed(what, *n, inherited),
     }
 }
@@ -113,7 +122,7 @@ pub fn udp(
     let sockets = udp_sockets(local, remote).map_err(|e| fault(what, &doing, &e))?;
     let sources = if strict { Sources::Only(remote) } else { Sources::Any };
     let plan = Plan { sources, l2tp, cut: true, waits: false };
-    Ok(Opened { sockets, plan, aim: None, file: None })
+    Ok(Opened { sockets, plan, aim: None, reception: None, file: None })
 }
 
 fn udp_sockets(local: SocketAddr, remote: SocketAddr) -> io::Result<Vec<OwnedFd>> {
@@ -147,7 +156,8 @@ fn udp_socket(of: SocketAddr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn queues(fd: &OwnedFd) {
+/// Asks for long queues.
+pub(crate) fn queues(fd: &OwnedFd) {
     let _less = setsockopt(fd, sockopt::RcvBuf, &QUEUE);
     let _less = setsockopt(fd, sockopt::SndBuf, &QUEUE);
 }
@@ -171,7 +181,7 @@ pub fn multicast(what: &str, group: SocketAddr, interface: Option<IpAddr>) -> Re
         Fault::new(Exit::Unavailable, format!("{what}: {doing}"), e, fix)
     })?;
     let plan = Plan { sources: Sources::NotFrom(us), l2tp: None, cut: true, waits: false };
-    Ok(Opened { sockets, plan, aim: None, file: None })
+    Ok(Opened { sockets, plan, aim: None, reception: None, file: None })
 }
 
 fn multicast_sockets(group: SocketAddr, interface: Option<IpAddr>) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
@@ -244,7 +254,7 @@ fn unix(what: &str, local: &UnixName, remote: &UnixName, mode: u32) -> Result<Op
         Aim { socket: socket.try_clone().map_err(failed)?, at: at.map_err(|e| failed(e.into()))?, due: now };
     aim.step(now);
     let plan = Plan { sources: Sources::Any, l2tp: None, cut: false, waits: false };
-    Ok(Opened { sockets: vec![socket], plan, aim: Some(aim), file })
+    Ok(Opened { sockets: vec![socket], plan, aim: Some(aim), reception: None, file })
 }
 
 /// A socket that this process inherited.
@@ -268,5 +278,5 @@ pub fn handed(what: &str, n: i32, inherited: Vec<OwnedFd>) -> Result<Opened, Fau
         let _older = setsockopt(&fd, sockopt::UdpGroSegment, &true);
     }
     let plan = Plan { sources: Sources::Any, l2tp: None, cut: inet, waits: false };
-    Ok(Opened { sockets: vec![fd], plan, aim: None, file: None })
+    Ok(Opened { sockets: vec![fd], plan, aim: None, reception: None, file: None })
 }

@@ -56,6 +56,9 @@ impl Supervisor {
         for fd in self.slots.iter().filter_map(|s| s.dialler.as_ref()?.fd()) {
             add(fd, PollFlags::POLLOUT);
         }
+        for fd in self.slots.iter().filter_map(|s| s.reception.as_ref()?.fd()) {
+            add(fd, PollFlags::POLLIN);
+        }
         match poll(&mut fds, self.timeout()) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(Fault::new(Exit::General, "waiting for events", e, "")),
@@ -77,6 +80,7 @@ impl Supervisor {
         let ready = self.dataplane.as_ref().is_some_and(|d| d.ready.is_some());
         let estates = self.slots.iter().filter_map(|s| s.estate.due()).filter(|_| ready);
         let aims = self.slots.iter().filter_map(|s| s.aim.as_ref()).map(Aim::due);
+        let aims = aims.chain(self.slots.iter().filter_map(|s| s.reception.as_ref()?.due()));
         let Some(next) = dials.chain(aims).chain(deadline).chain(self.start_at).chain(estates).min() else {
             return PollTimeout::NONE;
         };
@@ -143,6 +147,9 @@ impl Supervisor {
         for s in &mut self.slots {
             if let Some(aim) = &mut s.aim {
                 aim.step(now);
+            }
+            if let Some(client) = s.reception.as_mut().and_then(|r| r.step(now, &mut s.file)) {
+                s.fresh = Some(client);
             }
             match s.dialler.as_mut().map(|d| d.step(now)) {
                 Some(Step::Connected(fd)) => s.fresh = Some(fd),

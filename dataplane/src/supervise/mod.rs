@@ -22,6 +22,7 @@ pub mod link_watch;
 pub mod listen;
 pub mod overheard;
 pub mod ready;
+pub mod reception;
 pub mod say;
 mod signals;
 pub mod slot;

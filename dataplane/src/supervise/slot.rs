@@ -27,6 +27,7 @@ use crate::supervise::dial::{self, Dialler, Step, Target};
 use crate::supervise::estate::{self, Estate};
 use crate::supervise::link_watch;
 use crate::supervise::listen::{self, SocketFile};
+use crate::supervise::reception::Reception;
 use crate::sys;
 
 /// How long the first connection of a port without `reconnect-ms` may take.
@@ -51,6 +52,8 @@ pub struct Slot {
     pub dialler: Option<Dialler>,
     /// Where its UNIX datagram socket is aimed.
     pub aim: Option<Aim>,
+    /// Where datagram clients come to.
+    pub reception: Option<Reception>,
     /// The interface behind it, watched if it is in our network namespace.
     pub link: Option<Link>,
     /// The interface goes with its last descriptor.
@@ -160,6 +163,7 @@ impl Slot {
             estate: Estate::default(),
             dialler: None,
             aim: None,
+            reception: None,
             link: None,
             fleeting: false,
             file: None,
@@ -188,6 +192,7 @@ impl Slot {
             None if matches!(self.plan, PortPlan::Hub(_)) => true,
             None => {
                 !self.kept.is_empty()
+                    || self.reception.is_some()
                     || self.estate.whole().is_some()
                     || self.dialler.as_ref().is_some_and(Dialler::persists)
             }
@@ -203,6 +208,10 @@ impl Slot {
             return;
         }
         self.estate.drop_all();
+        if let Some(reception) = &self.reception {
+            self.fresh = reception.copy();
+            return;
+        }
         match &mut self.dialler {
             Some(d) if d.persists() => d.dial(now),
             Some(_) => self.gone |= self.fresh.is_none(),
@@ -214,8 +223,8 @@ impl Slot {
 
 /// A slot of datagram sockets: every dataplane gets copies of the same ones.
 fn datagrams(id: String, kind: &'static str, opened: Opened) -> Slot {
-    let Opened { sockets, plan, aim, file } = opened;
-    Slot { kept: sockets, aim, file, ..Slot::bare(id, kind, PortPlan::Dgram(plan)) }
+    let Opened { sockets, plan, aim, reception, file } = opened;
+    Slot { kept: sockets, aim, reception, file, ..Slot::bare(id, kind, PortPlan::Dgram(plan)) }
 }
 
 /// One end of a stream socket.

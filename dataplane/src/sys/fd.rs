@@ -104,6 +104,31 @@ pub fn recv(fd: BorrowedFd<'_>, to: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result
     Ok(got.bytes)
 }
 
+/// `recvfrom(2)` of a UNIX datagram, perhaps without taking it (`peek`): bytes into `to`, their number, and the sender's
+/// name: a path's bytes, or a zero and an abstract name's; empty if he has none. (nix ends the process for such a one.)
+///
+/// # Errors
+/// The kernel's; `EAGAIN` if there is none.
+pub fn unix_sender(fd: BorrowedFd<'_>, to: &mut [u8], peek: bool) -> Result<(usize, Vec<u8>)> {
+    let mut name = [0_u8; size_of::<libc::sockaddr_un>()];
+    let mut len = libc::socklen_t::try_from(name.len()).map_err(|_| ErrorKind::InvalidInput)?;
+    let flags = libc::MSG_DONTWAIT | if peek { libc::MSG_PEEK } else { 0 };
+    let (at, room) = (to.as_mut_ptr().cast(), to.len());
+    // SAFETY: both buffers are ours and as long as is said; the kernel writes no more, and says how long the name was.
+    let n =
+        unsafe { libc::recvfrom(fd.as_raw_fd(), at, room, flags, name.as_mut_ptr().cast(), &raw mut len) };
+    let n = usize::try_from(n).map_err(|_| Error::last_os_error())?;
+    let path = std::mem::offset_of!(libc::sockaddr_un, sun_path);
+    let end = usize::try_from(len).unwrap_or(0);
+    let name = name.get(path..end).unwrap_or_default();
+    // A path ends with a NUL; an abstract name begins with one.
+    let name = match name.split_first() {
+        Some((0, _)) | None => name,
+        Some(_) => name.split(|b| *b == 0).next().unwrap_or_default(),
+    };
+    Ok((n, name.to_vec()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
