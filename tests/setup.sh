@@ -21,7 +21,7 @@ die() { say "$*"; exit 1; }
 packages=(
   gcc make m4 pkg-config clang llvm libelf-dev zlib1g-dev libbpf-dev
   user-mode-linux qemu-system-x86 busybox-static cpio xz-utils
-  iperf3 tcpdump iproute2 iputils-ping ethtool libcap2-bin util-linux procps strace bpftool
+  iperf3 tcpdump tshark iproute2 iputils-ping ethtool libcap2-bin util-linux procps strace bpftool
   dpdk dpdk-dev passt
 )
 # The drivers of DPDK carry the ABI in their names (23 in Debian 12, 25 in Debian 13): ask apt which one this suite has.

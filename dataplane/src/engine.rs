@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod changes;
+mod filters;
 pub mod kinds;
 mod link;
 
@@ -125,7 +126,7 @@ impl Ready {
 }
 
 fn start(link: &mut Link) -> Result<Ready, Trouble> {
-    let Handed { plan, fds, left } = gather(link)?;
+    let Handed { plan, fds, left, filters } = gather(link)?;
     // Asked for before the walls: inside, the kernel's answer cannot be read.
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let walls = if plan.run.sandbox_off {
@@ -133,8 +134,9 @@ fn start(link: &mut Link) -> Result<Ready, Trouble> {
     } else {
         let ours = [link.channel.as_fd().as_raw_fd()];
         let inherited = left.iter().flatten().flat_map(|(_, fds)| fds);
-        let keep: Vec<RawFd> =
-            fds.iter().flatten().chain(inherited).map(AsRawFd::as_raw_fd).chain(ours).collect();
+        let of_filters = filters.iter().flat_map(|f| &f.fds);
+        let all = fds.iter().flatten().chain(inherited).chain(of_filters);
+        let keep: Vec<RawFd> = all.map(AsRawFd::as_raw_fd).chain(ours).collect();
         let more_fds = if plan.later.is_empty() { MORE_FDS } else { LATER_FDS };
         let needs = Needs { at_least: plan.run.at_least, keep: &keep, more_fds };
         Some(sandbox::walls(&needs).map_err(|e| Trouble::new(e.to_string()))?)
@@ -142,7 +144,7 @@ fn start(link: &mut Link) -> Result<Ready, Trouble> {
     let mut calls = vec![CALLS];
     calls.extend(kinds::of_plan(&plan));
     let mut hubs = Hubs::default();
-    let lanes = build(&plan, fds, &mut hubs)?;
+    let lanes = build(&plan, fds, filters, &mut hubs)?;
     let workers = workers(plan.run.workers.into(), &lanes, processors);
     if workers > 1 {
         calls.push(LOCKS);
@@ -201,6 +203,7 @@ struct Handed {
     fds: Vec<Vec<OwnedFd>>,
     /// What the dataplane before left of each slot.
     left: Vec<Left>,
+    filters: Vec<filters::Handed>,
 }
 
 fn gather(link: &Link) -> Result<Handed, Trouble> {
@@ -214,8 +217,12 @@ fn gather(link: &Link) -> Result<Handed, Trouble> {
     };
     let mut slots: Vec<Vec<OwnedFd>> = plan.ports.iter().map(|_| Vec::new()).collect();
     let mut left: Vec<Left> = plan.ports.iter().map(|_| Vec::new()).collect();
+    let mut filters = Vec::new();
     loop {
         match hear()? {
+            (ToDataplane::Filter { slot, filter: number, plan, .. }, fds) => {
+                filters.push(filters::Handed { slot, number, plan, fds });
+            }
             (ToDataplane::Fds { slot }, fds) => {
                 let to = slots.get_mut(usize::from(slot)).ok_or_else(|| Trouble::new("no such slot"))?;
                 to.extend(fds);
@@ -224,18 +231,29 @@ fn gather(link: &Link) -> Result<Handed, Trouble> {
                 let to = left.get_mut(usize::from(slot)).ok_or_else(|| Trouble::new("no such slot"))?;
                 to.push((piece, fds));
             }
-            (ToDataplane::Begin, _) => return Ok(Handed { plan, fds: slots, left }),
+            (ToDataplane::Begin, _) => return Ok(Handed { plan, fds: slots, left, filters }),
             _ => return Err(Trouble::new("unexpected message before begin")),
         }
     }
 }
 
 /// Lanes of all ports: wires, and ports without peers.
-fn build(plan: &Plan, fds: Vec<Vec<OwnedFd>>, hubs: &mut Hubs) -> Result<Vec<Seated>, Trouble> {
+fn build(
+    plan: &Plan,
+    fds: Vec<Vec<OwnedFd>>,
+    filters: Vec<filters::Handed>,
+    hubs: &mut Hubs,
+) -> Result<Vec<Seated>, Trouble> {
     let mut ports = Vec::new();
     for (slot, (p, fds)) in (0u16..).zip(plan.ports.iter().zip(fds)) {
         let opened = p.as_ref().map(|p| kinds::open(p, fds, hubs).map_err(|e| Trouble::open(slot, &e)));
         ports.push(opened.transpose()?);
+    }
+    for f in filters {
+        let slot = f.slot;
+        let queues = ports.get_mut(usize::from(slot)).and_then(Option::as_mut);
+        let queues = queues.ok_or_else(|| Trouble::new("a filter on no port"))?;
+        f.put(queues).map_err(|e| Trouble { slot: Some(slot), ..Trouble::io("a filter", &e) })?;
     }
     let mut lanes = Vec::new();
     for w in &plan.wires {
@@ -330,6 +348,18 @@ impl Engine {
         }
     }
 
+    /// What became of a filter, unless nobody wants to know.
+    fn answer(&mut self, ask: u32, done: io::Result<()>) -> io::Result<()> {
+        match done {
+            _ if ask == 0 => Ok(()),
+            Ok(()) => self.link.say(&FromDataplane::Done { ask }),
+            Err(e) => {
+                let errno = e.raw_os_error().unwrap_or(0);
+                self.link.say(&FromDataplane::Refused { ask, errno, why: e.to_string() })
+            }
+        }
+    }
+
     fn stats(&mut self, floor: &Floor, of: Option<u16>) -> io::Result<()> {
         match self.say_stats(floor, of) {
             // It does not read now, and asks again if it wants to.
@@ -374,6 +404,14 @@ impl Outside for Engine {
             ToDataplane::Stats { slot } => self.stats(floor, slot)?,
             ToDataplane::Quit => return Ok(false),
             ToDataplane::Keep { slot } => self.keep(floor, slot),
+            ToDataplane::Filter { ask, slot, filter: number, plan } => {
+                let done = filters::Handed { slot, number, plan, fds }.attach(floor);
+                self.answer(ask, done)?;
+            }
+            ToDataplane::Unfilter { ask, slot, filter } => {
+                let found = filters::detach(floor, slot, filter);
+                self.answer(ask, if found { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) })?;
+            }
             ToDataplane::Add { .. }
             | ToDataplane::Remove { .. }
             | ToDataplane::Join { .. }

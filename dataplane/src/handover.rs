@@ -31,6 +31,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::port::{self, Piece};
+use crate::stage;
 use crate::stats::Stats;
 use crate::worker::Waits;
 
@@ -106,6 +107,27 @@ pub enum ToDataplane {
         slot: u16,
         /// Up.
         up: bool,
+    },
+    /// Put a filter around a port, behind those that are there. Its descriptors travel with this message. Before
+    /// [`ToDataplane::Begin`] it is not answered.
+    Filter {
+        /// Number for the answer; 0: none.
+        ask: u32,
+        /// The port's slot.
+        slot: u16,
+        /// The filter's number, of the supervisor's choice.
+        filter: u16,
+        /// What it does.
+        plan: FilterPlan,
+    },
+    /// Take a filter away. What it had is closed before this is answered.
+    Unfilter {
+        /// Number for the answer; 0: none.
+        ask: u32,
+        /// The port's slot.
+        slot: u16,
+        /// The filter's number.
+        filter: u16,
     },
     /// End in order: flush, close, exit 0.
     Quit,
@@ -259,6 +281,13 @@ pub enum Level {
     Landlock,
     /// And its own, empty namespaces.
     Full,
+}
+
+/// A filter, as the dataplane puts it around a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FilterPlan {
+    /// A capture; descriptors: the spool's memory, with a section for each of the port's queues, and its bell.
+    Capture(stage::capture::Plan),
 }
 
 /// One port, as the dataplane opens it.

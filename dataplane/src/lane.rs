@@ -359,6 +359,14 @@ impl Lane {
         }
     }
 
+    /// The place of the port at an end, for a filter to be put around it. The lane is rewired by whoever does that.
+    pub fn place(&mut self, side: Side) -> &mut Box<dyn Port> {
+        match side {
+            Side::Netdev => &mut self.netdev,
+            Side::Device => &mut self.device,
+        }
+    }
+
     /// The port is of no use until it is connected anew.
     pub fn set_dead(&mut self, side: Side, dead: bool) {
         match side {

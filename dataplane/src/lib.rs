@@ -27,6 +27,7 @@ pub mod offload;
 pub mod port;
 pub mod sandbox;
 pub mod spec;
+pub mod stage;
 pub mod stats;
 pub mod supervise;
 #[allow(unsafe_code, reason = "system calls without a safe wrapper: the design's one place for them")]

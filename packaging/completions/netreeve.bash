@@ -23,6 +23,10 @@ _netreeve() {
             compopt -o nospace
             COMPREPLY=($(compgen -W 'vhost-user,netdev= stream,netdev=' -- "$cur"))
             return ;;
+        --object)
+            compopt -o nospace
+            COMPREPLY=($(compgen -W 'filter-dump,id=' -- "$cur"))
+            return ;;
         --sandbox) COMPREPLY=($(compgen -W 'full landlock seccomp off' -- "$cur")); return ;;
         --config | --helper | --helper-socket | --dataplane | --pid) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
@@ -32,7 +36,7 @@ _netreeve() {
     local ports='--netdev --config --helper-socket --helper'
     case $verb in
         '') COMPREPLY=($(compgen -W 'run grant doctor list help --help --version' -- "$cur")) ;;
-        run) COMPREPLY=($(compgen -W "$ports --device --sandbox --busy-poll --workers --lock-mac --socket-mode --user --dataplane
+        run) COMPREPLY=($(compgen -W "$ports --device --object --sandbox --busy-poll --workers --lock-mac --socket-mode --user --dataplane
             --ready-fd --pid --daemonize --json --stats --help --" -- "$cur")) ;;
         grant) COMPREPLY=($(compgen -W "$ports --help --" -- "$cur")) ;;
         doctor) COMPREPLY=($(compgen -W "$ports --dataplane --help" -- "$cur")) ;;

@@ -76,6 +76,9 @@ struct Run {
     /// VM side: what the VMM attaches to, `type,netdev=ID,key=value`: vhost-user, stream.
     #[arg(long, value_name = "DEVICE")]
     device: Vec<String>,
+    /// QEMU's -object for a port: filter-dump,id=ID,netdev=ID,file=PATH.
+    #[arg(long, value_name = "OBJECT")]
+    object: Vec<String>,
     /// The least sandbox that is accepted: full, landlock, seccomp, off.
     #[arg(long, value_name = "LEVEL", default_value = "full")]
     sandbox: run::Sandbox,

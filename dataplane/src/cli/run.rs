@@ -53,6 +53,7 @@ impl FromStr for Mode {
 
 pub(super) fn run(arguments: Run) -> Result<u8, Fault> {
     let mut config = arguments.ports.read(&arguments.device)?;
+    config.objects(&arguments.object)?;
     check(&config)?;
     if arguments.lock_mac {
         lock(&mut config)?;

@@ -18,8 +18,17 @@ unsafe impl Send for Shared {}
 
 impl Shared {
     pub(super) fn map(fd: BorrowedFd<'_>, len: usize, offset: u64) -> io::Result<Self> {
+        Self::map_with(fd, len, offset, libc::MAP_POPULATE)
+    }
+
+    /// Pages are made when they are first touched.
+    pub(super) fn map_lazily(fd: BorrowedFd<'_>, len: usize, offset: u64) -> io::Result<Self> {
+        Self::map_with(fd, len, offset, 0)
+    }
+
+    fn map_with(fd: BorrowedFd<'_>, len: usize, offset: u64, how: libc::c_int) -> io::Result<Self> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        let flags = libc::MAP_SHARED | how;
         let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let at = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, fd.as_raw_fd(), offset) };

@@ -11,6 +11,7 @@ pub mod packed;
 pub mod seg;
 pub mod sigbus;
 pub mod split;
+pub mod spool;
 pub mod sum;
 pub mod uring;
 pub mod xring;

@@ -131,15 +131,23 @@ fn csum_field(f: &Frame) -> Option<usize> {
     (field + 2 <= f.head().len()).then_some(field)
 }
 
-/// Sums from `csum_start` to the end (the field holds the pseudo-header's sum) and stores the complement.
-fn complete_csum(from: &Batch, f: &Frame, o: &mut Frame) {
-    let Some(field) = csum_field(f) else { return };
+/// The checksum that a frame's header asks for, and its place in the head; none if that is not there. It is the
+/// complement of the sum from `csum_start` to the end, for the field holds the pseudo-header's sum.
+#[must_use]
+pub fn checksum(from: &Batch, f: &Frame) -> Option<(usize, [u8; 2])> {
+    let field = csum_field(f)?;
     let mut s = Sum::default();
     s.bytes(f.head().get(usize::from(f.vnet.csum_start)..).unwrap_or_default());
     for seg in from.body(f) {
         s.seg(seg);
     }
-    store(o.head_mut(), field, s.finish());
+    Some((field, s.finish()))
+}
+
+/// Stores the checksum that the header asks for.
+fn complete_csum(from: &Batch, f: &Frame, o: &mut Frame) {
+    let Some((field, sum)) = checksum(from, f) else { return };
+    store(o.head_mut(), field, sum);
     o.vnet.flags &= !vnet::F_NEEDS_CSUM;
     o.vnet.csum_start = 0;
     o.vnet.csum_offset = 0;

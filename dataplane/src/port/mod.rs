@@ -16,6 +16,7 @@ pub mod tap;
 pub mod vhost_user;
 pub mod xsk;
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
@@ -276,4 +277,9 @@ pub trait Port: Send {
 
     /// Counters that the lane writes for it (drops by filter, completions).
     fn stats_mut(&mut self) -> &mut Stats;
+
+    /// What is around another port (`stage`) shows itself; nobody else does.
+    fn around(&mut self) -> Option<&mut dyn Any> {
+        None
+    }
 }

@@ -76,6 +76,18 @@ fn the_manual_names_every_key_and_no_other() {
     }
 }
 
+#[test]
+fn the_manual_names_every_key_of_objects_and_no_other() {
+    let kind = "filter-dump";
+    let mut config = Config::read(&["tap,id=t".to_owned()], &[], None).unwrap();
+    let fault = config.objects(&[format!("{kind},id=f,netdev=t,file=x,{NOBODYS}")]).unwrap_err();
+    let list = fault.fix.strip_prefix("keys here: ").unwrap_or_else(|| panic!("{kind}: {fault}"));
+    let keys: BTreeSet<String> = list.split(", ").map(str::to_owned).collect();
+    let page: BTreeSet<String> =
+        items(section(kind)).into_iter().chain(["id".into(), "type".into()]).collect();
+    assert_eq!(page, keys, "{kind}");
+}
+
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/examples")
 }

@@ -7,6 +7,7 @@
 pub mod addr;
 pub mod dgram;
 pub mod fields;
+pub mod filter;
 pub mod hub;
 pub mod l2tpv3;
 pub mod socket;
@@ -78,6 +79,8 @@ pub struct Config {
     pub ports: Vec<Port>,
     /// The wires.
     pub wires: Vec<Wire>,
+    /// What looks on.
+    pub filters: filter::Filters,
     /// What the user should hear.
     pub warnings: Vec<String>,
 }
@@ -86,6 +89,7 @@ pub struct Config {
 enum Role {
     Netdev,
     Device,
+    Object,
 }
 
 /// QEMU's types that a later version will have.
@@ -110,16 +114,45 @@ impl Config {
             let fields = Fields::new(format!("--device {text}"), parse("--device", text)?);
             joins.extend(config.add(Role::Device, fields)?);
         }
+        let mut objects = Vec::new();
         if let Some((name, body)) = file {
             for (role, fields) in tables(name, body)? {
-                joins.extend(config.add(role, fields)?);
+                match role {
+                    Role::Object => objects.push(fields),
+                    _ => joins.extend(config.add(role, fields)?),
+                }
             }
         }
         for (device, join) in joins {
             config.join(device, join)?;
         }
+        for fields in objects {
+            config.filter(fields)?;
+        }
         config.check()?;
         Ok(config)
+    }
+
+    /// Reads `--object` texts, after the ports that they name.
+    ///
+    /// # Errors
+    /// The first thing that cannot stand.
+    pub fn objects(&mut self, objects: &[String]) -> Result<(), Fault> {
+        for text in objects {
+            let parsed = text::parse(text, |_| true);
+            let parsed = parsed.map_err(|why| {
+                Fault::new(Exit::Config, format!("--object {text}"), why, "see netreeve(1)")
+            })?;
+            self.filter(Fields::new(format!("--object {text}"), parsed))?;
+        }
+        self.check_descriptors()
+    }
+
+    fn filter(&mut self, fields: Fields) -> Result<(), Fault> {
+        let ids: Vec<String> = self.ports.iter().map(|p| p.id.clone()).collect();
+        let warnings = filter::add(&mut self.filters, fields, &ids)?;
+        self.warnings.extend(warnings);
+        Ok(())
     }
 
     /// Reads one port and appends it. Gives what a device wants to be joined to.
@@ -151,8 +184,7 @@ impl Config {
                 .find(|n| self.ports.iter().all(|p| p.id != *n))
                 .unwrap_or_default(),
         };
-        let letters = id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-        if !letters || !id.starts_with(|c: char| c.is_ascii_alphabetic()) || id.len() > 64 {
+        if !is_identifier(&id) {
             let fix = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
             return Err(f.fault("Parameter 'id' expects an identifier", fix));
         }
@@ -199,7 +231,12 @@ impl Config {
         let lone: Vec<String> = self.unjoined().map(lone).collect();
         self.warnings.extend(lone);
         self.check_queues()?;
-        let mut fds: Vec<i32> = self.ports.iter().flat_map(|p| p.kind.inherited()).collect();
+        self.check_descriptors()
+    }
+
+    fn check_descriptors(&self) -> Result<(), Fault> {
+        let captures = self.filters.iter().filter_map(|f| f.output.inherited());
+        let mut fds: Vec<i32> = self.ports.iter().flat_map(|p| p.kind.inherited()).chain(captures).collect();
         fds.sort_unstable();
         let twice = fds.windows(2).find_map(|w| match w {
             [a, b] if a == b => Some(*a),
@@ -311,6 +348,12 @@ impl Join {
     }
 }
 
+/// What QEMU takes as an id, of at most 64 bytes.
+fn is_identifier(id: &str) -> bool {
+    let letters = id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    letters && id.starts_with(|c: char| c.is_ascii_alphabetic()) && id.len() <= 64
+}
+
 fn parse(option: &str, text: &str) -> Result<Parsed, Fault> {
     // QEMU reads stream and dgram by its newer parser; our devices are new as well.
     let dotted = |kind: &str| option == "--device" || kind == "stream" || kind == "dgram";
@@ -332,6 +375,10 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
         "hubport" => hub::read(f).map(Kind::Hub),
         later if LATER.contains(&later) => {
             Err(f.fault(format!("type '{later}' is not in this version"), TYPES))
+        }
+        // QEMU had it until 2.12.
+        "dump" => {
+            Err(f.fault("type 'dump' is an object now", "--object filter-dump,id=f0,netdev=ID,file=PATH"))
         }
         other if role == Role::Device && other.starts_with("virtio-net") => {
             let fix =
@@ -363,9 +410,10 @@ fn tables(name: &str, body: &str) -> Result<Vec<(Role, Fields)>, Fault> {
         let role = match key.as_str() {
             "netdev" => Role::Netdev,
             "device" => Role::Device,
+            "object" => Role::Object,
             other => {
                 let why = format!("Parameter '{other}' is unexpected");
-                return Err(fault(why, "a file holds [[netdev]] and [[device]] tables"));
+                return Err(fault(why, "a file holds [[netdev]], [[device]] and [[object]] tables"));
             }
         };
         let list =

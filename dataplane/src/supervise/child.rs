@@ -16,7 +16,8 @@ use netreeve_shared::codec::{self, Header};
 
 use crate::engine::KIND;
 use crate::fault::{Exit, Fault};
-use crate::handover::{FromDataplane, Plan, ToDataplane};
+use crate::handover::{FilterPlan, FromDataplane, Plan, ToDataplane};
+use crate::supervise::capture::Capture;
 use crate::supervise::overheard::Overheard;
 use crate::supervise::say;
 use crate::supervise::slot::Slot;
@@ -70,7 +71,12 @@ impl Program {
     ///
     /// # Errors
     /// It cannot be started, or does not take what it is given.
-    pub fn start(&self, plan: &Plan, slots: &mut [Slot]) -> Result<Dataplane, Fault> {
+    pub fn start(
+        &self,
+        plan: &Plan,
+        slots: &mut [Slot],
+        captures: &mut [Capture],
+    ) -> Result<Dataplane, Fault> {
         let mut command = Command::new(&self.path);
         command
             .env_clear()
@@ -87,7 +93,7 @@ impl Program {
         let now = Instant::now();
         let mut new =
             Dataplane { channel, child, born: now, ready: None, last_words: None, errors, window: (now, 0) };
-        match new.hand_over(plan, slots) {
+        match new.hand_over(plan, slots, captures) {
             Ok(()) => Ok(new),
             // It is dead already: what it said and how it died is heard as with any other.
             Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
@@ -115,7 +121,7 @@ impl Program {
 }
 
 impl Dataplane {
-    fn hand_over(&mut self, plan: &Plan, slots: &mut [Slot]) -> io::Result<()> {
+    fn hand_over(&mut self, plan: &Plan, slots: &mut [Slot], captures: &mut [Capture]) -> io::Result<()> {
         self.channel.set_nonblocking(true)?;
         self.tell(&ToDataplane::Plan(plan.clone()), &[])?;
         for (slot, s) in (0_u16..).zip(slots) {
@@ -129,7 +135,21 @@ impl Dataplane {
                 self.tell(&ToDataplane::Inherit { slot, piece: piece.clone() }, &fds)?;
             }
         }
+        for c in captures {
+            self.capture(c, 0)?;
+        }
         self.tell(&ToDataplane::Begin, &[])
+    }
+
+    /// Gives it a capture, with a spool of its own.
+    ///
+    /// # Errors
+    /// No memory, or it is gone.
+    pub fn capture(&self, c: &mut Capture, ask: u32) -> io::Result<()> {
+        let (memory, bell) = c.spool()?;
+        let plan = FilterPlan::Capture(c.plan);
+        let message = ToDataplane::Filter { ask, slot: c.slot, filter: c.number, plan };
+        self.tell(&message, &[memory.as_fd(), bell.as_fd()])
     }
 
     /// Sends a message, without waiting for it to be read.

@@ -39,6 +39,7 @@ impl Supervisor {
             self.check_links();
         }
         let now = Instant::now();
+        self.end_captures();
         self.dial(now);
         self.ask_estates(now);
         self.check_deadline(now)
@@ -53,6 +54,9 @@ impl Supervisor {
         let dataplane = self.dataplane.as_ref().map(|d| add(d.fd(), PollFlags::POLLIN));
         let errors = self.dataplane.as_ref().and_then(|d| Some(add(d.errors.fd()?, PollFlags::POLLIN)));
         let links = self.links.as_ref().map(|l| add(l.fd(), PollFlags::POLLIN));
+        self.captures.iter().for_each(|c| {
+            add(c.fd(), PollFlags::POLLIN);
+        });
         for fd in self.slots.iter().filter_map(|s| s.dialler.as_ref()?.fd()) {
             add(fd, PollFlags::POLLOUT);
         }

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::fault::{Exit, Fault};
 use crate::handover::{FromDataplane, Level, ToDataplane};
 use crate::supervise::back_off::Death;
+use crate::supervise::capture::Capture;
 use crate::supervise::counters::Taken;
 use crate::supervise::ready::level_name;
 use crate::supervise::{Supervisor, child, command};
@@ -28,7 +29,7 @@ impl Supervisor {
         }
         self.start_at = None;
         self.plan.ports = self.slots.iter().map(|s| Some(s.plan.clone())).collect();
-        match self.program.start(&self.plan, &mut self.slots) {
+        match self.program.start(&self.plan, &mut self.slots, &mut self.captures) {
             Ok(new) => {
                 self.dataplane = Some(new);
                 Ok(())
@@ -349,7 +350,13 @@ impl Supervisor {
         for line in self.counters.lines(&self.slots) {
             self.voice.say(&line);
         }
-        let event = self.counters.json(&self.slots);
+        for c in &self.captures {
+            self.voice.say(&c.name.line(&c.totals()));
+        }
+        let mut event = self.counters.json(&self.slots);
+        if let (Some(event), false) = (event.as_object_mut(), self.captures.is_empty()) {
+            event.insert("captures".into(), self.captures.iter().map(Capture::json).collect());
+        }
         self.voice.event(&event);
     }
 

@@ -10,6 +10,7 @@
 
 pub mod ask;
 pub mod back_off;
+pub mod capture;
 pub mod child;
 pub mod command;
 pub mod counters;
@@ -39,6 +40,7 @@ use crate::handover::{Plan, RunPlan, Wire};
 use crate::spec::Config;
 use ask::{Asker, Door};
 use back_off::BackOff;
+use capture::Capture;
 use child::{Dataplane, Program};
 use counters::Counters;
 use link_watch::LinkWatch;
@@ -80,6 +82,7 @@ pub struct Options {
 struct Supervisor {
     plan: Plan,
     slots: Vec<Slot>,
+    captures: Vec<Capture>,
     program: Program,
     asker: Option<Asker>,
     ready: Ready,
@@ -127,16 +130,19 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     for port in &config.ports {
         given.push(slot::adopt(port)?);
     }
+    let outputs = capture::adopt(&config.filters)?;
     let signals = Signals::new()?;
     for warning in &config.warnings {
         say::say(&format!("warning: {warning}"));
     }
+    let captures = capture::begin(&config, outputs)?;
     let mut asker = Asker::new(options.door);
     let mut slots = Vec::new();
     for (port, fds) in config.ports.into_iter().zip(given) {
         slots.push(Slot::open(port, fds, &mut asker, options.socket_mode)?);
     }
-    make_room(slots.iter().map(Slot::descriptors).sum());
+    let of_captures = capture::DESCRIPTORS * captures.len() as u64;
+    make_room(slots.iter().map(Slot::descriptors).sum::<u64>() + of_captures);
     let index = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
     let wires = config.wires.iter();
     let wires = wires
@@ -148,6 +154,7 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     Ok(Supervisor {
         plan,
         slots,
+        captures,
         program: options.program,
         asker: Some(asker),
         ready: options.ready,
@@ -206,6 +213,12 @@ impl Supervisor {
         }
         if let Some(dataplane) = self.dataplane.take() {
             dataplane.end(END_WITHIN);
+        }
+        for c in std::mem::take(&mut self.captures) {
+            let (about, totals) = c.end();
+            if self.stats_at_end || totals.lost + totals.failed > 0 {
+                self.voice.say(&about.line(&totals));
+            }
         }
         if let Some(command) = &mut self.command {
             command::signal(command, Signal::SIGTERM);

@@ -199,7 +199,8 @@ fn sandbox(program: &Program) -> Finding {
 fn try_sandbox(program: &Program) -> Result<Level, String> {
     let run = RunPlan { at_least: Level::Seccomp, sandbox_off: false, busy_poll_us: 0, workers: 1 };
     let plan = Plan::new(Vec::new(), Vec::new(), run);
-    let mut dataplane = program.start(&plan, &mut []).map_err(|f| format!("{}: {}", f.what, f.why))?;
+    let mut dataplane =
+        program.start(&plan, &mut [], &mut []).map_err(|f| format!("{}: {}", f.what, f.why))?;
     let until = Instant::now() + READY_WITHIN;
     while Instant::now() < until {
         match dataplane.hear(Instant::now()) {
