@@ -11,7 +11,7 @@ _netreeve() {
             COMPREPLY=($(compgen -c -f -- "$cur"))
             return
         fi
-        case $word in run | grant | doctor | list | help) [[ $verb ]] || verb=$word ;; esac
+        case $word in run | grant | doctor | ls | show | stats | set | add | remove | events | list | help) [[ $verb ]] || verb=$word ;; esac
     done
 
     case $prev in
@@ -28,20 +28,33 @@ _netreeve() {
             COMPREPLY=($(compgen -W 'filter-dump,id=' -- "$cur"))
             return ;;
         --sandbox) COMPREPLY=($(compgen -W 'full landlock seccomp off' -- "$cur")); return ;;
-        --config | --helper | --helper-socket | --dataplane | --pid) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --config | --helper | --helper-socket | --dataplane | --pid | --control) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
-        --busy-poll | --workers | --socket-mode | --ready-fd) return ;;
+        --hotplug) COMPREPLY=($(compgen -W 'all tap bridge af-xdp stream dgram l2tpv3 socket vhost-user hubport' -- "$cur")); return ;;
+        --format) COMPREPLY=($(compgen -W 'table json openmetrics' -- "$cur")); return ;;
+        --busy-poll | --workers | --socket-mode | --ready-fd | --name) return ;;
     esac
 
-    local ports='--netdev --config --helper-socket --helper'
+    local ports='--netdev --config --helper-socket --helper' names=''
     case $verb in
-        '') COMPREPLY=($(compgen -W 'run grant doctor list help --help --version' -- "$cur")) ;;
+        ls | show | stats | set | add | remove | events)
+            names=$(netreeve ls 2>/dev/null | awk 'NR > 1 { print $1 }') ;;
+    esac
+    case $verb in
+        '') COMPREPLY=($(compgen -W 'run grant doctor ls show stats set add remove events list help --help --version' -- "$cur")) ;;
         run) COMPREPLY=($(compgen -W "$ports --device --object --sandbox --busy-poll --workers --lock-mac --socket-mode --user --dataplane
-            --ready-fd --pid --daemonize --json --stats --help --" -- "$cur")) ;;
+            --ready-fd --pid --daemonize --name --control --hotplug --json --stats --help --" -- "$cur")) ;;
         grant) COMPREPLY=($(compgen -W "$ports --help --" -- "$cur")) ;;
         doctor) COMPREPLY=($(compgen -W "$ports --dataplane --help" -- "$cur")) ;;
+        ls) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;
+        show) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;
+        stats) COMPREPLY=($(compgen -W "$names --format --json --help" -- "$cur")) ;;
+        set) COMPREPLY=($(compgen -W "$names link=on link=off netdev= --json --help" -- "$cur")) ;;
+        add) COMPREPLY=($(compgen -W "$names --netdev --device --help" -- "$cur")) ;;
+        remove) COMPREPLY=($(compgen -W "$names --help" -- "$cur")) ;;
+        events) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;
         list) COMPREPLY=($(compgen -W '--json --help' -- "$cur")) ;;
-        help) COMPREPLY=($(compgen -W 'run grant doctor list' -- "$cur")) ;;
+        help) COMPREPLY=($(compgen -W 'run grant doctor ls show stats set add remove events list' -- "$cur")) ;;
     esac
 }
 complete -F _netreeve netreeve

@@ -3,6 +3,7 @@
 //! Trust: the user. Promise: every way to end has its exit code ([`Exit`]), every error its three parts.
 #![forbid(unsafe_code)]
 
+mod control;
 mod daemon;
 mod doctor;
 mod grant;
@@ -19,6 +20,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::fault::{Exit, Fault};
 use crate::spec::Config;
 use crate::supervise::ask::Door;
+use crate::supervise::control::place;
 use crate::supervise::say;
 
 /// Gives a virtual machine any network without privilege for its VMM.
@@ -37,6 +39,20 @@ enum Verb {
     Grant(Grant),
     /// Tells what this machine has and lacks, and how to fix it.
     Doctor(Doctor),
+    /// Lists the named instances that run, or the ports of one.
+    Ls(control::Ls),
+    /// Shows an instance, or one of its ports, in full.
+    Show(control::Show),
+    /// Prints counters of instances.
+    Stats(control::Stats),
+    /// Changes a port of a running instance.
+    Set(control::Set),
+    /// Adds ports to a running instance that was prepared for them (run --hotplug).
+    Add(control::Add),
+    /// Removes ports of a running instance.
+    Remove(control::Remove),
+    /// Prints what happens to an instance, as it happens.
+    Events(control::Events),
     /// Lists the ports of this version and what they need.
     List {
         /// As JSON.
@@ -112,6 +128,15 @@ struct Run {
     /// Events as JSON lines on standard output; the first when frames can pass.
     #[arg(long)]
     json: bool,
+    /// Name of this instance, by which the other commands find its control socket.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    name: Option<String>,
+    /// The control socket's path [default: where --name has it; without either there is none].
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// Types of ports that may be added later, or all; the dataplane's filter allows what they need.
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',')]
+    hotplug: Vec<String>,
     /// Print the counters at the end (SIGUSR1 prints them any time).
     #[arg(long)]
     stats: bool,
@@ -139,6 +164,12 @@ struct Doctor {
     dataplane: Option<PathBuf>,
 }
 
+/// An instance's name.
+fn name(text: &str) -> Result<String, &'static str> {
+    let why = "letters, digits, '-', '_' and '.', 64 at most, a letter or digit first";
+    if place::is_name(text) { Ok(text.to_owned()) } else { Err(why) }
+}
+
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -150,6 +181,13 @@ pub fn main() -> ExitCode {
         Verb::Run(arguments) => run::run(*arguments),
         Verb::Grant(arguments) => grant::grant(&arguments),
         Verb::Doctor(arguments) => doctor::doctor(&arguments),
+        Verb::Ls(arguments) => control::ls(&arguments),
+        Verb::Show(arguments) => control::show(&arguments),
+        Verb::Stats(arguments) => control::stats(&arguments),
+        Verb::Set(arguments) => control::set(&arguments),
+        Verb::Add(arguments) => control::add(&arguments),
+        Verb::Remove(arguments) => control::remove(&arguments),
+        Verb::Events(arguments) => control::events(&arguments),
         Verb::List { json } => list::list(json),
     };
     match end {

@@ -9,8 +9,9 @@ use nix::unistd::{Uid, User, geteuid};
 use crate::cli::{Run, daemon};
 use crate::fault::{Exit, Fault};
 use crate::handover::{Level, RunPlan};
-use crate::spec::{Config, Kind};
+use crate::spec::{Config, Kind, late};
 use crate::supervise::child::Program;
+use crate::supervise::control::Where;
 use crate::supervise::ready::Ready;
 use crate::supervise::{self, Options, say};
 use crate::sys;
@@ -54,7 +55,12 @@ impl FromStr for Mode {
 pub(super) fn run(arguments: Run) -> Result<u8, Fault> {
     let mut config = arguments.ports.read(&arguments.device)?;
     config.objects(&arguments.object)?;
-    check(&config)?;
+    let control = Where { name: arguments.name, path: arguments.control };
+    let hotplug = hotplug(&arguments.hotplug, &control)?;
+    // What is not there yet may come.
+    if hotplug.is_empty() {
+        check(&config)?;
+    }
     if arguments.lock_mac {
         lock(&mut config)?;
     }
@@ -89,11 +95,34 @@ pub(super) fn run(arguments: Run) -> Result<u8, Fault> {
         run,
         socket_mode: arguments.socket_mode.0,
         ready,
+        hotplug,
+        control,
         stats: arguments.stats,
         command: arguments.command,
         after_ready: if arguments.daemonize { Some(daemon::let_go()?) } else { None },
     };
     supervise::run(config, options)
+}
+
+/// `--hotplug`: types that may be added later.
+fn hotplug(types: &[String], control: &Where) -> Result<Vec<String>, Fault> {
+    let fault = |why: String, fix: String| Err(Fault::new(Exit::Usage, "--hotplug", why, fix));
+    let mut all: Vec<&str> = late::HOTPLUG.iter().map(|(name, _)| *name).collect();
+    all.dedup();
+    if types.iter().any(|t| t == "all") {
+        return Ok(all.into_iter().map(str::to_owned).collect());
+    }
+    if let Some(other) = types.iter().find(|t| !all.contains(&t.as_str())) {
+        return fault(
+            format!("type '{other}' cannot be added later"),
+            format!("all, or of {}", all.join(", ")),
+        );
+    }
+    if !types.is_empty() && *control == Where::default() {
+        let fix = "give --name NAME as well";
+        return fault("there is no control socket over which to add anything".into(), fix.into());
+    }
+    Ok(types.to_vec())
 }
 
 /// There is something to do.

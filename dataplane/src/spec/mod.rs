@@ -10,6 +10,7 @@ pub mod fields;
 pub mod filter;
 pub mod hub;
 pub mod l2tpv3;
+pub mod late;
 pub mod socket;
 pub mod stream;
 pub mod tap;
@@ -83,6 +84,8 @@ pub struct Config {
     pub filters: filter::Filters,
     /// What the user should hear.
     pub warnings: Vec<String>,
+    /// Names that other ports have already.
+    pub taken: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,19 +182,28 @@ impl Config {
             None if role == Role::Netdev => {
                 return Err(f.fault("Parameter 'id' is missing", "name it: id=n0"));
             }
-            None => (0..=self.ports.len())
+            None => (0..=self.ports.len() + self.taken.len())
                 .map(|n| format!("device{n}"))
-                .find(|n| self.ports.iter().all(|p| p.id != *n))
+                .find(|n| !self.is_taken(n))
                 .unwrap_or_default(),
         };
         if !is_identifier(&id) {
             let fix = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
             return Err(f.fault("Parameter 'id' expects an identifier", fix));
         }
-        if self.ports.iter().any(|p| p.id == id) {
-            return Err(f.fault(format!("Duplicate ID '{id}' for {what}"), "give each port its own id"));
+        if self.is_taken(&id) {
+            // QEMU's two wordings, of its monitor and of its command line.
+            let why = match self.taken.is_empty() {
+                true => format!("Duplicate ID '{id}' for {what}"),
+                false => format!("Duplicate ID '{id}'"),
+            };
+            return Err(f.fault(why, "give each port its own id"));
         }
         Ok(id)
+    }
+
+    fn is_taken(&self, id: &str) -> bool {
+        self.ports.iter().any(|p| p.id == id) || self.taken.iter().any(|t| t == id)
     }
 
     fn join(&mut self, device: usize, join: Join) -> Result<(), Fault> {

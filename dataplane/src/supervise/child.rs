@@ -20,7 +20,7 @@ use crate::handover::{FilterPlan, FromDataplane, Plan, ToDataplane};
 use crate::supervise::capture::Capture;
 use crate::supervise::overheard::Overheard;
 use crate::supervise::say;
-use crate::supervise::slot::Slot;
+use crate::supervise::slots::Slots;
 use crate::sys;
 
 /// From its start to *ready*.
@@ -74,7 +74,7 @@ impl Program {
     pub fn start(
         &self,
         plan: &Plan,
-        slots: &mut [Slot],
+        slots: &mut Slots,
         captures: &mut [Capture],
     ) -> Result<Dataplane, Fault> {
         let mut command = Command::new(&self.path);
@@ -121,10 +121,10 @@ impl Program {
 }
 
 impl Dataplane {
-    fn hand_over(&mut self, plan: &Plan, slots: &mut [Slot], captures: &mut [Capture]) -> io::Result<()> {
+    fn hand_over(&mut self, plan: &Plan, slots: &mut Slots, captures: &mut [Capture]) -> io::Result<()> {
         self.channel.set_nonblocking(true)?;
         self.tell(&ToDataplane::Plan(plan.clone()), &[])?;
-        for (slot, s) in (0_u16..).zip(slots) {
+        for (slot, s) in slots.iter_mut() {
             let fds: Vec<BorrowedFd<'_>> = s.kept.iter().chain(&s.fresh).map(AsFd::as_fd).collect();
             if !fds.is_empty() {
                 self.tell(&ToDataplane::Fds { slot }, &fds)?;

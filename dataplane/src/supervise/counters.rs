@@ -1,10 +1,13 @@
 //! Counters of the ports: asked for on SIGUSR1 and at the end with `--stats`, printed when all have come.
 #![forbid(unsafe_code)]
 
+use std::time::Instant;
+
 use serde_json::{Map, Value, json};
 
 use crate::stats::{Reason, Stats};
 use crate::supervise::slot::Slot;
+use crate::supervise::slots::Slots;
 use crate::worker::Waits;
 
 /// As many as `--workers` allows.
@@ -13,7 +16,10 @@ const MOST_WORKERS: u16 = 128;
 /// Answers that are awaited, and those that came.
 #[derive(Debug, Default)]
 pub struct Counters {
-    asked: bool,
+    /// Since when the dataplane is asked.
+    asked: Option<Instant>,
+    /// How often it was asked.
+    round: u64,
     workers: Vec<Waits>,
     got: Vec<(u16, Stats, bool)>,
 }
@@ -30,65 +36,95 @@ pub enum Taken {
 }
 
 impl Counters {
-    /// The dataplane was asked.
-    pub fn ask(&mut self) {
-        self.asked = true;
+    /// The dataplane was asked. Gives the number of the question.
+    pub fn ask(&mut self, now: Instant) -> u64 {
+        self.asked = Some(now);
         self.workers.clear();
         self.got.clear();
+        self.round += 1;
+        self.round
     }
 
-    /// An answer is awaited.
+    /// An answer is awaited since then.
     #[must_use]
-    pub fn waits(&self) -> bool {
+    pub fn waits(&self) -> Option<Instant> {
         self.asked
+    }
+
+    /// The number of the last question.
+    #[must_use]
+    pub fn round(&self) -> u64 {
+        self.round
     }
 
     /// The dataplane is dead: nothing will come.
     pub fn forget(&mut self) {
-        self.asked = false;
+        self.asked = None;
+        self.workers.clear();
+        self.got.clear();
     }
 
     /// How a worker waited; they come before the ports' counters. False: nobody asked, or it is not the one that is next.
     #[must_use]
     pub fn worker(&mut self, number: u16, waits: Waits) -> bool {
-        let next = self.asked && self.got.is_empty() && usize::from(number) == self.workers.len();
+        if number == 0 {
+            // It may have left out the rest of an answer, if we were slow to read it.
+            self.workers.clear();
+            self.got.clear();
+        }
+        let next = self.asked.is_some() && self.got.is_empty() && usize::from(number) == self.workers.len();
         if next && number < MOST_WORKERS {
             self.workers.push(waits);
         }
         next && number < MOST_WORKERS
     }
 
-    /// One answer.
-    pub fn take(&mut self, slot: u16, stats: Stats, up: bool, ports: usize) -> Taken {
-        if !self.asked || usize::from(slot) != self.got.len() || usize::from(slot) >= ports {
+    /// One answer; `ports` are the slots that the dataplane has, in order.
+    pub fn take(&mut self, slot: u16, stats: Stats, up: bool, ports: &[u16]) -> Taken {
+        if self.asked.is_none() || ports.get(self.got.len()) != Some(&slot) {
             return Taken::Unasked;
         }
         self.got.push((slot, stats, up));
-        if self.got.len() == ports {
-            self.asked = false;
+        if self.got.len() == ports.len() {
+            self.asked = None;
             return Taken::Last;
         }
         Taken::More
     }
 
+    /// A port's counters and whether it is up, as they came last.
+    #[must_use]
+    pub fn of(&self, slot: u16) -> Option<(&Stats, bool)> {
+        self.got.iter().find(|(s, ..)| *s == slot).map(|(_, stats, up)| (stats, *up))
+    }
+
+    /// How the workers waited, as it came last.
+    #[must_use]
+    pub fn workers(&self) -> &[Waits] {
+        &self.workers
+    }
+
+    fn ports<'a>(&'a self, slots: &'a Slots) -> impl Iterator<Item = (&'a Slot, &'a Stats, bool)> {
+        self.got.iter().filter_map(|(n, stats, up)| Some((slots.get(*n)?, stats, *up)))
+    }
+
     /// As text, a line a port and a line a worker.
     #[must_use]
-    pub fn lines(&self, slots: &[Slot]) -> Vec<String> {
+    pub fn lines(&self, slots: &Slots) -> Vec<String> {
         let workers = self.workers.iter().enumerate().map(|(i, w)| {
             format!(
                 "worker {i}: sleeps {}, looked on {} times for {} us, found {} times, window {} us",
                 w.sleeps, w.polls, w.polled_us, w.hits, w.window_us
             )
         });
-        let ports = self.got.iter().zip(slots).map(|((_, s, up), slot)| line(slot, s, *up));
+        let ports = self.ports(slots).map(|(slot, s, up)| line(slot, s, up));
         ports.chain(workers).collect()
     }
 
     /// As JSON.
     #[must_use]
-    pub fn json(&self, slots: &[Slot]) -> Value {
-        let ports: Vec<Value> =
-            self.got.iter().zip(slots).map(|((_, s, up), slot)| port(slot, s, *up)).collect();
+    pub fn json(&self, slots: &Slots) -> Value {
+        let ports: Vec<Value> = self.ports(slots).map(|(slot, s, up)| port(slot, s, up)).collect();
         let workers: Vec<Value> = self.workers.iter().map(|w| json!(w)).collect();
         json!({ "event": "stats", "ports": ports, "workers": workers })
     }
@@ -141,20 +177,25 @@ mod tests {
     #[test]
     fn only_what_was_asked_for_in_order_is_taken() {
         let plan = || PortPlan::Stream(port::stream::Plan { server: true, ..Default::default() });
-        let slots = [Slot::bare("a".into(), "stream", plan()), Slot::bare("b".into(), "stream", plan())];
+        let ports = ["a", "b"].map(|id| Slot::bare(id.into(), "stream", plan()));
+        let slots: Slots = ports.into_iter().collect();
         let mut s = Stats { rx_frames: 3, ..Stats::default() };
         s.drop(Reason::Runt);
         let mut c = Counters::default();
-        assert_eq!(c.take(0, s, true, 2), Taken::Unasked);
+        assert_eq!(c.take(0, s, true, &[0, 1]), Taken::Unasked);
         let waits = Waits { sleeps: 7, ..Waits::default() };
         assert!(!c.worker(0, waits));
-        c.ask();
-        assert!(c.worker(0, waits) && !c.worker(0, waits) && c.worker(1, waits));
-        assert_eq!(c.take(1, s, true, 2), Taken::Unasked);
-        assert_eq!(c.take(0, s, true, 2), Taken::More);
+        assert_eq!(c.ask(Instant::now()), 1);
+        assert!(c.worker(0, waits) && c.worker(1, waits) && !c.worker(1, waits));
+        assert_eq!(c.take(0, s, true, &[0, 1]), Taken::More);
+        // It begins again, as its channel was full.
+        assert!(c.worker(0, waits) && c.worker(1, waits));
+        assert_eq!(c.take(1, s, true, &[0, 1]), Taken::Unasked);
+        assert_eq!(c.take(0, s, true, &[0, 1]), Taken::More);
         assert!(!c.worker(2, waits), "workers come first");
-        assert_eq!(c.take(1, s, false, 2), Taken::Last);
-        assert_eq!(c.take(0, s, true, 2), Taken::Unasked);
+        assert_eq!(c.take(1, s, false, &[0, 1]), Taken::Last);
+        assert_eq!(c.take(0, s, true, &[0, 1]), Taken::Unasked);
+        assert_eq!(c.of(1), Some((&s, false)));
         assert!(c.lines(&slots)[0].starts_with("port 'a' (stream, up): rx 3 frames"));
         assert!(c.lines(&slots)[1].ends_with("drops: runt 1"));
         assert!(c.lines(&slots)[3].starts_with("worker 1: sleeps 7,"));

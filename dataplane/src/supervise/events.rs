@@ -19,6 +19,7 @@ struct Woken {
     dataplane: bool,
     errors: bool,
     links: bool,
+    control: bool,
 }
 
 impl Supervisor {
@@ -40,6 +41,9 @@ impl Supervisor {
         }
         let now = Instant::now();
         self.end_captures();
+        if woken.control || self.control.as_ref().is_some_and(|c| c.due(now).is_some_and(|t| t <= now)) {
+            self.serve_clients(now);
+        }
         self.dial(now);
         self.ask_estates(now);
         self.check_deadline(now)
@@ -57,10 +61,12 @@ impl Supervisor {
         self.captures.iter().for_each(|c| {
             add(c.fd(), PollFlags::POLLIN);
         });
-        for fd in self.slots.iter().filter_map(|s| s.dialler.as_ref()?.fd()) {
+        let control: Vec<usize> =
+            self.control.iter().flat_map(|c| c.watch()).map(|(fd, flags)| add(fd, flags)).collect();
+        for fd in self.slots.iter().filter_map(|(_, s)| s.dialler.as_ref()?.fd()) {
             add(fd, PollFlags::POLLOUT);
         }
-        for fd in self.slots.iter().filter_map(|s| s.reception.as_ref()?.fd()) {
+        for fd in self.slots.iter().filter_map(|(_, s)| s.reception.as_ref()?.fd()) {
             add(fd, PollFlags::POLLIN);
         }
         match poll(&mut fds, self.timeout()) {
@@ -73,22 +79,26 @@ impl Supervisor {
             dataplane: dataplane.is_some_and(ready),
             errors: errors.is_some_and(ready),
             links: links.is_some_and(ready),
+            control: control.into_iter().any(ready),
         })
     }
 
     /// Until the next thing that happens by time alone.
     fn timeout(&self) -> PollTimeout {
+        let now = Instant::now();
         let deadline =
             self.dataplane.as_ref().filter(|d| d.ready.is_none()).map(|d| d.born + child::READY_WITHIN);
-        let dials = self.slots.iter().filter_map(|s| s.dialler.as_ref()?.due());
+        let dials = self.slots.iter().filter_map(|(_, s)| s.dialler.as_ref()?.due());
         let ready = self.dataplane.as_ref().is_some_and(|d| d.ready.is_some());
-        let estates = self.slots.iter().filter_map(|s| s.estate.due()).filter(|_| ready);
-        let aims = self.slots.iter().filter_map(|s| s.aim.as_ref()).map(Aim::due);
-        let aims = aims.chain(self.slots.iter().filter_map(|s| s.reception.as_ref()?.due()));
-        let Some(next) = dials.chain(aims).chain(deadline).chain(self.start_at).chain(estates).min() else {
+        let estates = self.slots.iter().filter_map(|(_, s)| s.estate.due()).filter(|_| ready);
+        let aims = self.slots.iter().filter_map(|(_, s)| s.aim.as_ref()).map(Aim::due);
+        let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.reception.as_ref()?.due()));
+        let clients = self.control.as_ref().and_then(|c| c.due(now)).into_iter().chain(self.counters_due());
+        let times = dials.chain(aims).chain(deadline).chain(self.start_at).chain(estates).chain(clients);
+        let Some(next) = times.min() else {
             return PollTimeout::NONE;
         };
-        let left = next.saturating_duration_since(Instant::now());
+        let left = next.saturating_duration_since(now);
         // Up to the next whole millisecond: a wait of zero would spin.
         let left = if left.is_zero() { left } else { left + std::time::Duration::from_micros(999) };
         PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
@@ -98,14 +108,14 @@ impl Supervisor {
         while let Some((signal, by_terminal)) = self.signals.next() {
             match signal {
                 Signal::SIGCHLD => self.reap()?,
-                Signal::SIGUSR1 => self.ask_counters(),
+                Signal::SIGUSR1 => self.ask_counters(Instant::now()),
                 signal => self.asked_to_end(signal, by_terminal),
             }
         }
         Ok(())
     }
 
-    fn asked_to_end(&mut self, signal: Signal, by_terminal: bool) {
+    pub(super) fn asked_to_end(&mut self, signal: Signal, by_terminal: bool) {
         let again = std::mem::replace(&mut self.asked_to_stop, true);
         match &self.command {
             None => self.stop = Some(0),
@@ -132,7 +142,7 @@ impl Supervisor {
             links.drain();
         }
         let mut said = Vec::new();
-        for s in self.slots.iter_mut().filter(|s| !s.gone) {
+        for (_, s) in self.slots.iter_mut().filter(|(_, s)| !s.gone) {
             let Some(link) = &s.link else { continue };
             if link.index.is_some_and(|i| !link_watch::is_here(i)) {
                 s.gone = true;
@@ -143,12 +153,13 @@ impl Supervisor {
             let text = format!("port '{id}': its interface {name} is gone");
             self.voice.say(&text);
             self.voice.event(&serde_json::json!({ "event": "gone", "id": id, "ifname": name }));
+            self.gone(&id, &text);
             self.end_if_nothing_is_left(&text);
         }
     }
 
     fn dial(&mut self, now: Instant) {
-        for s in &mut self.slots {
+        for (_, s) in self.slots.iter_mut() {
             if let Some(aim) = &mut s.aim {
                 aim.step(now);
             }

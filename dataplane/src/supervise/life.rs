@@ -12,10 +12,13 @@ use serde_json::json;
 
 use crate::fault::{Exit, Fault};
 use crate::handover::{FromDataplane, Level, ToDataplane};
+use crate::supervise::ask::Asker;
 use crate::supervise::back_off::Death;
 use crate::supervise::capture::Capture;
 use crate::supervise::counters::Taken;
 use crate::supervise::ready::level_name;
+use crate::supervise::say::Voice;
+use crate::supervise::slot::Slot;
 use crate::supervise::{Supervisor, child, command};
 
 /// How long the last counters may take.
@@ -28,7 +31,7 @@ impl Supervisor {
             return Ok(());
         }
         self.start_at = None;
-        self.plan.ports = self.slots.iter().map(|s| Some(s.plan.clone())).collect();
+        self.plan.ports = self.slots.plan();
         match self.program.start(&self.plan, &mut self.slots, &mut self.captures) {
             Ok(new) => {
                 self.dataplane = Some(new);
@@ -106,14 +109,13 @@ impl Supervisor {
     ) -> Result<Option<String>, Fault> {
         let no_right = || Ok(Some("said what it may not say now".to_owned()));
         let Some(d) = &mut self.dataplane else { return Ok(None) };
-        let slots = self.slots.len();
         match message {
             FromDataplane::Ready { level } if d.ready.is_none() => {
                 d.ready = Some(now);
                 self.became_ready(level, now)?;
             }
             FromDataplane::Failed { slot, errno, why } if d.ready.is_none() => {
-                let port = slot.and_then(|n| self.slots.get(usize::from(n)));
+                let port = slot.and_then(|n| self.slots.get(n));
                 let port = port.map(|s| format!("port '{}': ", s.id)).unwrap_or_default();
                 // The dataplane's text often has the kernel's words already.
                 let error = std::io::Error::from_raw_os_error(errno).to_string();
@@ -134,8 +136,8 @@ impl Supervisor {
                     return no_right();
                 }
             }
-            FromDataplane::Link { slot, up } if usize::from(slot) < slots => self.link(slot, up),
-            FromDataplane::Dead { slot, errno } if usize::from(slot) < slots => {
+            FromDataplane::Link { slot, up } if self.slots.get(slot).is_some() => self.link(slot, up),
+            FromDataplane::Dead { slot, errno } if self.slots.get(slot).is_some() => {
                 return Ok(self.port_died(slot, errno));
             }
             FromDataplane::Worker { number, waits } => {
@@ -143,11 +145,24 @@ impl Supervisor {
                     return no_right();
                 }
             }
-            FromDataplane::Stats { slot, stats, up } => match self.counters.take(slot, stats, up, slots) {
-                Taken::Last => self.print_counters(),
-                Taken::More => {}
-                Taken::Unasked => return no_right(),
-            },
+            FromDataplane::Stats { slot, stats, up } => {
+                let slots: Vec<u16> = self.dataplane_slots().collect();
+                match self.counters.take(slot, stats, up, &slots) {
+                    Taken::Last => self.counters_came(true, now),
+                    Taken::More => {}
+                    Taken::Unasked => return no_right(),
+                }
+            }
+            FromDataplane::Done { ask } => {
+                if !self.step_done(ask, now) {
+                    return no_right();
+                }
+            }
+            FromDataplane::Refused { ask, errno, why } => {
+                if !self.step_refused(ask, errno, &why, now) {
+                    return no_right();
+                }
+            }
             _ => return no_right(),
         }
         Ok(None)
@@ -155,12 +170,11 @@ impl Supervisor {
 
     fn became_ready(&mut self, level: Level, now: Instant) -> Result<(), Fault> {
         self.activate()?;
+        self.level = Some(level);
         let pid = self.dataplane.as_ref().map_or(0, child::Dataplane::pid);
         if self.live {
             let ms = self.died_at.map_or(0, |t| now.duration_since(t).as_millis());
-            self.voice.say(&format!("the dataplane is back after {ms} ms"));
-            let ms = u64::try_from(ms).unwrap_or(u64::MAX);
-            self.voice.event(&json!({ "event": "restarted", "dataplane": pid, "ms": ms }));
+            self.restarted(pid, u64::try_from(ms).unwrap_or(u64::MAX));
             return Ok(());
         }
         self.live = true;
@@ -174,7 +188,7 @@ impl Supervisor {
             let_go();
         }
         if !self.words.is_empty() {
-            let values: Vec<(String, String)> = self.slots.iter().filter_map(path_of).collect();
+            let values: Vec<(String, String)> = self.slots.iter().filter_map(|(_, s)| path_of(s)).collect();
             let words: Vec<_> = self.words.iter().map(|w| command::fill(w, &values)).collect();
             self.command = Some(command::start(&words)?);
         }
@@ -184,24 +198,23 @@ impl Supervisor {
     /// Rings are filled: the helper may let frames come.
     fn activate(&mut self) -> Result<(), Fault> {
         let Some(asker) = &mut self.asker else { return Ok(()) };
-        for slot in &mut self.slots {
-            let Some(ticket) = slot.ticket else { continue };
-            let what = format!("port '{}'", slot.id);
-            let (grant, fds) = asker.ask(&what, &Request::Activate(ticket))?;
-            if let Grant::Active(active) = grant {
-                self.voice.say(&format!("port '{}': XDP attached, mode {:?}", slot.id, active.mode));
-            }
-            slot.xdp = fds.into_iter().next();
-            slot.ticket = None;
+        for (_, slot) in self.slots.iter_mut() {
+            activate(slot, asker, &mut self.voice)?;
         }
         // All is granted; the descriptors keep it.
         self.asker = None;
         Ok(())
     }
 
+    /// AF_XDP: a port that came later is open; the helper may let its frames come.
+    pub(super) fn let_come(&mut self, slot: u16, mut asker: Asker) -> Result<(), Fault> {
+        let Some(s) = self.slots.get_mut(slot) else { return Ok(()) };
+        activate(s, &mut asker, &mut self.voice)
+    }
+
     /// True: this slot is not dialled.
     fn redial(&mut self, slot: u16, now: Instant) -> bool {
-        let Some(s) = self.slots.get_mut(usize::from(slot)) else { return true };
+        let Some(s) = self.slots.get_mut(slot) else { return true };
         let Some(dialler) = &mut s.dialler else { return true };
         if dialler.due().is_none() {
             dialler.lost(now);
@@ -209,17 +222,9 @@ impl Supervisor {
         false
     }
 
-    fn link(&mut self, slot: u16, up: bool) {
-        let Some(s) = self.slots.get(usize::from(slot)) else { return };
-        let word = if up { "up" } else { "down" };
-        let id = &s.id;
-        self.voice.say_of_others(&format!("port '{id}' is {word}"));
-        self.voice.event(&json!({ "event": "link", "id": id, "up": up }));
-    }
-
     /// A port whose interface or socket is still there comes back with a new dataplane; any other is gone.
     fn port_died(&mut self, slot: u16, errno: i32) -> Option<String> {
-        let s = self.slots.get_mut(usize::from(slot))?;
+        let s = self.slots.get_mut(slot)?;
         let text = format!("port '{}' died: {}", s.id, std::io::Error::from_raw_os_error(errno));
         let event = json!({ "event": "dead", "id": s.id, "errno": errno });
         self.voice.event(&event);
@@ -227,6 +232,8 @@ impl Supervisor {
             return Some(format!("is replaced: {text}"));
         }
         s.gone = true;
+        let id = s.id.clone();
+        self.gone(&id, &text);
         self.voice.say_of_others(&text);
         self.end_if_nothing_is_left(&text);
         None
@@ -234,8 +241,12 @@ impl Supervisor {
 
     /// Some port is gone for good: with no wire left there is nothing to do.
     pub(super) fn end_if_nothing_is_left(&mut self, why: &str) {
-        let gone = |n: u16| self.slots.get(usize::from(n)).is_none_or(|s| s.gone);
-        if self.over.is_none() && self.plan.wires.iter().all(|w| gone(w.netdev) || gone(w.device)) {
+        let gone = |n: u16| self.slots.get(n).is_none_or(|s| s.gone);
+        // More may be added.
+        if self.plan.later.is_empty()
+            && self.over.is_none()
+            && self.plan.wires.iter().all(|w| gone(w.netdev) || gone(w.device))
+        {
             let fix = "bring the interface or the peer back and start netreeve again";
             self.over = Some(Fault::new(Exit::Unavailable, "no wire is left", why, fix));
         }
@@ -249,6 +260,8 @@ impl Supervisor {
         }
         self.hear_the_rest(&mut dead, now);
         self.counters.forget();
+        self.nobody_counts(now);
+        self.changes_died(now);
         let words = dead.last_words.clone().unwrap_or_else(|| child::in_words(status));
         if !self.live {
             let fix =
@@ -283,7 +296,7 @@ impl Supervisor {
         };
         // What is kept must not be believed if something that was said against it may be unread.
         if end != Some(std::io::ErrorKind::UnexpectedEof) {
-            self.slots.iter_mut().for_each(|s| s.estate.drop_all());
+            self.slots.iter_mut().for_each(|(_, s)| s.estate.drop_all());
         }
     }
 
@@ -295,7 +308,7 @@ impl Supervisor {
         else {
             return true;
         };
-        let Some(s) = self.slots.get_mut(usize::from(*slot)) else { return false };
+        let Some(s) = self.slots.get_mut(*slot) else { return false };
         match message {
             FromDataplane::Piece { piece, .. } => s.estate.piece(piece, fds),
             FromDataplane::Kept { whole, .. } => s.estate.answered(whole, now),
@@ -309,7 +322,7 @@ impl Supervisor {
     /// Asks for the state of connections that have become quiet.
     pub(super) fn ask_estates(&mut self, now: Instant) {
         let Some(d) = self.dataplane.as_ref().filter(|d| d.ready.is_some()) else { return };
-        for (slot, s) in (0_u16..).zip(&mut self.slots) {
+        for (slot, s) in self.slots.iter_mut() {
             if s.estate.ask(now) && d.tell(&ToDataplane::Keep { slot }, &[]).is_err() {
                 s.estate.not_asked(now);
             }
@@ -319,7 +332,8 @@ impl Supervisor {
     /// Decides when the next one starts, if at all.
     fn replace(&mut self, now: Instant, how: Death, words: String) {
         self.died_at = Some(now);
-        for slot in &mut self.slots {
+        self.all_died();
+        for (_, slot) in self.slots.iter_mut() {
             slot.orphaned(now);
         }
         let Some(wait) = self.back_off.died(now, how) else {
@@ -336,17 +350,14 @@ impl Supervisor {
     }
 
     /// Asks for the counters.
-    pub(super) fn ask_counters(&mut self) {
-        let Some(d) = self.dataplane.as_ref().filter(|d| d.ready.is_some()) else {
+    pub(super) fn ask_counters(&mut self, now: Instant) {
+        self.print_round = self.want_counters(now);
+        if self.print_round.is_none() {
             self.voice.say("no counters: the dataplane is not running");
-            return;
-        };
-        if d.tell(&ToDataplane::Stats { slot: None }, &[]).is_ok() {
-            self.counters.ask();
         }
     }
 
-    fn print_counters(&mut self) {
+    pub(super) fn print_counters(&mut self) {
         for line in self.counters.lines(&self.slots) {
             self.voice.say(&line);
         }
@@ -362,9 +373,9 @@ impl Supervisor {
 
     /// Asks once more and waits a little.
     pub(super) fn last_counters(&mut self) {
-        self.ask_counters();
+        self.ask_counters(Instant::now());
         let until = Instant::now() + LAST_COUNTERS;
-        while self.counters.waits() && self.dataplane.is_some() && Instant::now() < until {
+        while self.print_round.is_some() && self.dataplane.is_some() && Instant::now() < until {
             if self.listen(Instant::now()).is_err() {
                 return;
             }
@@ -375,7 +386,11 @@ impl Supervisor {
     /// Hands over the connections that were made since the last turn, once there is somebody to take them.
     pub(super) fn hand_over_fresh(&mut self) {
         let Some(d) = self.dataplane.as_ref().filter(|d| d.ready.is_some()) else { return };
-        for (slot, s) in (0_u16..).zip(&mut self.slots) {
+        for (slot, s) in self.slots.iter_mut() {
+            // One that is being added takes its first connection with it.
+            if self.changes.adds(slot) {
+                continue;
+            }
             let Some(fd) = s.fresh.take() else { continue };
             // One that does not read now is told in a later turn; a dead one's successor gets it at its start.
             if d.tell(&ToDataplane::Fds { slot }, &[fd.as_fd()]).is_err() {
@@ -385,8 +400,21 @@ impl Supervisor {
     }
 }
 
+/// Asks the helper to attach what was granted, if it is AF_XDP and not attached yet.
+fn activate(slot: &mut Slot, asker: &mut Asker, voice: &mut Voice) -> Result<(), Fault> {
+    let Some(ticket) = slot.ticket else { return Ok(()) };
+    let what = format!("port '{}'", slot.id);
+    let (grant, fds) = asker.ask(&what, &Request::Activate(ticket))?;
+    if let Grant::Active(active) = grant {
+        voice.say(&format!("port '{}': XDP attached, mode {:?}", slot.id, active.mode));
+    }
+    slot.xdp = fds.into_iter().next();
+    slot.ticket = None;
+    Ok(())
+}
+
 /// `{id.path}` for the command after `--`.
-fn path_of(slot: &crate::supervise::slot::Slot) -> Option<(String, String)> {
+fn path_of(slot: &Slot) -> Option<(String, String)> {
     let path = slot.file.as_ref()?.path().to_str()?.to_owned();
     Some((format!("{}.path", slot.id), path))
 }

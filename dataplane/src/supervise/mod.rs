@@ -11,8 +11,10 @@
 pub mod ask;
 pub mod back_off;
 pub mod capture;
+mod change;
 pub mod child;
 pub mod command;
+pub mod control;
 pub mod counters;
 pub mod datagram;
 pub mod dial;
@@ -21,14 +23,17 @@ mod events;
 mod life;
 pub mod link_watch;
 pub mod listen;
+mod news;
 pub mod overheard;
 pub mod ready;
 pub mod reception;
 pub mod say;
 mod signals;
 pub mod slot;
+pub mod slots;
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -36,18 +41,22 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::fault::Fault;
-use crate::handover::{Plan, RunPlan, Wire};
-use crate::spec::Config;
+use crate::handover::{Level, Plan, RunPlan, Wire};
+use crate::spec::{Config, late};
 use ask::{Asker, Door};
 use back_off::BackOff;
 use capture::Capture;
+use change::Changes;
 use child::{Dataplane, Program};
+use control::commands::Pending;
+use control::{Control, Where};
 use counters::Counters;
 use link_watch::LinkWatch;
 use ready::{PidFile, Ready};
 use say::Voice;
 pub(crate) use signals::Signals;
 use slot::Slot;
+use slots::Slots;
 
 /// How long the kernel may take to remove an interface that nobody holds any more.
 const GONE_WITHIN: Duration = Duration::from_secs(1);
@@ -69,6 +78,10 @@ pub struct Options {
     pub socket_mode: u32,
     /// Who is told when frames can pass.
     pub ready: Ready,
+    /// Types of ports that may be added later.
+    pub hotplug: Vec<String>,
+    /// Where clients may talk to us.
+    pub control: Where,
     /// Print the counters at the end.
     pub stats: bool,
     /// Started when frames can pass.
@@ -81,7 +94,7 @@ pub struct Options {
 #[derive(Debug)]
 struct Supervisor {
     plan: Plan,
-    slots: Vec<Slot>,
+    slots: Slots,
     captures: Vec<Capture>,
     program: Program,
     asker: Option<Asker>,
@@ -100,9 +113,24 @@ struct Supervisor {
     /// No dataplane will be started any more, and why.
     over: Option<Fault>,
 
+    /// For ports that come later: the helper, and their sockets' permission bits.
+    door: Door,
+    socket_mode: u32,
+    /// The sandbox's level, as the dataplane said last.
+    level: Option<Level>,
+    /// Dataplanes that were replaced.
+    restarts: u64,
+
+    control: Option<Control>,
+    changes: Changes,
+    /// Clients that wait for counters.
+    pending: Vec<Pending>,
+    shutdown_said: bool,
     signals: Signals,
     links: Option<LinkWatch>,
     counters: Counters,
+    /// The round of counters that is to be printed.
+    print_round: Option<u64>,
     stats_at_end: bool,
     voice: Voice,
     words: Vec<OsString>,
@@ -120,7 +148,7 @@ struct Supervisor {
 pub fn run(config: Config, options: Options) -> Result<u8, Fault> {
     let mut supervisor = open(config, options)?;
     let end = supervisor.serve();
-    supervisor.finish();
+    supervisor.finish(end.is_ok());
     end
 }
 
@@ -136,20 +164,16 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
         say::say(&format!("warning: {warning}"));
     }
     let captures = capture::begin(&config, outputs)?;
-    let mut asker = Asker::new(options.door);
-    let mut slots = Vec::new();
-    for (port, fds) in config.ports.into_iter().zip(given) {
-        slots.push(Slot::open(port, fds, &mut asker, options.socket_mode)?);
-    }
     let of_captures = capture::DESCRIPTORS * captures.len() as u64;
-    make_room(slots.iter().map(Slot::descriptors).sum::<u64>() + of_captures);
-    let index = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
-    let wires = config.wires.iter();
-    let wires = wires
-        .map(|w| Wire { netdev: index(w.netdev), device: index(w.device), lock_mac: w.lock_mac })
-        .collect();
-    let plan = Plan::new(slots.iter().map(|s| s.plan.clone()).collect(), wires, options.run);
-    let watched = slots.iter().any(|s| s.link.as_ref().is_some_and(|l| l.index.is_some()));
+    let control = Control::open(options.control)?;
+    let mut asker = Asker::new(options.door.clone());
+    let mut later: Vec<_> = options.hotplug.iter().flat_map(|t| late::hotplug(t)).collect();
+    later.sort_unstable();
+    later.dedup();
+    let (slots, wires) = open_ports(config, given, &mut asker, options.socket_mode)?;
+    make_room(slots.iter().map(|(_, s)| s.descriptors()).sum::<u64>() + of_captures);
+    let watched = slots.iter().any(|(_, s)| s.link.as_ref().is_some_and(|l| l.index.is_some()));
+    let plan = Plan { ports: slots.plan(), wires, down: Vec::new(), later, run: options.run };
     let json = options.ready.json;
     Ok(Supervisor {
         plan,
@@ -166,10 +190,19 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
         start_at: Some(Instant::now()),
         died_at: None,
         over: None,
+        door: options.door,
+        socket_mode: options.socket_mode,
+        level: None,
+        restarts: 0,
+        control,
+        changes: Changes::default(),
+        pending: Vec::new(),
+        shutdown_said: false,
         signals,
         // Without it the ports work; only their end is noticed later.
         links: if watched { LinkWatch::new().ok() } else { None },
         counters: Counters::default(),
+        print_round: None,
         stats_at_end: options.stats,
         voice: Voice::new(json),
         words: options.command,
@@ -179,8 +212,30 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     })
 }
 
+fn open_ports(
+    config: Config,
+    given: Vec<Vec<OwnedFd>>,
+    asker: &mut Asker,
+    mode: u32,
+) -> Result<(Slots, Vec<Wire>), Fault> {
+    let mut slots = Vec::new();
+    for (port, fds) in config.ports.into_iter().zip(given) {
+        let wire = config.wires.iter().find(|w| w.device == slots.len());
+        let device = wire.is_some() && port.kind.name() != "hubport";
+        let open = Slot::open(port, fds, asker, mode)?;
+        slots.push(Slot { device, lock_mac: wire.and_then(|w| w.lock_mac), ..open });
+    }
+    let index = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+    let wire = |w: &crate::spec::Wire| Wire {
+        netdev: index(w.netdev),
+        device: index(w.device),
+        lock_mac: w.lock_mac,
+    };
+    Ok((slots.into_iter().collect(), config.wires.iter().map(wire).collect()))
+}
+
 /// Raises the limit on descriptors if the ports may need more.
-fn make_room(most: u64) {
+pub(crate) fn make_room(most: u64) {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
     let most = most.saturating_add(SPARE).min(hard);
     if most > soft {
@@ -205,9 +260,10 @@ impl Supervisor {
         }
     }
 
-    /// Ends what was started. Sockets, files and links go with `self`.
-    fn finish(&mut self) {
+    /// Ends what was started, clients told. Sockets, files and links go with `self`.
+    fn finish(&mut self, in_order: bool) {
         self.ready.notify("STOPPING=1");
+        self.say_shutdown(if in_order { "host-signal" } else { "host-error" });
         if self.stats_at_end {
             self.last_counters();
         }
@@ -230,7 +286,7 @@ impl Supervisor {
     /// kernel lets go of what a dataplane's io_uring held a moment after its end.
     fn let_links_go(&mut self) {
         let mut links = Vec::new();
-        for s in self.slots.iter_mut().filter(|s| s.fleeting) {
+        for (_, s) in self.slots.iter_mut().filter(|(_, s)| s.fleeting) {
             s.kept.clear();
             links.extend(s.link.as_ref().and_then(|l| l.index));
         }

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::fault::{Exit, Fault};
 use crate::handover::Level;
-use crate::supervise::slot::Slot;
+use crate::supervise::slots::Slots;
 
 /// Who is told.
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ impl Ready {
     ///
     /// # Errors
     /// A file or descriptor that cannot be written. A service manager that is gone is not one.
-    pub fn tell(&mut self, slots: &[Slot], level: Level, dataplane: u32) -> Result<Option<PidFile>, Fault> {
+    pub fn tell(&mut self, slots: &Slots, level: Level, dataplane: u32) -> Result<Option<PidFile>, Fault> {
         let file = match self.pid_file.take() {
             None => None,
             Some(path) => Some(write_pid(&path).map_err(|e| {
@@ -121,10 +121,10 @@ fn address(fd: &OwnedFd) -> Option<String> {
     inet.then(|| address.to_string())
 }
 
-fn report(slots: &[Slot], level: Level, dataplane: u32) -> serde_json::Value {
+fn report(slots: &Slots, level: Level, dataplane: u32) -> serde_json::Value {
     let ports: Vec<serde_json::Value> = slots
         .iter()
-        .map(|s| {
+        .map(|(_, s)| {
             json!({
                 "id": s.id,
                 "type": s.kind,
@@ -161,7 +161,7 @@ mod tests {
             json: false,
             notify: Some(dir.join("notify").into()),
         };
-        let file = ready.tell(&[], Level::Full, 7).unwrap();
+        let file = ready.tell(&Slots::default(), Level::Full, 7).unwrap();
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "ready\n");

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use netreeve_shared::fdkind;
 use netreeve_shared::grant::{FdKind, Grant, TapGrant, XskGrant};
+use netreeve_shared::mac::Mac;
 use netreeve_shared::request::Request;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{self, SockType, sockopt};
@@ -44,6 +45,14 @@ pub struct Slot {
     pub plan: PortPlan,
     /// Descriptors that every dataplane gets.
     pub kept: Vec<OwnedFd>,
+    /// VM side.
+    pub device: bool,
+    /// The only source address that it may use, whatever its netdev is.
+    pub lock_mac: Option<Mac>,
+    /// Where it is, if it is a socket.
+    pub addr: Option<Addr>,
+    /// Somebody is at the other end, as clients were told.
+    pub connected: bool,
     /// A connection that is not yet handed over.
     pub fresh: Option<OwnedFd>,
     /// What is kept of a connection that was handed over.
@@ -159,6 +168,10 @@ impl Slot {
             kind,
             plan,
             kept: Vec::new(),
+            device: false,
+            lock_mac: None,
+            addr: None,
+            connected: false,
             fresh: None,
             estate: Estate::default(),
             dialler: None,
@@ -242,6 +255,7 @@ fn socket_kind(framing: Framing) -> SockType {
 
 impl End {
     fn open(self, mut slot: Slot, what: &str, fds: Vec<OwnedFd>) -> Result<Slot, Fault> {
+        slot.addr = Some(self.addr.clone());
         if let Addr::Fd(n) = self.addr {
             return self.inherited(slot, what, n, fds);
         }

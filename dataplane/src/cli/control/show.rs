@@ -1,0 +1,172 @@
+//! `netreeve ls` and `netreeve show`.
+#![forbid(unsafe_code)]
+
+use serde_json::{Value, json};
+
+use super::talk::Found;
+use super::{Instance, Ls, Show, address, all, get, print, print_json, table, text};
+use crate::fault::{Exit, Fault};
+
+pub(in crate::cli) fn ls(arguments: &Ls) -> Result<u8, Fault> {
+    if let Some(name) = &arguments.name {
+        let one = Instance::ask(&Found::named(name)?)?;
+        if arguments.json {
+            print_json(&Value::Array(one.ports))?;
+        } else {
+            list_ports(&one)?;
+        }
+        return Ok(0);
+    }
+    let all = all();
+    if arguments.json {
+        print_json(&all.iter().map(Instance::json).collect())?;
+        return Ok(0);
+    }
+    let heads = ["name", " pid", "state", "sandbox", " ports", " restarts"];
+    let row = |i: &Instance| {
+        vec![
+            crate::fault::plain(&i.name),
+            text(get(&i.about, "pid")),
+            if get(&i.about, "running") == true { "running" } else { "restarting" }.to_owned(),
+            text(get(get(&i.about, "dataplane"), "sandbox")),
+            i.ports.len().to_string(),
+            text(get(&i.about, "restarts")),
+        ]
+    };
+    let rows: Vec<Vec<String>> = all.iter().map(row).collect();
+    table::lines(&heads, &rows).iter().try_for_each(|l| print(l))?;
+    Ok(0)
+}
+
+fn list_ports(instance: &Instance) -> Result<(), Fault> {
+    let heads = ["port", "role", "type", "state", "link", "peer", "where"];
+    let row = |p: &Value| {
+        let place =
+            if get(p, "ifname").is_string() { text(get(p, "ifname")) } else { address(get(p, "addr")) };
+        let [id, role, kind, state, peer] = ["id", "role", "type", "state", "peer"].map(|k| text(get(p, k)));
+        vec![id, role, kind, state, on_off(get(p, "link")), peer, place]
+    };
+    let rows: Vec<Vec<String>> = instance.ports.iter().map(row).collect();
+    table::lines(&heads, &rows).iter().try_for_each(|l| print(l))
+}
+
+fn on_off(value: &Value) -> String {
+    if value == true { "on" } else { "off" }.to_owned()
+}
+
+pub(in crate::cli) fn show(arguments: &Show) -> Result<u8, Fault> {
+    let one = Instance::ask(&Found::named(&arguments.name)?)?;
+    let Some(id) = &arguments.port else {
+        if arguments.json {
+            print_json(&one.json())?;
+            return Ok(0);
+        }
+        describe_instance(&one).iter().try_for_each(|l| print(l))?;
+        for port in &one.ports {
+            print("")?;
+            describe(port).iter().try_for_each(|l| print(l))?;
+        }
+        return Ok(0);
+    };
+    let found = one.ports.iter().find(|p| get(p, "id") == id.as_str()).ok_or_else(|| no_port(&one, id))?;
+    if arguments.json {
+        print_json(found)?;
+    } else {
+        describe(found).iter().try_for_each(|l| print(l))?;
+    }
+    Ok(0)
+}
+
+/// There is no such port.
+pub(super) fn no_port(instance: &Instance, id: &str) -> Fault {
+    let ids: Vec<String> = instance.ports.iter().map(|p| text(get(p, "id"))).collect();
+    let fix = match crate::spec::fields::nearest(id, &ids) {
+        Some(near) => format!("did you mean '{near}'?"),
+        None => format!("it has: {}", ids.join(", ")),
+    };
+    Fault::new(Exit::Unavailable, format!("instance '{}'", instance.name), format!("no port '{id}'"), fix)
+}
+
+fn describe_instance(instance: &Instance) -> Vec<String> {
+    let about = &instance.about;
+    let plane = get(about, "dataplane");
+    let mut out = vec![
+        format!(
+            "instance {} (netreeve {}, pid {})",
+            text(&json!(instance.name)),
+            text(get(about, "version")),
+            text(get(about, "pid"))
+        ),
+        format!("  restarts  {}", text(get(about, "restarts"))),
+    ];
+    out.push(match get(plane, "pid").is_number() {
+        true => {
+            let seconds = get(plane, "uptime_ms").as_u64().unwrap_or(0) / 1000;
+            format!(
+                "  dataplane pid {}, sandbox {}, up {seconds} s",
+                text(get(plane, "pid")),
+                text(get(plane, "sandbox"))
+            )
+        }
+        false => "  dataplane is being replaced".to_owned(),
+    });
+    for (n, w) in get(about, "workers").as_array().into_iter().flatten().enumerate() {
+        out.push(format!(
+            "  worker {n}  sleeps {}, found work looking {} times",
+            text(get(w, "sleeps")),
+            text(get(w, "hits"))
+        ));
+    }
+    out
+}
+
+fn describe(p: &Value) -> Vec<String> {
+    let mut out = vec![format!("{} {} ({})", text(get(p, "role")), text(get(p, "id")), text(get(p, "type")))];
+    let mut add = |name: &str, value: String| out.push(format!("  {name:<10} {value}"));
+    add("state", format!("{}, link {}", text(get(p, "state")), on_off(get(p, "link"))));
+    add("peer", text(get(p, "peer")));
+    if get(p, "ifname").is_string() {
+        add("interface", text(get(p, "ifname")));
+    }
+    if get(p, "addr").is_object() {
+        add("address", address(get(p, "addr")));
+    }
+    if !get(p, "rx_frames").is_number() {
+        add("counters", "none now: the dataplane does not answer".into());
+        return out;
+    }
+    add("received", format!("{} frames, {} bytes", text(get(p, "rx_frames")), text(get(p, "rx_bytes"))));
+    add("sent", format!("{} frames, {} bytes", text(get(p, "tx_frames")), text(get(p, "tx_bytes"))));
+    add("kicks", text(get(p, "kicks")));
+    add("reconnects", text(get(p, "reconnects")));
+    let drops: Vec<String> = get(p, "drops")
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, n)| n.as_u64() != Some(0))
+        .map(|(why, n)| format!("{} {}", text(&json!(why)), text(n)))
+        .collect();
+    add("drops", if drops.is_empty() { "none".into() } else { drops.join(", ") });
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_described_with_the_drops_that_happened() {
+        let p = json!({
+            "id": "n0", "role": "netdev", "type": "tap", "state": "up", "link": true, "peer": "d0",
+            "ifname": "nv0\u{1b}", "rx_frames": 3, "rx_bytes": 180, "tx_frames": 0, "tx_bytes": 0,
+            "kicks": 0, "reconnects": 0, "drops": {"runt": 0, "full": 2},
+        });
+        let lines = describe(&p);
+        assert_eq!(lines[0], "netdev n0 (tap)");
+        assert!(lines.contains(&"  interface  nv0?".to_owned()), "{lines:?}");
+        assert_eq!(lines.last().unwrap(), "  drops      full 2");
+        let away =
+            describe(&json!({"id": "n0", "role": "netdev", "type": "tap", "state": "down", "link": false}));
+        assert!(away[1].ends_with("down, link off") && away.last().unwrap().contains("does not answer"));
+    }
+}

@@ -1,0 +1,255 @@
+//! Changes of a running dataplane: ports that come, go and change places, links that go up and down.
+//!
+//! A change is a list of steps; each is told to the dataplane and takes effect here when it says *done*, so that the
+//! plan is always what the next dataplane is to be given. Trust: none in the dataplane: it answers what it was asked, in
+//! order, or is ended. Promise: a change is made wholly or not at all; one that was under way when the dataplane died is
+//! not made (it may be what killed it), except for what was to go: that is gone.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::handover::{ToDataplane, Wire};
+use crate::supervise::Supervisor;
+use crate::supervise::ask::Asker;
+use crate::supervise::control::Key;
+use crate::supervise::control::message::Refusal;
+
+/// Something that the dataplane does at once or not at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Open the port in a slot.
+    Add {
+        /// The slot.
+        slot: u16,
+    },
+    /// Close it.
+    Remove {
+        /// The slot.
+        slot: u16,
+    },
+    /// Join two ports.
+    Join(Wire),
+    /// Take a link up or down.
+    Link {
+        /// The slot.
+        slot: u16,
+        /// Up.
+        up: bool,
+    },
+}
+
+/// A change.
+#[derive(Debug)]
+pub(super) struct Change {
+    by: Key,
+    id: Option<Value>,
+    /// The first one is what the dataplane was asked for last.
+    steps: VecDeque<Step>,
+    /// The slot that it has added.
+    added: Option<u16>,
+    /// Why it is being undone.
+    failed: Option<Refusal>,
+    /// AF_XDP: the session of the grant, which lets frames come.
+    asker: Option<Asker>,
+}
+
+impl Change {
+    /// A change of these steps.
+    pub(super) fn of(steps: impl Into<VecDeque<Step>>) -> Self {
+        Self { by: 0, id: None, steps: steps.into(), added: None, failed: None, asker: None }
+    }
+
+    /// Who is to be answered.
+    pub(super) fn asked_by(mut self, by: Key, id: Option<Value>) -> Self {
+        self.by = by;
+        self.id = id;
+        self
+    }
+
+    /// Keeps the session with the helper until the port is open.
+    pub(super) fn with(mut self, asker: Asker) -> Self {
+        self.asker = Some(asker);
+        self
+    }
+
+    fn adding(&self) -> Option<u16> {
+        match self.steps.front() {
+            Some(Step::Add { slot }) => Some(*slot),
+            _ => None,
+        }
+    }
+}
+
+/// Changes under way, in the order in which the dataplane answers.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    open: VecDeque<(u32, Change)>,
+    last: u32,
+}
+
+impl Changes {
+    /// The dataplane does not have this slot yet.
+    pub(super) fn adds(&self, slot: u16) -> bool {
+        self.open.iter().any(|(_, c)| c.adding() == Some(slot))
+    }
+}
+
+impl Supervisor {
+    /// The slots that the dataplane has.
+    pub(super) fn dataplane_slots(&self) -> impl Iterator<Item = u16> {
+        self.slots.iter().map(|(n, _)| n).filter(|n| !self.changes.adds(*n))
+    }
+
+    /// Starts a change: tells the dataplane its first step.
+    pub(super) fn begin(&mut self, mut change: Change, now: Instant) {
+        let Some(step) = change.steps.front() else { return self.conclude(change, now) };
+        self.changes.last = self.changes.last.wrapping_add(1);
+        let ask = self.changes.last;
+        match self.tell_step(ask, step) {
+            Ok(()) => self.changes.open.push_back((ask, change)),
+            Err(why) => {
+                // Not told, so not done: a port that was to be undone stays, and can be seen and taken out.
+                if let Some(slot) = change.adding() {
+                    self.slots.take(slot);
+                }
+                change.failed.get_or_insert_with(|| Refusal::generic(why));
+                self.conclude(change, now);
+            }
+        }
+    }
+
+    fn tell_step(&self, ask: u32, step: &Step) -> Result<(), String> {
+        let d = self.dataplane.as_ref().filter(|d| d.ready.is_some());
+        let d = d.ok_or("the dataplane is being replaced: try again")?;
+        let message = match *step {
+            Step::Remove { slot } => ToDataplane::Remove { ask, slot },
+            Step::Join(ref wire) => ToDataplane::Join { ask, wire: wire.clone() },
+            Step::Link { slot, up } => ToDataplane::Link { ask, slot, up },
+            Step::Add { slot } => {
+                let s = self.slots.get(slot).ok_or("no such slot")?;
+                let fds: Vec<BorrowedFd<'_>> = s.kept.iter().chain(&s.fresh).map(AsFd::as_fd).collect();
+                if !fds.is_empty() {
+                    d.tell(&ToDataplane::Fds { slot }, &fds).map_err(|e| e.to_string())?;
+                }
+                ToDataplane::Add { ask, slot, plan: s.plan.clone() }
+            }
+        };
+        d.tell(&message, &[]).map_err(|e| e.to_string())
+    }
+
+    /// The dataplane has made a step. False: it was not asked for that.
+    pub(super) fn step_done(&mut self, ask: u32, now: Instant) -> bool {
+        let Some(mut change) = self.answered(ask) else { return false };
+        let Some(step) = change.steps.pop_front() else { return false };
+        if let Step::Add { slot } = step {
+            change.added = Some(slot);
+            if let Some(s) = self.slots.get_mut(slot) {
+                s.fresh = None;
+            }
+            if let Some(asker) = change.asker.take()
+                && let Err(fault) = self.let_come(slot, asker)
+            {
+                self.undo(&mut change, fault.into());
+            }
+        } else {
+            self.apply(&step);
+        }
+        self.begin(change, now);
+        true
+    }
+
+    /// The dataplane has refused a step. False: it was not asked for that.
+    pub(super) fn step_refused(&mut self, ask: u32, errno: i32, why: &str, now: Instant) -> bool {
+        let Some(mut change) = self.answered(ask) else { return false };
+        let Some(step) = change.steps.pop_front() else { return false };
+        let error = std::io::Error::from_raw_os_error(errno).to_string();
+        let words = error.split(" (os error").next().unwrap_or_default();
+        let more = if errno == 0 || why.contains(words) { String::new() } else { format!(": {words}") };
+        if let Step::Add { slot } = step {
+            self.slots.take(slot);
+        }
+        self.undo(&mut change, Refusal::generic(format!("{why}{more}")));
+        self.begin(change, now);
+        true
+    }
+
+    fn answered(&mut self, ask: u32) -> Option<Change> {
+        let next = self.changes.open.front().is_some_and(|(n, _)| *n == ask);
+        if next { self.changes.open.pop_front().map(|(_, change)| change) } else { None }
+    }
+
+    /// What is left to do is to take back what was done.
+    fn undo(&mut self, change: &mut Change, why: Refusal) {
+        change.failed.get_or_insert(why);
+        change.steps = change.added.take().map(|slot| Step::Remove { slot }).into_iter().collect();
+    }
+
+    /// Makes a step here as well.
+    fn apply(&mut self, step: &Step) {
+        match *step {
+            Step::Add { .. } => {}
+            Step::Remove { slot } => {
+                let wires = &mut self.plan.wires;
+                wires.retain(|w| w.netdev != slot && w.device != slot);
+                self.plan.down.retain(|s| *s != slot);
+                // Filters go with their port: the slot will be another's.
+                let captures = std::mem::take(&mut self.captures).into_iter();
+                let (ended, rest): (Vec<_>, Vec<_>) = captures.partition(|c| c.slot == slot);
+                self.captures = rest;
+                for capture in ended {
+                    let (name, totals) = capture.end();
+                    self.voice.say(&name.line(&totals));
+                }
+                if let Some(port) = self.slots.take(slot)
+                    && port.device
+                {
+                    let path = format!("/machine/peripheral/{}", port.id);
+                    self.tell("DEVICE_DELETED", json!({ "device": port.id, "path": path }));
+                }
+            }
+            Step::Join(ref wire) => {
+                let ends = [wire.netdev, wire.device];
+                self.plan.wires.retain(|w| !ends.contains(&w.netdev) && !ends.contains(&w.device));
+                self.plan.wires.push(wire.clone());
+            }
+            Step::Link { slot, up } => {
+                self.plan.down.retain(|s| *s != slot);
+                if !up {
+                    self.plan.down.push(slot);
+                }
+            }
+        }
+    }
+
+    fn conclude(&mut self, change: Change, now: Instant) {
+        let result = change.failed.map_or(Ok(json!({})), Err);
+        self.answer(change.by, result, change.id, now);
+    }
+
+    /// The dataplane is dead: what it was asked for is not answered any more.
+    pub(super) fn changes_died(&mut self, now: Instant) {
+        for (_, mut change) in std::mem::take(&mut self.changes.open) {
+            let undoing = change.failed.is_some();
+            match change.steps.front().cloned() {
+                Some(Step::Add { slot }) => drop(self.slots.take(slot)),
+                Some(step @ Step::Remove { .. }) => self.apply(&step),
+                _ => {}
+            }
+            let gone = matches!(change.steps.front(), Some(Step::Remove { .. })) && !undoing;
+            if let Some(slot) = change.added.take() {
+                self.apply(&Step::Remove { slot });
+            }
+            if !gone {
+                change.failed.get_or_insert_with(|| Refusal::generic(DIED));
+            }
+            self.conclude(change, now);
+        }
+    }
+}
+
+/// Why a change is not made.
+const DIED: &str = "the dataplane died before it was done";
