@@ -2,15 +2,16 @@
 //!
 //! Trust: a descriptor came from another process with a label; the label is a claim. Promise: [`attest`] believes
 //! only answers that another kind of descriptor cannot give. It needs no privilege and changes nothing.
-#![allow(unsafe_code, reason = "three questions to the kernel that nix has no words for")]
+#![allow(unsafe_code, reason = "four questions to the kernel that nix has no words for")]
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::stat::{SFlag, fstat, major, minor};
+use nix::sys::stat::{SFlag, major, minor};
 
 use crate::grant::FdKind;
 use crate::ifname::{self, IfName};
@@ -100,6 +101,19 @@ pub fn tap(fd: BorrowedFd<'_>) -> io::Result<Tap> {
     let name = text.and_then(|t| IfName::new(t).ok()).ok_or(Errno::EINVAL)?;
     let flags = rest.first_chunk::<2>().map_or(0, |f| u16::from_ne_bytes(*f));
     Ok(Tap { name, flags })
+}
+
+/// Not libc's fstat, which is a different system call on newer C libraries: one that takes paths, and that no sandbox lets
+/// through.
+fn fstat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
+    let mut stat = MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: `stat` is room for the kernel's struct stat, which libc's is on 64-bit Linux.
+    let done = unsafe { libc::syscall(libc::SYS_fstat, fd.as_raw_fd(), stat.as_mut_ptr()) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed is a valid stat, and the kernel filled it.
+    Ok(unsafe { stat.assume_init() })
 }
 
 fn is_tun(fd: BorrowedFd<'_>) -> io::Result<()> {

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::mem::Seg;
 use crate::mem::map::Shared;
+use crate::sys;
 
 /// Entries of rings: plain integers of which every bit pattern is a value.
 pub trait Entry: Copy + private::Sealed {}
@@ -192,8 +193,8 @@ impl Umem {
     /// # Errors
     /// The kernel's; `InvalidData` if it is shorter.
     pub fn map(fd: BorrowedFd<'_>, len: u64) -> io::Result<Self> {
-        let has = nix::sys::stat::fstat(fd)?.st_size;
-        if len == 0 || u64::try_from(has).unwrap_or(0) < len {
+        let has = sys::fd::size(fd)?;
+        if len == 0 || has < len {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;

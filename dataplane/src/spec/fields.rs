@@ -228,7 +228,7 @@ fn listed(known: &[String]) -> String {
 }
 
 /// A number as C writes it: decimal, `0x` hexadecimal, or octal after a `0`.
-fn integer(text: &str) -> Option<u64> {
+pub(super) fn integer(text: &str) -> Option<u64> {
     let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(hex) => (hex, 16),
         None if text.len() > 1 && text.starts_with('0') => (text, 8),

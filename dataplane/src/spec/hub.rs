@@ -6,7 +6,7 @@
 
 use crate::fault::Fault;
 use crate::port::hub::{Learning, Plan};
-use crate::spec::fields::Fields;
+use crate::spec::fields::{Fields, integer};
 
 /// Seconds after which an address is forgotten, unless given: a Linux bridge's.
 pub const DEFAULT_AGEING: u32 = 300;
@@ -15,15 +15,23 @@ pub const DEFAULT_LEARNED: u16 = 256;
 /// The most that may be asked for.
 pub const MOST_LEARNED: u16 = 8192;
 
+/// QEMU's `int32`: decimal or, after `0x`, hexadecimal; with a sign.
+fn number(f: &mut Fields) -> Result<i32, Fault> {
+    let text = f.need("hubid", "number the hub: hubid=0")?;
+    let (negative, digits) = text.strip_prefix('-').map_or((false, text.as_str()), |d| (true, d));
+    let n = integer(digits).and_then(|n| i64::try_from(n).ok()).map(|n| if negative { -n } else { n });
+    let n =
+        n.ok_or_else(|| f.fault("Parameter 'hubid' expects an int64 value", "number the hub: hubid=0"))?;
+    i32::try_from(n)
+        .map_err(|_| f.fault("Parameter 'hubid' expects int32_t", "from -2147483648 to 2147483647"))
+}
+
 /// Reads the options of `hubport`, but for the peer.
 ///
 /// # Errors
 /// QEMU's complaints and rules.
 pub fn read(f: &mut Fields) -> Result<Plan, Fault> {
-    let text = f.need("hubid", "number the hub: hubid=0")?;
-    let hub: i32 = text
-        .parse()
-        .map_err(|_| f.fault("Parameter 'hubid' expects integer", "hubid is a number that fits 32 bits"))?;
+    let hub = number(f)?;
     let learns = f.flag("learning")?.unwrap_or(false);
     let ageing = f.number32("ageing", 1, 1_000_000)?;
     let most = f.number16("max-learned", 1, MOST_LEARNED)?;

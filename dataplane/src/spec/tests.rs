@@ -566,3 +566,53 @@ proptest! {
         prop_assert_eq!(netdev(&json.to_string()).map(|k| k.0).map_err(drop), want);
     }
 }
+
+#[test]
+fn every_option_of_hubport() {
+    use crate::port::hub::{Learning, Plan};
+    let plain = |hub| Plan { hub, learning: None, isolated: false };
+    let learns = |ageing, most| Some(Learning { ageing, most });
+    let table = [
+        ("hubport,id=n,hubid=0", plain(0)),
+        ("hubport,id=n,hubid=-3", plain(-3)),
+        ("hubport,id=n,hubid=0x10,isolated=on", Plan { isolated: true, ..plain(16) }),
+        ("hubport,id=n,hubid=1,learning=on", Plan { learning: learns(300, 256), ..plain(1) }),
+        ("hubport,id=n,hubid=1,learning=on,ageing=9,max-learned=2", {
+            Plan { learning: learns(9, 2), ..plain(1) }
+        }),
+        (r#"{"type":"hubport","id":"n","hubid":7}"#, plain(7)),
+    ];
+    for (text, want) in table {
+        assert_eq!(netdev(text).map(|k| k.0), Ok(Kind::Hub(want)), "{text}");
+    }
+    for (text, why) in [
+        ("hubport,id=n", "Parameter 'hubid' is missing"),
+        ("hubport,id=n,hubid=x", "Parameter 'hubid' expects an int64 value"),
+        ("hubport,id=n,hubid=99999999999", "Parameter 'hubid' expects int32_t"),
+        ("hubport,id=n,hubid=0,netdev=q", "netdev 'q' not found"),
+        ("hubport,id=n,hubid=0,netdev=n", "netdev 'n' not found"),
+        ("hubport,id=n,hubid=0,ageing=3", "'ageing' is of no use without learning=on"),
+        ("hubport,id=n,hubid=0,max-learned=3,learning=off", "'max-learned' is of no use without learning=on"),
+    ] {
+        assert_eq!(netdev(text).unwrap_err().why, why, "{text}");
+    }
+}
+
+#[test]
+fn hub_ports_join_netdevs_and_devices_in_any_order() {
+    let read = |netdevs: &[&str], devices: &[&str]| {
+        let of = |t: &[&str]| t.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        Config::read(&of(netdevs), &of(devices), None)
+    };
+    let three = ["hubport,id=a,hubid=0,netdev=t", "tap,id=t", "hubport,id=b,hubid=0", "hubport,id=c,hubid=0"];
+    let c = read(&three, &["vhost-user,netdev=b,path=/1"]).unwrap();
+    let pairs: Vec<_> = c.wires.iter().map(|w| (w.netdev, w.device)).collect();
+    assert_eq!(pairs, [(1, 0), (2, 4)]);
+    assert_eq!(c.warnings, ["hub port c has no peer"]);
+    let why = |netdevs: &[&str], devices: &[&str]| read(netdevs, devices).unwrap_err().why;
+    assert_eq!(
+        why(&three, &["vhost-user,netdev=t,path=/1"]),
+        "Property 'netdev' can't take value 't', it's in use"
+    );
+    assert_eq!(why(&["tap,id=t,fds=3:4", three[0]], &[]), "queues differ: 't' has 2, 'a' has 1");
+}

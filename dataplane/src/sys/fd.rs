@@ -32,15 +32,7 @@ pub enum Kind {
 /// # Errors
 /// The kernel's.
 pub fn kind(fd: BorrowedFd<'_>) -> Result<Kind> {
-    let mut st = MaybeUninit::<libc::stat>::zeroed();
-    // Not libc's fstat, which is a different system call on newer C libraries.
-    // SAFETY: `st` is room for the kernel's struct stat, which libc's is on 64-bit Linux.
-    let r = unsafe { libc::syscall(libc::SYS_fstat, fd.as_raw_fd(), st.as_mut_ptr()) };
-    if r != 0 {
-        return Err(Error::last_os_error());
-    }
-    // SAFETY: zeroed is a valid stat, and the kernel filled it.
-    let st = unsafe { st.assume_init() };
+    let st = stat(fd)?;
     Ok(match st.st_mode & libc::S_IFMT {
         libc::S_IFIFO => Kind::Pipe,
         libc::S_IFSOCK => Kind::Socket,
@@ -52,6 +44,26 @@ pub fn kind(fd: BorrowedFd<'_>) -> Result<Kind> {
         0 if file_system(fd)?.0 == ANON_INODE_MAGIC => Kind::Anonymous,
         _ => Kind::Other,
     })
+}
+
+/// Bytes of a file.
+///
+/// # Errors
+/// The kernel's.
+pub fn size(fd: BorrowedFd<'_>) -> Result<u64> {
+    Ok(u64::try_from(stat(fd)?.st_size).unwrap_or(0))
+}
+
+fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat> {
+    let mut st = MaybeUninit::<libc::stat>::zeroed();
+    // Not libc's fstat, which is a different system call on newer C libraries.
+    // SAFETY: `st` is room for the kernel's struct stat, which libc's is on 64-bit Linux.
+    let r = unsafe { libc::syscall(libc::SYS_fstat, fd.as_raw_fd(), st.as_mut_ptr()) };
+    if r != 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: zeroed is a valid stat, and the kernel filled it.
+    Ok(unsafe { st.assume_init() })
 }
 
 /// The magic number of the file system that `fd` lies on, and its block size in bytes.

@@ -20,7 +20,7 @@ pub(crate) fn times() -> usize {
 }
 
 /// Kills the dataplane under a flow of pings and returns how long none came back.
-fn kill_dataplane(house: &House) -> Duration {
+pub(crate) fn kill_dataplane(house: &House) -> Duration {
     let pulse = pulse(&house.scene.far, GUEST4, Duration::from_millis(5)).unwrap();
     pulse.wait(20, Instant::now(), PATIENCE).unwrap();
     let old = house.reeve.dataplane().unwrap();

@@ -12,6 +12,7 @@
 mod crash;
 mod datagrams;
 mod hostile;
+mod hub;
 mod matrix;
 mod queues;
 mod refusal;
