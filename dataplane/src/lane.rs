@@ -114,6 +114,7 @@ impl Path {
     fn rewire(&mut self, gives: Traits, takes: Traits) {
         self.direct = gives.needs_memory
             && takes.lends
+            && (gives.parks || !takes.shared)
             && gives.gives.within(takes.takes)
             && self.filter.lock_mac.is_none();
         // In memory of the giver's own it can wait for the taker to come back.
@@ -269,10 +270,11 @@ impl Lane {
 
     /// Follows a change of either port's traits, and tells each what its peer takes.
     pub fn rewire(&mut self) {
-        let takes = self.traits(Side::Device).takes;
-        self.netdev.peer_takes(takes);
-        let takes = self.traits(Side::Netdev).takes;
-        self.device.peer_takes(takes);
+        for side in [Side::Netdev, Side::Device] {
+            let peer = self.traits(side.peer());
+            self.port(side).peer_takes(peer.takes);
+            self.port(side).peer_spare(peer.spare);
+        }
         let netdev = self.traits(Side::Netdev);
         let device = self.traits(Side::Device);
         let off = self.off.0 || self.off.1;

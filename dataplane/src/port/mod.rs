@@ -81,6 +81,12 @@ pub struct Traits {
     pub gives: Offloads,
     /// It lends landing memory.
     pub lends: bool,
+    /// Another of its queues may fill the same ring as this one, so that what this one lends is not its own.
+    pub shared: bool,
+    /// The driver does not use this queue; what is sent to it goes into another's ring.
+    pub spare: bool,
+    /// A queue of it whose peer is spare gives nothing: [`Port::peer_spare`].
+    pub parks: bool,
     /// It needs memory to receive into (the taker's landing or the lane's pool).
     pub needs_memory: bool,
     /// It can take frames back that nobody took and give them again ([`Port::release`]); the lane holds them otherwise.
@@ -99,6 +105,9 @@ impl Default for Traits {
             takes: Offloads::NONE,
             gives: Offloads::NONE,
             lends: false,
+            shared: false,
+            spare: false,
+            parks: false,
             needs_memory: false,
             rewinds: false,
             joinable: false,
@@ -203,6 +212,9 @@ pub trait Port: Send {
     fn follows(&self) -> bool {
         false
     }
+
+    /// The peer's driver uses this queue, or does not: its frames should come by others, if that can be had (a tap can).
+    fn peer_spare(&mut self, _spare: bool) {}
 
     /// Offers landing memory for frames about to be sent to this port.
     fn lend(&mut self, _b: &mut Batch) {}

@@ -122,6 +122,10 @@ impl Port for Stage {
         self.inner.peer_takes(o);
     }
 
+    fn peer_spare(&mut self, spare: bool) {
+        self.inner.peer_spare(spare);
+    }
+
     fn lend(&mut self, b: &mut Batch) {
         self.inner.lend(b);
     }

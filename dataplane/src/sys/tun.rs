@@ -13,6 +13,8 @@ pub const SET_VNET_LE: u32 = request(libc::TUNSETVNETLE);
 pub const GET_VNET_HEADER: u32 = request(libc::TUNGETVNETHDRSZ);
 /// `TUNGETIFF`: asks for name and flags.
 pub const GET_INTERFACE: u32 = request(libc::TUNGETIFF);
+/// `TUNSETQUEUE`: a queue of a multi-queue tap is taken out of use, or put back.
+pub const SET_QUEUE: u32 = request(libc::TUNSETQUEUE);
 
 /// `ioctl`'s request is an int in the kernel; its C type differs between libraries.
 #[allow(clippy::cast_possible_truncation, reason = "a request has 32 bits (asm-generic/ioctl.h)")]
@@ -64,4 +66,28 @@ pub fn vnet_header(fd: BorrowedFd<'_>) -> Result<i32> {
 /// The kernel's.
 pub fn set_vnet_le(fd: BorrowedFd<'_>) -> Result<()> {
     set(fd, SET_VNET_LE, 1)
+}
+
+/// `struct ifreq` (`linux/if.h`), as far as `TUNSETQUEUE` reads it.
+#[repr(C)]
+struct QueueRequest {
+    name: [u8; libc::IFNAMSIZ],
+    flags: libc::c_short,
+    rest: [u8; 22],
+}
+
+const _: () = assert!(size_of::<QueueRequest>() == size_of::<libc::ifreq>());
+
+/// Takes this queue of a multi-queue tap out of use, or puts it back as the last one. What waits in a queue that is taken
+/// out is lost, and the last queue gets its number. Needs no more than the descriptor: it can only go back to its own tap.
+///
+/// # Errors
+/// The kernel's; `EINVAL` if the queue is so already, or the tap has but one.
+pub fn use_queue(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
+    let flag = if on { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+    let flags = libc::c_short::try_from(flag).map_err(|_| Error::from(std::io::ErrorKind::InvalidInput))?;
+    let mut what = QueueRequest { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
+    // SAFETY: TUNSETQUEUE reads and writes one ifreq; `what` has its size and layout and outlives the call.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::Ioctl::from(SET_QUEUE), &raw mut what) };
+    if r < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }

@@ -86,6 +86,12 @@ impl Taker {
         &mut self.dev
     }
 
+    /// Chains are lent at the moment.
+    #[must_use]
+    pub fn has_lent(&self) -> bool {
+        self.lent > 0
+    }
+
     fn empty(&self) -> usize {
         self.chains.len() - self.at
     }

@@ -1,10 +1,12 @@
 //! The port tap.
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use netreeve_dataplane::frame::MAX_SUPER;
-use netreeve_dataplane::port::{Offloads, offload_bits, tap};
+use netreeve_dataplane::port::{Offloads, Port, Queues, offload_bits, tap};
 use netreeve_dataplane::stats::Reason;
+use netreeve_shared::fdkind;
 use netreeve_tests::netns::Netns;
 use netreeve_tests::peers::ping_from;
 
@@ -152,6 +154,60 @@ fn queues_and_offloads() {
     queues[0].peer_link(false);
     assert!(ns.sh("ip link show t0").unwrap().contains("LOWER_UP"));
     assert!(queues[0].traits().max_frame < MAX_SUPER);
+}
+
+/// Datagrams of a hundred flows leave by a tap: how many come by each of its queues.
+fn spread(ns: &Netns, queues: &mut Queues) -> Vec<usize> {
+    let mut hands = Hands::new();
+    queues.iter_mut().for_each(|q| while !hands.recv(q.as_mut()).is_empty() {});
+    ns.enter(|| {
+        for _ in 0..100 {
+            let s = std::net::UdpSocket::bind("10.9.0.1:0").unwrap();
+            s.send_to(b"a flow", "10.9.0.2:9").unwrap();
+        }
+    })
+    .unwrap();
+    let mut count = |q: &mut dyn Port| {
+        let ours = |f: &Vec<u8>| f.ends_with(b"a flow");
+        std::iter::from_fn(|| Some(hands.recv(q)).filter(|all| !all.is_empty()))
+            .flatten()
+            .filter(ours)
+            .count()
+    };
+    queues.iter_mut().map(|q| count(q.as_mut())).collect()
+}
+
+#[test]
+fn what_the_peer_does_not_use_is_parked() {
+    let ns = Netns::new("mq").unwrap();
+    let (grant, fds) = tap_grant(&ns, "t0", 4, true);
+    ns.sh("ip addr add 10.9.0.1/24 dev t0; ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev t0").unwrap();
+    let plan = tap::Plan { queues: 4, vnet_header: grant.vnet_header, mtu: grant.mtu };
+    let mut queues = tap::open(&plan, copies(&fds)).unwrap();
+    let all = |n: &[usize]| n.iter().sum::<usize>() == 100 && n.iter().all(|n| *n > 5);
+    let seen = spread(&ns, &mut queues);
+    assert!(all(&seen), "{seen:?}");
+    for used in [2, 1, 3, 4, 1] {
+        for (i, q) in queues.iter_mut().enumerate() {
+            assert!(q.traits().parks);
+            q.peer_spare(i >= used);
+        }
+        let seen = spread(&ns, &mut queues);
+        assert!(all(&seen[..used]) && seen[used..].iter().all(|n| *n == 0), "{used} used: {seen:?}");
+        let parked = fds.iter().map(|fd| fdkind::tap(fd.as_fd()).unwrap().flags & 0x400 != 0);
+        assert!(parked.eq((0..4).map(|i| i >= used)));
+    }
+    // A dataplane that dies leaves them parked; the next one begins anew.
+    drop(queues);
+    let mut queues = tap::open(&plan, copies(&fds)).unwrap();
+    let seen = spread(&ns, &mut queues);
+    assert!(all(&seen), "{seen:?}");
+    // One queue has nothing to be parked for.
+    let (grant, fds) = tap_grant(&ns, "t1", 1, true);
+    let plan = tap::Plan { queues: 1, vnet_header: grant.vnet_header, mtu: grant.mtu };
+    let mut one = one(tap::open(&plan, fds).unwrap());
+    one.peer_spare(true);
+    assert!(!one.traits().parks);
 }
 
 /// A ring of reads and writes is among our descriptors.

@@ -227,7 +227,6 @@ escapes! { ESCAPES:
     "tap TUNSETOWNER", [], |h| ioctl(h.tap, 0x4004_54cc, h);
     "tap TUNSETGROUP", [], |h| ioctl(h.tap, 0x4004_54ce, h);
     "tap TUNSETIFF", [], |h| ioctl(h.tap, 0x4004_54ca, h);
-    "tap TUNSETQUEUE", [], |h| ioctl(h.tap, 0x4004_54d9, h);
     "tap TUNSETLINK", [], |h| ioctl(h.tap, 0x4004_54cd, h);
     "tap TUNSETTXFILTER", [], |h| ioctl(h.tap, 0x4004_54d1, h);
     "tap TUNATTACHFILTER", [], |h| ioctl(h.tap, 0x4010_54d5, h);

@@ -51,6 +51,8 @@ pub const CALLS: &[Call] = &[
         &[Cond { arg: 3, mask: !(uring::GETEVENTS as u64) & 0xffff_ffff, value: 0 }, Cond::null(4)],
     ),
     Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_OFFLOAD)]),
+    // A queue leaves its own tap and comes back to it; to another it cannot go.
+    Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_QUEUE)]),
 ];
 
 /// What opening one calls in addition, once locked in: what the descriptor is and how its headers are. Of the options
@@ -85,6 +87,10 @@ struct Tap {
     own: Buf,
     room: Vec<Seg>,
     burst: Option<Box<Burst>>,
+    /// One of several queues, which can be taken out of use.
+    parks: bool,
+    /// Out of use.
+    parked: bool,
     stats: Stats,
 }
 
@@ -125,7 +131,13 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         let own = Buf::new(SPILL + 1).map_err(fail("no memory for a tap queue"))?;
         let room = Vec::with_capacity(gather::MAX_PARTS);
         let (gives, stats, burst) = (Offloads::NONE, Stats::default(), Burst::open(fd.as_fd()));
-        queues.push(Box::new(Tap { fd, header, mtu: plan.mtu, takes, gives, own, room, burst, stats }));
+        let parks = plan.queues > 1 && flag(libc::IFF_MULTI_QUEUE);
+        // As another dataplane may have left it. In the queues' order, so that the kernel numbers them as we do.
+        if flag(libc::IFF_DETACH_QUEUE) {
+            tun::use_queue(fd.as_fd(), true).map_err(fail("a tap queue cannot be put back to use"))?;
+        }
+        let (mtu, parked) = (plan.mtu, false);
+        queues.push(Box::new(Tap { fd, header, mtu, takes, gives, own, room, burst, parks, parked, stats }));
     }
     Ok(queues)
 }
@@ -311,6 +323,7 @@ impl Port for Tap {
             takes: self.takes,
             gives: self.gives,
             needs_memory: true,
+            parks: self.parks,
             ..Traits::default()
         }
     }
@@ -328,6 +341,13 @@ impl Port for Tap {
         // If the kernel refuses, what it gave up to now stays so, and the lane finishes what the peer does not take.
         if tun::set_offload(self.fd.as_fd(), tun_bits(o)).is_ok() {
             self.gives = o;
+        }
+    }
+
+    fn peer_spare(&mut self, spare: bool) {
+        // If the kernel refuses, its frames go on coming by this queue, and the peer has to find them a ring.
+        if self.parks && spare != self.parked && tun::use_queue(self.fd.as_fd(), !spare).is_ok() {
+            self.parked = spare;
         }
     }
 

@@ -291,12 +291,12 @@ impl Port for VhostUser {
             takes: terms
                 .map_or(Offloads::NONE, |t| if small && t.mergeable { t.takes.and(PLAIN) } else { t.takes }),
             gives: own_terms.map_or(Offloads::NONE, |t| t.gives),
-            // What is lent belongs to one port's turn: not where two share a ring, for they may be on two workers.
-            lends: receives && self.index < pairs && self.index + pairs >= queues,
-            needs_memory: false,
+            lends: receives && self.index < pairs,
+            shared: self.index + pairs < queues,
+            spare: pairs > 0 && self.index >= pairs,
             rewinds: true,
-            joinable: false,
             up: receives && (transmits || self.index >= pairs) && pairs > 0,
+            ..Traits::default()
         }
     }
 
@@ -370,7 +370,9 @@ impl Port for VhostUser {
         if let Some(mut r) = lock(&self.shared.rings, index) {
             let Ring { engine, terms, .. } = &mut *r;
             if let Some(Engine::Taker(t)) = engine {
-                let (n, call) = t.send(b, terms, &mut self.stats);
+                // Its owner's turn is under way: its buffers are not ours to fill.
+                let busy = shared && t.has_lent();
+                let (n, call) = if busy { (0, false) } else { t.send(b, terms, &mut self.stats) };
                 taken = Some(n);
                 if call {
                     r.interrupt(&mut self.stats);
