@@ -485,3 +485,17 @@ pub fn bpf_run_live(prog: &OwnedFd, frame: &[u8], repeat: u32) -> io::Result<()>
     a[9] = 64;
     ok(bpf(10, &mut a))
 }
+
+/// Options that every IPv4 packet of a socket carries from now on (`IP_OPTIONS`, ip(7)).
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn ip_options(fd: BorrowedFd<'_>, options: &[u8]) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(options.len()).map_err(io::Error::other)?;
+    let (level, name) = (libc::IPPROTO_IP, libc::IP_OPTIONS);
+    // SAFETY: the slice has `len` bytes and outlives the call.
+    match unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, options.as_ptr().cast(), len) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

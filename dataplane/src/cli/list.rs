@@ -71,7 +71,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "l2tpv3",
-        what: "an L2TPv3 session over UDP",
+        what: "an L2TPv3 session over UDP, or over IP if started with CAP_NET_RAW",
         queues: 1,
         offloads: false,
         capabilities: &[],

@@ -154,6 +154,12 @@ fn every_option_of_l2tpv3() {
             L2tpv3 { src: v6("s", 1), dst: v6("d", 2), session }
         }),
     ];
+    for (more, carrier) in [("", Carrier::Ip4), (",ipv6=on", Carrier::Ip6)] {
+        let Kind::L2tpv3(l) = read(&format!("l2tpv3,id=a,src=s,dst=d,txsession=1{more}")).unwrap() else {
+            panic!()
+        };
+        assert_eq!((l.session.carrier, l.src.ipv6), (carrier, carrier == Carrier::Ip6));
+    }
     for (more, want) in table {
         assert_eq!(read(&format!("{TUNNEL}{more}")).unwrap(), Kind::L2tpv3(want), "{more}");
     }

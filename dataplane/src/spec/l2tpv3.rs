@@ -53,9 +53,8 @@ pub fn read(f: &mut Fields) -> Result<L2tpv3, Fault> {
         .ok_or_else(|| f.fault("offset must be less than 256 bytes", "256 itself is taken, as in QEMU"))?;
     let end = |host, port: Option<u16>| Host { host, port: port.unwrap_or(0), ipv4: !ipv6, ipv6 };
     let session = Session { carrier, tx, rx, cookie, counter, offset };
-    if !udp {
-        let why = "udp=off (IP protocol 115) is not in this version";
-        return Err(f.fault(why, "give udp=on,srcport=PORT,dstport=PORT at both ends"));
+    if !udp && (srcport.is_some() || dstport.is_some()) {
+        f.warn("srcport= and dstport= mean nothing without udp=on");
     }
     Ok(L2tpv3 { src: end(src, srcport), dst: end(dst, dstport), session })
 }

@@ -141,7 +141,7 @@ impl Slot {
                 Ok(datagrams(port.id, kind, opened))
             }
             Kind::L2tpv3(l) => {
-                let opened = datagram::udp(&what, &l.src, &l.dst, true, Some(l.session))?;
+                let opened = datagram::l2tp(&what, &l)?;
                 Ok(datagrams(port.id, kind, opened))
             }
             Kind::Hub(plan) => Ok(Self::bare(port.id, kind, PortPlan::Hub(plan))),

@@ -116,6 +116,48 @@ pub fn recv(fd: BorrowedFd<'_>, to: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result
     Ok(got.bytes)
 }
 
+/// One instruction of a classic BPF program: code, jumps if true and if false, constant (linux/filter.h).
+pub type Instruction = (u16, u8, u8, u32);
+
+/// Attaches a classic BPF program to a socket, for ever (`SO_ATTACH_FILTER`, `SO_LOCK_FILTER`): whoever has the socket
+/// receives what the program lets through, and cannot take it off.
+///
+/// # Errors
+/// The kernel's.
+pub fn lock_filter(fd: BorrowedFd<'_>, program: &[Instruction]) -> Result<()> {
+    let mut filter: Vec<libc::sock_filter> =
+        program.iter().map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
+    let len = u16::try_from(filter.len()).map_err(|_| ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    let lock: libc::c_int = 1;
+    let set = |option, at: *const libc::c_void, bytes: usize| -> Result<()> {
+        let bytes = libc::socklen_t::try_from(bytes).map_err(|_| ErrorKind::InvalidInput)?;
+        // SAFETY: `at` is one of the two values below, of `bytes` bytes; the program's instructions outlive the call.
+        match unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, at, bytes) } {
+            0 => Ok(()),
+            _ => Err(Error::last_os_error()),
+        }
+    };
+    set(libc::SO_ATTACH_FILTER, (&raw const program).cast(), size_of_val(&program))?;
+    set(libc::SO_LOCK_FILTER, (&raw const lock).cast(), size_of_val(&lock))
+}
+
+/// A raw IP socket of a protocol, close-on-exec and non-blocking. Needs `CAP_NET_RAW`.
+///
+/// # Errors
+/// The kernel's.
+pub fn raw_socket(ipv6: bool, protocol: i32) -> Result<OwnedFd> {
+    let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(family, kind, protocol) };
+    if fd < 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// `recvfrom(2)` of a UNIX datagram, perhaps without taking it (`peek`): bytes into `to`, their number, and the sender's
 /// name: a path's bytes, or a zero and an abstract name's; empty if he has none. (nix ends the process for such a one.)
 ///

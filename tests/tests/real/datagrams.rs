@@ -5,7 +5,6 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::chown;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,20 @@ struct Form {
     ours: String,
     /// The largest frame in bytes that both take.
     most: usize,
+    /// Over IP.
+    raw: bool,
+}
+
+/// The command as the user without rights, but for the one that a form needs at both ends.
+fn as_user(scene: &Scene, form: &Form, of: &Command) -> Command {
+    let user = USER.to_string();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]);
+    if form.raw {
+        command.args(["--inh-caps", "+net_raw", "--ambient-caps", "+net_raw"]);
+    }
+    command.arg(of.get_program()).args(of.get_args()).current_dir(scene.path(""));
+    command
 }
 
 /// QEMU with its backend in a hub, netreeve with its own behind a stream.
@@ -58,10 +71,11 @@ impl Stage {
         {
             command.args(["-netdev", netdev]);
         }
-        command.uid(USER).gid(USER).current_dir(scene.path(""));
-        let qemu = scene.host.spawn("qemu", command).unwrap();
+        let qemu = scene.host.spawn("qemu", as_user(scene, form, &command)).unwrap();
         let device = "stream,netdev=n0,server=on,addr.type=unix,addr.path=vmm";
-        let reeve = scene.run(&[&form.ours], &[device], &[]).unwrap();
+        let mut ours = Command::new(scene.program("netreeve"));
+        ours.args(["run", "--json", "--netdev", &form.ours, "--device", device]);
+        let reeve = scene.start(as_user(scene, form, &ours)).unwrap();
         let vmm = UnixStream::connect(scene.path("vmm")).unwrap();
         vmm.set_read_timeout(Some(PATIENCE)).unwrap();
         let until = Instant::now() + PATIENCE;
@@ -179,7 +193,7 @@ fn dgram_and_socket_are_qemus() {
         format!("{},{}", end("local", l), end("remote", r))
     };
     let group = "remote.type=inet,remote.host=239.9.9.9,remote.port=5005,local.type=inet,local.host=127.0.0.1,local.port=0";
-    let form = |qemu: String, ours: String, most| Form { qemu, ours, most };
+    let form = |qemu: String, ours: String, most| Form { qemu, ours, most, raw: false };
     for f in [
         form(
             format!("dgram,id=q0,{}", udp(5001, 5002)),
@@ -207,10 +221,8 @@ fn dgram_and_socket_are_qemus() {
     }
 }
 
-#[test]
-fn l2tpv3_over_udp_is_qemus_in_every_form() {
-    let scene = stage();
-    let ends = [("", "127.0.0.1"), (",ipv6=on", "::1")];
+/// Every form of the header, the ends of one told of the other's numbers.
+fn tunnels(scene: &Scene, raw: bool, family: &str, [here, there]: [&str; 2]) {
     let cookies = [
         "",
         ",txcookie=0x11121314,rxcookie=0x21222324",
@@ -221,22 +233,33 @@ fn l2tpv3_over_udp_is_qemus_in_every_form() {
         ",txcookie=0x21222324,rxcookie=0x11121314",
         ",cookie64=on,txcookie=3,rxcookie=0x1112131415161718",
     ];
-    let counters = ["", ",counter=on", ",counter=on,pincounter=on,offset=6"];
-    for (family, address) in ends {
-        for (theirs, ours) in cookies.iter().zip(swapped) {
-            for counter in counters {
-                let of = |id: &str, from: u16, to: u16, tx: u32, rx: u32, cookie: &str| {
-                    format!(
-                        "l2tpv3,id={id},src={address},dst={address},udp=on,srcport={from},dstport={to},\
-                         txsession={tx},rxsession={rx}{family}{cookie}{counter}"
-                    )
-                };
-                let qemu = of("q0", 6001, 6002, 7, 0x0102_0304, theirs);
-                both_ways(
-                    &scene,
-                    &Form { qemu, ours: of("n0", 6002, 6001, 0x0102_0304, 7, ours), most: 9000 },
-                );
-            }
+    for (theirs, ours) in cookies.iter().zip(swapped) {
+        for counter in ["", ",counter=on", ",counter=on,pincounter=on,offset=6"] {
+            let of = |id: &str, src: &str, dst: &str, tx: u32, rx: u32, cookie: &str| {
+                let sessions = format!("txsession={tx},rxsession={rx}");
+                format!("l2tpv3,id={id},{src},{dst},{sessions}{family}{cookie}{counter}")
+            };
+            let udp = |key: &str, port: &str| if raw { String::new() } else { format!(",{key}port={port}") };
+            let end = |key: &str, at: &str, port: &str| format!("{key}={at}{}", udp(key, port));
+            let (q_src, q_dst) = (end("src", here, "6001"), end("dst", there, "6002"));
+            let (n_src, n_dst) = (end("src", there, "6002"), end("dst", here, "6001"));
+            let qemu = of("q0", &q_src, &q_dst, 7, 0x0102_0304, theirs);
+            let ours = of("n0", &n_src, &n_dst, 0x0102_0304, 7, ours);
+            both_ways(scene, &Form { qemu, ours, most: 9000, raw });
         }
     }
+}
+
+#[test]
+fn l2tpv3_over_udp_is_qemus_in_every_form() {
+    let scene = stage();
+    tunnels(&scene, false, ",udp=on", ["127.0.0.1", "127.0.0.1"]);
+    tunnels(&scene, false, ",udp=on,ipv6=on", ["::1", "::1"]);
+}
+
+#[test]
+fn l2tpv3_over_ip_is_qemus_in_every_form() {
+    let scene = stage();
+    tunnels(&scene, true, "", ["10.99.0.1", "10.99.0.2"]);
+    tunnels(&scene, true, ",ipv6=on", ["fd99::1", "fd99::2"]);
 }
