@@ -176,7 +176,8 @@ fn stage() -> Scene {
     let scene = Scene::set(Road::Bridge).unwrap();
     scene
         .host
-        .sh("ip link set lo up; ip addr add 10.99.0.1/32 dev lo; ip addr add 10.99.0.2/32 dev lo")
+        .sh("ip link set lo up; ip addr add 10.99.0.1/32 dev lo; ip addr add 10.99.0.2/32 dev lo
+         ip addr add fd99::1/128 dev lo nodad; ip addr add fd99::2/128 dev lo nodad")
         .unwrap();
     scene
 }
@@ -202,7 +203,7 @@ fn dgram_and_socket_are_qemus() {
         ),
         form(
             "socket,id=q0,udp=127.0.0.1:5002,localaddr=127.0.0.1:5001".into(),
-            { "socket,id=n0,udp=127.0.0.1:5001,localaddr=127.0.0.1:5002".into() },
+            "socket,id=n0,udp=127.0.0.1:5001,localaddr=127.0.0.1:5002".into(),
             65507,
         ),
         form(format!("dgram,id=q0,{}", unix("q", "n")), format!("dgram,id=n0,{}", unix("n", "q")), 69632),
