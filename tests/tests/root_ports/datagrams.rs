@@ -44,6 +44,7 @@ fn session(carrier: Carrier, tx: u32, rx: u32) -> Session {
     Session { carrier, tx, rx, cookie: Cookie::Eight(a, b), counter: Counter::Counts, offset: 3 }
 }
 
+#[allow(clippy::print_stderr, reason = "figures for whoever reads the log")]
 /// Both hosts' taps on our lanes, joined by datagram ports.
 fn hosts_talk(a: &Netns, b: &Netns, there: Box<dyn Port>, here: Box<dyn Port>) {
     let lane_a = run(there, tap_port(a, "ta", true));
