@@ -12,7 +12,7 @@ mod filters;
 pub mod kinds;
 mod link;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -27,7 +27,7 @@ use crate::handover::{FromDataplane, Level, Plan, ToDataplane, Wire};
 use crate::lane::{Lane, Side};
 use crate::port::absent::Absent;
 use crate::port::hub::Hubs;
-use crate::port::{Change, Left, OpenError, Piece, Port, Queues};
+use crate::port::{Change, FarEnd, Left, OpenError, Piece, Port, Queues};
 use crate::sandbox::call::{Call, Cond};
 use crate::sandbox::seccomp::LOCKS;
 use crate::sandbox::{self, Needs};
@@ -112,12 +112,23 @@ struct Ready {
 impl Ready {
     fn run(mut self, mut link: Link) -> io::Result<()> {
         link.say(&FromDataplane::Ready { level: self.level })?;
-        let mut engine = Engine { link, changes: self.changes, told: BTreeSet::new() };
+        let mut engine = Engine {
+            link,
+            changes: self.changes,
+            told: BTreeSet::new(),
+            floor: self.floor.clone(),
+            ends: BTreeMap::new(),
+        };
         for (slot, left) in (0u16..).zip(std::mem::take(&mut self.left)) {
             if !left.is_empty() {
                 engine.inherit(&self.floor, slot, left);
             }
         }
+        (0..NOBODY)
+            .filter(|s| engine.changes.uses(*s))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|s| engine.look(s));
         (1..self.floor.workers()).for_each(|w| self.floor.ring(w));
         let end = self.first.run(&self.floor, Some(&mut engine));
         self.floor.close();
@@ -298,6 +309,9 @@ struct Engine {
     changes: Changes,
     /// Slots of which the supervisor knows that what it keeps is no longer true.
     told: BTreeSet<u16>,
+    floor: Arc<Floor>,
+    /// Far ends, as the supervisor knows them.
+    ends: BTreeMap<u16, FarEnd>,
 }
 
 impl Engine {
@@ -341,10 +355,27 @@ impl Engine {
     fn change(&mut self, floor: &Floor, message: ToDataplane) -> io::Result<()> {
         if let ToDataplane::Remove { slot, .. } = message {
             self.told.remove(&slot);
+            self.ends.remove(&slot);
         }
+        let added = if let ToDataplane::Add { slot, .. } = message { Some(slot) } else { None };
         match self.changes.make(floor, message) {
-            Some(answer) => self.link.say(&answer),
+            Some(answer) => {
+                self.link.say(&answer)?;
+                added.filter(|slot| self.changes.uses(*slot)).into_iter().for_each(|slot| self.look(slot));
+                Ok(())
+            }
             None => Ok(()),
+        }
+    }
+
+    /// Says who is at a port's far end, if that is news.
+    fn look(&mut self, slot: u16) {
+        let Some(seat) = self.floor.seat(slot) else { return };
+        let end = self.floor.visit(seat.lane, |l| l.port(seat.side).far_end()).flatten();
+        let Some(end) = end.filter(|end| self.ends.get(&slot) != Some(end)) else { return };
+        // What is not told now is at the next change.
+        if self.link.say(&FromDataplane::FarEnd { slot, end }).is_ok() {
+            self.ends.insert(slot, end);
         }
     }
 
@@ -441,6 +472,7 @@ impl Outside for Engine {
         if change.redial {
             let _ = self.link.say(&FromDataplane::Redial { slot });
         }
+        self.look(slot);
     }
 
     fn died(&mut self, slot: u16, error: &io::Error) {

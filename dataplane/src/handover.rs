@@ -30,7 +30,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::port::{self, Piece};
+use crate::port::{self, FarEnd, Piece};
 use crate::stage;
 use crate::stats::Stats;
 use crate::worker::Waits;
@@ -161,6 +161,13 @@ pub enum FromDataplane {
         slot: u16,
         /// Up.
         up: bool,
+    },
+    /// Somebody has come to the far end of a port that has connections, or has gone from there; said of each at the start.
+    FarEnd {
+        /// The slot.
+        slot: u16,
+        /// Who is there.
+        end: FarEnd,
     },
     /// A port died (its device is gone, its descriptor is broken); the others go on.
     Dead {

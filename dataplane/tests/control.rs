@@ -55,8 +55,13 @@ impl Instance {
     fn start(dir: &Dir, more: &[&str]) -> Self {
         let netdev = format!("stream,id=n0,server=on,addr.type=unix,addr.path={}", dir.at("a"));
         let device = format!("stream,id=d0,netdev=n0,server=on,addr.type=unix,addr.path={}", dir.at("b"));
+        Self::of(dir, &[&["--netdev", &netdev, "--device", &device], more].concat())
+    }
+
+    /// An instance of these ports.
+    fn of(dir: &Dir, more: &[&str]) -> Self {
         let mut command = Command::new(NETREEVE);
-        command.args(["run", "--sandbox", "seccomp", "--netdev", &netdev, "--device", &device]);
+        command.args(["run", "--sandbox", "seccomp"]);
         let (mut reader, writer) = std::io::pipe().unwrap();
         let control = dir.at("c");
         if !more.contains(&"--name") {
@@ -580,14 +585,7 @@ fn ports_come_and_go_and_change_places_beneath_a_live_device() {
 fn descriptors_come_over_the_control_socket_and_an_empty_run_is_filled() {
     use std::os::fd::AsRawFd;
     let dir = Dir::new("fds");
-    let mut command = Command::new(NETREEVE);
-    let control = dir.at("c");
-    command.args(["run", "--sandbox", "seccomp", "--control", &control, "--hotplug", "all", "--json"]);
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    let child = command.stdout(writer).stdin(Stdio::null()).spawn().unwrap();
-    drop(command);
-    reader.read_exact(&mut [0; 1]).unwrap();
-    let instance = Instance { child, control };
+    let instance = Instance::of(&dir, &["--hotplug", "all"]);
     let mut c = Client::negotiated(&instance);
     let (mut near, far) = UnixStream::pair().unwrap();
     let request = br#"{"execute":"getfd","arguments":{"fdname":"s"}}"#;
@@ -631,4 +629,40 @@ fn descriptors_come_over_the_control_socket_and_an_empty_run_is_filled() {
     assert_eq!(c.run("netreeve-query-ports"), json!([]));
     let wrong = netreeve(&["remove", &instance.control, "d0"]);
     assert_eq!(wrong.status.code(), Some(69));
+}
+
+#[test]
+fn far_ends_are_told_as_qemu_tells_them() {
+    let dir = Dir::new("ends");
+    let peer = std::os::unix::net::UnixListener::bind(dir.at("peer")).unwrap();
+    let dials = format!("stream,id=n0,reconnect-ms=20,addr.type=unix,addr.path={}", dir.at("peer"));
+    let vm = format!("vhost-user,id=d1,netdev=n1,path={}", dir.at("vm"));
+    let tcp = "stream,id=n1,server=on,addr.type=inet,addr.host=127.0.0.1,addr.port=0";
+    let other = format!("stream,id=d0,netdev=n0,server=on,addr.type=unix,addr.path={}", dir.at("b"));
+    let instance =
+        Instance::of(&dir, &["--netdev", &dials, "--netdev", tcp, "--device", &vm, "--device", &other]);
+    let mut c = Client::negotiated(&instance);
+    // Its end is seen by whoever reads it, and it is read while somebody takes its frames.
+    let _b = UnixStream::connect(dir.at("b")).unwrap();
+    assert_eq!(c.event("NETDEV_STREAM_CONNECTED")["netdev-id"], "d0");
+    let dialled = peer.accept().unwrap().0;
+    drop(dialled);
+    assert_eq!(c.event("NETDEV_STREAM_DISCONNECTED"), json!({"netdev-id": "n0"}));
+    let _again = peer.accept().unwrap().0;
+    let to = json!({"type": "unix", "path": dir.at("peer")});
+    assert_eq!(c.event("NETDEV_STREAM_CONNECTED"), json!({"netdev-id": "n0", "addr": to}));
+
+    let front_end = UnixStream::connect(dir.at("vm")).unwrap();
+    assert_eq!(c.event("NETDEV_VHOST_USER_CONNECTED"), json!({"netdev-id": "d1", "chardev-id": "d1"}));
+    drop(front_end);
+    assert_eq!(c.event("NETDEV_VHOST_USER_DISCONNECTED"), json!({"netdev-id": "d1"}));
+
+    let ports = c.run("netreeve-query-ports");
+    let at = &ports[1]["addr"];
+    let port: u16 = at["port"].as_str().unwrap().parse().unwrap();
+    assert_eq!((&at["host"], port == 0), (&json!("127.0.0.1"), false));
+    let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let from = client.local_addr().unwrap().port().to_string();
+    let from = json!({"type": "inet", "host": "127.0.0.1", "port": from});
+    assert_eq!(c.event("NETDEV_STREAM_CONNECTED"), json!({"netdev-id": "n1", "addr": from}));
 }

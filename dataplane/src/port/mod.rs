@@ -19,7 +19,10 @@ pub mod xsk;
 use std::any::Any;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use serde::{Deserialize, Serialize};
 
 use crate::frame::{Batch, MAX_FRAME};
 use crate::stats::Stats;
@@ -164,6 +167,15 @@ pub struct Change {
     pub link: Option<bool>,
 }
 
+/// The far end of a port that has connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FarEnd {
+    /// Nobody is there.
+    Nobody,
+    /// Somebody is; with his address if it is in numbers and he came to us.
+    Somebody(Option<SocketAddr>),
+}
+
 /// Takes one piece of what a port leaves, with its descriptors: [`Port::estate`].
 pub type Keep<'a> = dyn FnMut(Piece, &[BorrowedFd<'_>]) -> io::Result<()> + 'a;
 
@@ -283,6 +295,11 @@ pub trait Port: Send {
 
     /// The peer's link came up or went down: tell our side, if it can be told (carrier).
     fn peer_link(&mut self, _up: bool) {}
+
+    /// Who is at the far end, of a port that has connections. Only the first queue's port is asked.
+    fn far_end(&self) -> Option<FarEnd> {
+        None
+    }
 
     /// Its counters on this lane.
     fn stats(&self) -> Stats;

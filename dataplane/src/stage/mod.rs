@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::Batch;
 use crate::port::absent::Absent;
-use crate::port::{Change, Interest, Keep, Left, Offloads, Port, Traits, Watch};
+use crate::port::{Change, FarEnd, Interest, Keep, Left, Offloads, Port, Traits, Watch};
 use crate::stats::Stats;
 
 /// Which frames a filter is for, in QEMU's words (`queue=`).
@@ -197,6 +197,10 @@ impl Port for Stage {
 
     fn follows(&self) -> bool {
         self.inner.follows()
+    }
+
+    fn far_end(&self) -> Option<FarEnd> {
+        self.inner.far_end()
     }
 
     fn stats(&self) -> Stats {

@@ -137,6 +137,7 @@ impl Supervisor {
                 }
             }
             FromDataplane::Link { slot, up } if self.slots.get(slot).is_some() => self.link(slot, up),
+            FromDataplane::FarEnd { slot, end } if self.slots.get(slot).is_some() => self.far_end(slot, end),
             FromDataplane::Dead { slot, errno } if self.slots.get(slot).is_some() => {
                 return Ok(self.port_died(slot, errno));
             }

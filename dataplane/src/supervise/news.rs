@@ -2,8 +2,11 @@
 //! clients of the control socket by QEMU's events (`qapi/net.json`) where it has one.
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
+
 use serde_json::json;
 
+use crate::port::FarEnd;
 use crate::supervise::Supervisor;
 use crate::supervise::control::report;
 
@@ -12,17 +15,21 @@ impl Supervisor {
     pub(super) fn link(&mut self, slot: u16, up: bool) {
         let Some(s) = self.slots.get(slot) else { return };
         let word = if up { "up" } else { "down" };
-        let (id, stream) = (s.id.clone(), s.kind == "stream");
+        let id = s.id.clone();
         self.voice.say_of_others(&format!("port '{id}' is {word}"));
         self.voice.event(&json!({ "event": "link", "id": id, "up": up }));
         self.tell("NETREEVE_LINK", json!({ "id": id, "up": up }));
-        if stream {
-            self.connected(slot, up);
+    }
+
+    /// Somebody has come to the far end of a port, or has gone from there.
+    pub(super) fn far_end(&mut self, slot: u16, end: FarEnd) {
+        match end {
+            FarEnd::Nobody => self.connected(slot, false, None),
+            FarEnd::Somebody(from) => self.connected(slot, true, from),
         }
     }
 
-    /// Somebody has come to the other end of a port's socket, or has gone from there.
-    pub(super) fn connected(&mut self, slot: u16, connected: bool) {
+    fn connected(&mut self, slot: u16, connected: bool, from: Option<SocketAddr>) {
         let Some(s) = self.slots.get_mut(slot) else { return };
         if std::mem::replace(&mut s.connected, connected) == connected {
             return;
@@ -32,7 +39,8 @@ impl Supervisor {
         let mut add = |key: &str, value| data.as_object_mut().map(|m| m.insert(key.to_owned(), value));
         let event = match (s.kind, connected) {
             ("stream", true) => {
-                add("addr", report::address(s).unwrap_or_default());
+                let from = from.map(|a| report::inet(&a.ip().to_string(), a.port()));
+                add("addr", from.or_else(|| report::address(s)).unwrap_or_default());
                 "NETDEV_STREAM_CONNECTED"
             }
             ("stream", false) => "NETDEV_STREAM_DISCONNECTED",
@@ -65,7 +73,7 @@ impl Supervisor {
         let cut = self.slots.iter().filter(|(_, s)| s.connected && s.estate.whole().is_none());
         let cut: Vec<u16> = cut.map(|(n, _)| n).collect();
         for slot in cut {
-            self.connected(slot, false);
+            self.connected(slot, false, None);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{Error, ErrorKind, Result};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -74,6 +75,37 @@ pub fn send(fd: BorrowedFd<'_>, from: &Seg, flags: libc::c_int) -> Result<usize>
     let v = from.iovec();
     // SAFETY: the segment describes mapped readable memory of this length.
     done(unsafe { libc::send(fd.as_raw_fd(), v.iov_base, v.iov_len, flags) })
+}
+
+/// As [`accept`], with the address that the connection comes from, if it is one in numbers.
+///
+/// # Errors
+/// The kernel's; `EAGAIN` if none waits.
+pub fn accept_from(listener: BorrowedFd<'_>) -> Result<(OwnedFd, Option<SocketAddr>)> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let mut address = [0_u8; size_of::<libc::sockaddr_storage>()];
+    let mut len = libc::socklen_t::try_from(address.len()).unwrap_or(0);
+    let to = address.as_mut_ptr().cast();
+    // SAFETY: `to` has room for `len` bytes, which is what any address needs, and bytes have no invalid values.
+    let fd = unsafe { libc::accept4(listener.as_raw_fd(), to, &raw mut len, flags) };
+    if fd < 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, inet(&address)))
+}
+
+/// An internet address as the kernel writes it (`struct sockaddr_in`, `struct sockaddr_in6`).
+fn inet(bytes: &[u8]) -> Option<SocketAddr> {
+    let family = i32::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+    let port = u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?);
+    let ip = match family {
+        libc::AF_INET => IpAddr::from(*bytes.get(4..)?.first_chunk::<4>()?),
+        libc::AF_INET6 => IpAddr::from(*bytes.get(8..)?.first_chunk::<16>()?),
+        _ => return None,
+    };
+    // A client of an IPv6 socket that speaks IPv4 is called by the address that he knows.
+    Some(SocketAddr::new(ip.to_canonical(), port))
 }
 
 /// `accept4(2)`: the next connection of a listening socket, non-blocking and close-on-exec.

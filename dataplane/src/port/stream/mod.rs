@@ -15,6 +15,7 @@ pub mod inbox;
 mod outbox;
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use netreeve_shared::fdkind;
@@ -27,7 +28,7 @@ use crate::offload;
 use crate::port::stream::framing::Framing;
 use crate::port::stream::inbox::{Inbox, Next};
 use crate::port::stream::outbox::{Outbox, Stop, is_full, send_packets};
-use crate::port::{Change, Interest, Offloads, OpenError, Port, Queues, Traits, Watch};
+use crate::port::{Change, FarEnd, Interest, Offloads, OpenError, Port, Queues, Traits, Watch};
 use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
 use crate::sys::io as sys;
@@ -68,6 +69,8 @@ struct Stream {
     plan: Plan,
     listener: Option<OwnedFd>,
     conn: Option<OwnedFd>,
+    /// Where a client came from.
+    from: Option<SocketAddr>,
     /// The connection is of no more use, and was shut down so that its descriptor becomes ready and says so.
     lost: bool,
     connected_before: bool,
@@ -92,6 +95,7 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         plan: plan.clone(),
         listener: None,
         conn: None,
+        from: None,
         lost: false,
         connected_before: false,
         inbox: Inbox::new(plan.framing).map_err(fail("no memory for a stream"))?,
@@ -127,6 +131,7 @@ impl Stream {
         self.outbox.reset();
         self.lost = false;
         self.conn = Some(fd);
+        self.from = None;
         if self.connected_before {
             self.stats.reconnects += 1;
         }
@@ -331,8 +336,12 @@ impl Port for Stream {
         if why != Interest::Control {
             return Ok(Change::default());
         }
-        match sys::accept(listener.as_fd()) {
-            Ok(fd) => Ok(self.begin(fd)),
+        match sys::accept_from(listener.as_fd()) {
+            Ok((fd, from)) => {
+                let change = self.begin(fd);
+                self.from = from;
+                Ok(change)
+            }
             // The client went away before its turn, or descriptors are short: the next one, or later.
             Err(_) => Ok(Change::default()),
         }
@@ -344,6 +353,10 @@ impl Port for Stream {
         }
         check(&fd, &self.plan)?;
         Ok(self.begin(fd))
+    }
+
+    fn far_end(&self) -> Option<FarEnd> {
+        Some(if self.conn.is_some() { FarEnd::Somebody(self.from) } else { FarEnd::Nobody })
     }
 
     fn stats(&self) -> Stats {

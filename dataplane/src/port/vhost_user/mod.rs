@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::frame::{Batch, MAX_SUPER, MIN_FRAME};
 use crate::mem::{GuestMemory, sigbus};
 use crate::port::{
-    Change, Interest, Keep, Left, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits,
+    Change, FarEnd, Interest, Keep, Left, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits,
 };
 use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
@@ -463,6 +463,11 @@ impl Port for VhostUser {
         head.begin(fd, &self.shared)?;
         head.count(&mut self.stats);
         Ok(self.with_link(Change { rewire: true, ..Change::default() }))
+    }
+
+    fn far_end(&self) -> Option<FarEnd> {
+        let session = &self.head.as_ref()?.session;
+        Some(if session.is_some() { FarEnd::Somebody(None) } else { FarEnd::Nobody })
     }
 
     fn estate(&self, keep: &mut Keep<'_>) -> io::Result<bool> {

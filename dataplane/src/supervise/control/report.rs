@@ -102,6 +102,11 @@ fn count(s: &Stats, out: &mut Map<String, Value>) {
     out.insert("drops".into(), drops.into());
 }
 
+/// A TCP address as QEMU writes it.
+pub(in crate::supervise) fn inet(host: &str, port: u16) -> Value {
+    json!({ "type": "inet", "host": host, "port": port.to_string() })
+}
+
 /// Where a port is, as QEMU's `SocketAddress` (`qapi/sockets.json`): the kernel's answer if it chose the TCP port.
 pub(in crate::supervise) fn address(slot: &Slot) -> Option<Value> {
     let bound = || {
@@ -110,7 +115,6 @@ pub(in crate::supervise) fn address(slot: &Slot) -> Option<Value> {
         let v6 = bound.as_sockaddr_in6().map(|a| (a.ip().to_string(), a.port()));
         v4.or(v6)
     };
-    let inet = |host: &str, port: u16| json!({ "type": "inet", "host": host, "port": port.to_string() });
     Some(match slot.addr.as_ref()? {
         Addr::Inet(i) => match bound() {
             Some((host, port)) => inet(&host, port),
