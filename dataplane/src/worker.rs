@@ -98,6 +98,8 @@ pub struct Worker {
     patience: Patience,
     /// Looks for work before it sleeps, at this moment.
     looking: bool,
+    /// A path had more than a batch in this round.
+    dense: bool,
     /// The bell's count when it last looked.
     heard: u64,
 }
@@ -111,7 +113,7 @@ impl Worker {
         let places = floor.lanes_of(me).map(Place::new).collect();
         let (epoll, regs, patience) = (new_epoll()?, Vec::new(), Patience::new(busy_poll));
         let events = [EpollEvent::empty(); EVENTS];
-        Ok(Self { me, epoll, regs, places, events, patience, looking: false, heard: 0 })
+        Ok(Self { me, epoll, regs, places, events, patience, looking: false, dense: false, heard: 0 })
     }
 
     /// A worker without control: waits for its bell, then runs for ever. What ends it is left as a note.
@@ -146,6 +148,7 @@ impl Worker {
                 self.rebuild(floor, out.as_deref())?;
             }
             let (moved, dead) = self.serve(floor, &mut out);
+            self.patience.served(std::mem::take(&mut self.dense));
             if dead {
                 rewire = true;
                 continue;
@@ -212,10 +215,11 @@ impl Worker {
                     if place.stand(giver).state != State::Ready {
                         continue;
                     }
-                    let (state, any, dead) = turns(&mut lane, giver);
-                    here |= any;
-                    place.set(giver, Stand { state, armed: false });
-                    if let Some((side, e)) = dead {
+                    let came = turns(&mut lane, giver);
+                    here |= came.moved > 0;
+                    self.dense |= came.moved > 1;
+                    place.set(giver, Stand { state: came.state, armed: false });
+                    if let Some((side, e)) = came.dead {
                         lane.set_dead(side, true);
                         self.died(floor, out, Seat { lane: place.lane, side }, e);
                         rewire = true;

@@ -1,8 +1,12 @@
-//! How long a worker looks for work before it sleeps: an adaptive, bounded window, off by default.
+//! How long a worker looks for work before it sleeps: an adaptive, bounded window.
 //!
 //! A sleep that was shorter than the longest window allowed would have been spared by looking on: the window grows. One
 //! that was longer shows that there was nothing to find: it shrinks, down to nothing. So an idle worker sleeps at once,
 //! and one that is woken again and again stops sleeping.
+//!
+//! The longest window is the user's (`--busy-poll`, none unless asked for), but for one case: after a sleep more than a
+//! batch of frames waited. More than a million a second come then, and whoever brings them pays for every sleep of ours
+//! with a wake-up, which costs both sides more than [`DENSE`] of looking saves.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -11,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 /// The first window after none.
 const FIRST: Duration = Duration::from_micros(10);
+/// The longest window while more than a batch comes within a sleep: what a sleep and the wake-up take at most.
+const DENSE: Duration = Duration::from_micros(50);
 
 /// What a worker's waiting came to. Durations in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,13 +41,15 @@ pub(super) struct Patience {
     since: Option<Instant>,
     /// The window is over, until it slept or found something.
     over: bool,
+    /// The last sleep, until it is known what it brought.
+    slept: Option<Duration>,
     waits: Waits,
 }
 
 impl Patience {
     /// A window of at most `most`; zero: it sleeps at once.
     pub(super) fn new(most: Duration) -> Self {
-        Self { most, now: Duration::ZERO, since: None, over: false, waits: Waits::default() }
+        Self { most, now: Duration::ZERO, since: None, over: false, slept: None, waits: Waits::default() }
     }
 
     pub(super) fn waits(&self) -> Waits {
@@ -81,22 +89,29 @@ impl Patience {
     }
 
     /// It goes to sleep; gives back what [`Patience::woken`] wants.
-    pub(super) fn sleep(&mut self) -> Option<Instant> {
+    pub(super) fn sleep(&mut self) -> Instant {
         self.waits.sleeps += 1;
-        (!self.most.is_zero()).then(Instant::now)
+        Instant::now()
     }
 
     /// It woke up.
-    pub(super) fn woken(&mut self, since: Option<Instant>) {
+    pub(super) fn woken(&mut self, since: Instant) {
         self.over = false;
-        if let Some(since) = since {
-            self.slept(since.elapsed());
+        self.slept = Some(since.elapsed());
+    }
+
+    /// It did a round. `dense`: there was more than a batch.
+    #[inline]
+    pub(super) fn served(&mut self, dense: bool) {
+        if let Some(long) = self.slept.take() {
+            self.follow(long, dense);
         }
     }
 
-    fn slept(&mut self, long: Duration) {
-        if long < self.most {
-            self.now = (self.now * 2).max(FIRST).min(self.most);
+    fn follow(&mut self, long: Duration, dense: bool) {
+        let most = if dense { self.most.max(DENSE) } else { self.most };
+        if long < most {
+            self.now = (self.now * 2).max(FIRST).min(most);
         } else {
             self.now /= 2;
             if self.now < FIRST {
@@ -112,16 +127,52 @@ mod tests {
 
     const MOST: Duration = Duration::from_micros(200);
 
+    /// Sleeps for so long, and wakes to more than a batch or less.
+    fn sleeps(p: &mut Patience, us: u64, dense: bool) {
+        let _now = p.sleep();
+        p.slept = Some(Duration::from_micros(us));
+        p.served(dense);
+    }
+
     #[test]
-    fn off_is_off() {
+    fn off_is_off_however_often_it_is_woken_for_little() {
         let mut p = Patience::new(Duration::ZERO);
         for _ in 0..100 {
             assert!(!p.look_on());
-            let since = p.sleep();
-            assert_eq!(since, None);
-            p.woken(since);
+            sleeps(&mut p, 1, false);
         }
         assert_eq!(p.waits(), Waits { sleeps: 100, ..Waits::default() });
+    }
+
+    #[test]
+    fn many_frames_open_a_small_window_and_few_or_none_close_it() {
+        for us in [60, 1_000_000] {
+            let mut p = Patience::new(Duration::ZERO);
+            for _ in 0..20 {
+                sleeps(&mut p, 30, true);
+            }
+            assert_eq!(p.waits().window_us, 50);
+            assert!(p.look_on(), "more would come within the window");
+            for _ in 0..3 {
+                sleeps(&mut p, us, us == 60);
+            }
+            assert_eq!(p.waits().window_us, 0, "longer sleeps");
+            sleeps(&mut p, 30, true);
+            sleeps(&mut p, 30, false);
+            assert_eq!(p.waits().window_us, 0, "short ones that bring little");
+        }
+    }
+
+    #[test]
+    fn a_round_without_a_sleep_before_it_changes_nothing() {
+        let mut p = Patience::new(MOST);
+        let since = p.sleep();
+        p.woken(since);
+        p.served(false);
+        let window = p.waits().window_us;
+        assert!(window > 0);
+        p.served(true);
+        assert_eq!(p.waits().window_us, window);
     }
 
     #[test]
@@ -130,13 +181,13 @@ mod tests {
         assert!(!p.look_on(), "nothing is known yet");
         let mut last = Duration::ZERO;
         for _ in 0..20 {
-            p.slept(Duration::from_micros(100));
+            sleeps(&mut p, 100, false);
             assert!(p.now >= last && p.now <= MOST);
             last = p.now;
         }
         assert_eq!(last, MOST);
         for _ in 0..8 {
-            p.slept(Duration::from_secs(1));
+            sleeps(&mut p, 1_000_000, false);
         }
         assert_eq!(p.now, Duration::ZERO);
         assert!(!p.look_on());
@@ -145,7 +196,7 @@ mod tests {
     #[test]
     fn a_window_ends_and_is_counted_once() {
         let mut p = Patience::new(MOST);
-        p.slept(Duration::from_micros(1));
+        sleeps(&mut p, 1, false);
         assert!(p.look_on());
         std::thread::sleep(MOST);
         assert!(!p.look_on());
@@ -153,7 +204,8 @@ mod tests {
         assert_eq!((w.polls, w.hits), (1, 0));
         assert!(w.polled_us >= 200);
         assert!(!p.look_on(), "not again before it slept");
-        p.woken(None);
+        let since = p.sleep();
+        p.woken(since);
         assert!(p.look_on());
         p.found();
         assert_eq!((p.waits().polls, p.waits().hits), (2, 1));

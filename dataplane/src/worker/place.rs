@@ -89,17 +89,28 @@ impl Place {
     }
 }
 
-/// Up to [`BUDGET`] turns of one path: how it stands, whether frames moved, and who died.
-pub(super) fn turns(lane: &mut Lane, giver: Side) -> (State, bool, Option<(Side, io::Error)>) {
-    let mut moved = false;
+/// What came of a path's turns.
+#[derive(Debug, Default)]
+pub(super) struct Came {
+    /// How the path stands now.
+    pub(super) state: State,
+    /// Turns that moved frames; two at least are more than one batch.
+    pub(super) moved: usize,
+    /// Who died.
+    pub(super) dead: Option<(Side, io::Error)>,
+}
+
+/// Up to [`BUDGET`] turns of one path.
+pub(super) fn turns(lane: &mut Lane, giver: Side) -> Came {
+    let mut came = Came::default();
     for _ in 0..BUDGET {
         match lane.turn(giver) {
-            Outcome::Moved => moved = true,
-            Outcome::Last => return (State::Dry, true, None),
-            Outcome::Dry => return (State::Dry, moved, None),
-            Outcome::Full => return (State::Full, moved, None),
-            Outcome::Dead(side, e) => return (State::Ready, moved, Some((side, e))),
+            Outcome::Moved => came.moved += 1,
+            Outcome::Last => return Came { state: State::Dry, moved: came.moved + 1, ..came },
+            Outcome::Dry => return Came { state: State::Dry, ..came },
+            Outcome::Full => return Came { state: State::Full, ..came },
+            Outcome::Dead(side, e) => return Came { dead: Some((side, e)), ..came },
         }
     }
-    (State::Ready, moved, None)
+    came
 }
