@@ -9,11 +9,13 @@
     reason = "a test may fail loudly"
 )]
 
+mod dir;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,28 +30,10 @@ use netreeve_dataplane::port::Piece;
 use netreeve_dataplane::stats::Stats;
 use netreeve_shared::codec::{self, Header};
 
+use dir::Dir;
+
 const NETREEVE: &str = env!("CARGO_BIN_EXE_netreeve");
 const PATIENCE: Duration = Duration::from_secs(10);
-
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("netreeve-sup-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _gone = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// `netreeve run --json` and what it says.
 struct Netreeve {
@@ -396,7 +380,7 @@ fn every_way_not_to_start_has_its_code() {
     ] {
         assert_eq!(code(&arguments), Some(want), "{arguments:?}");
     }
-    assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 0, "no socket is left");
+    assert_eq!(fs::read_dir(dir.at("")).unwrap().count(), 0, "no socket is left");
 }
 
 #[test]
