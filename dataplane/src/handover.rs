@@ -338,6 +338,17 @@ impl PortKind {
 }
 
 impl PortPlan {
+    /// Its queues.
+    #[must_use]
+    pub fn queues(&self) -> u16 {
+        match self {
+            Self::Tap(p) => p.queues,
+            Self::Xsk(p) => p.queues,
+            Self::VhostUser(p) => p.queues,
+            _ => 1,
+        }
+    }
+
     /// What it is.
     #[must_use]
     pub fn kind(&self) -> PortKind {

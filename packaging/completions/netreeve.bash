@@ -31,17 +31,23 @@ _netreeve() {
         --config | --helper | --helper-socket | --dataplane | --pid | --control) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
         --hotplug) COMPREPLY=($(compgen -W 'all tap bridge af-xdp stream dgram l2tpv3 socket vhost-user hubport' -- "$cur")); return ;;
-        --format) COMPREPLY=($(compgen -W 'table json openmetrics' -- "$cur")); return ;;
+        --format)
+            [[ $verb == capture ]] && word='pcapng pcap pcap-ns' || word='table json openmetrics'
+            COMPREPLY=($(compgen -W "$word" -- "$cur"))
+            return ;;
+        --queue) COMPREPLY=($(compgen -W 'all rx tx' -- "$cur")); return ;;
+        --write | -w) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --maxlen) return ;;
         --busy-poll | --workers | --socket-mode | --ready-fd | --name) return ;;
     esac
 
     local ports='--netdev --config --helper-socket --helper' names=''
     case $verb in
-        ls | show | stats | set | add | remove | events)
+        ls | show | stats | set | add | remove | events | capture)
             names=$(netreeve ls 2>/dev/null | awk 'NR > 1 { print $1 }') ;;
     esac
     case $verb in
-        '') COMPREPLY=($(compgen -W 'run grant doctor ls show stats set add remove events list help --help --version' -- "$cur")) ;;
+        '') COMPREPLY=($(compgen -W 'run grant doctor ls show stats set add remove events capture list help --help --version' -- "$cur")) ;;
         run) COMPREPLY=($(compgen -W "$ports --device --object --sandbox --busy-poll --workers --lock-mac --socket-mode --user --dataplane
             --ready-fd --pid --daemonize --name --control --hotplug --json --stats --help --" -- "$cur")) ;;
         grant) COMPREPLY=($(compgen -W "$ports --help --" -- "$cur")) ;;
@@ -53,8 +59,9 @@ _netreeve() {
         add) COMPREPLY=($(compgen -W "$names --netdev --device --help" -- "$cur")) ;;
         remove) COMPREPLY=($(compgen -W "$names --help" -- "$cur")) ;;
         events) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;
+        capture) COMPREPLY=($(compgen -W "$names --write --maxlen --queue --format --help" -- "$cur")) ;;
         list) COMPREPLY=($(compgen -W '--json --help' -- "$cur")) ;;
-        help) COMPREPLY=($(compgen -W 'run grant doctor ls show stats set add remove events list' -- "$cur")) ;;
+        help) COMPREPLY=($(compgen -W 'run grant doctor ls show stats set add remove events capture list' -- "$cur")) ;;
     esac
 }
 complete -F _netreeve netreeve

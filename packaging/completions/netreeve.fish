@@ -1,6 +1,6 @@
 # fish completion for netreeve
-set -l verbs run grant doctor ls show stats set add remove events list help
-set -l talks 'ls show stats set add remove events'
+set -l verbs run grant doctor ls show stats set add remove events capture list help
+set -l talks 'ls show stats set add remove events capture'
 set -l ports 'run grant doctor'
 complete -c netreeve -f
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -l version -d 'Print the version'
@@ -15,6 +15,11 @@ complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a set -d 'Chan
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a add -d 'Add ports to an instance'
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a remove -d 'Remove ports of an instance'
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a events -d 'What happens, as it happens'
+complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a capture -d 'Frames of a port to a file or a pipe'
+complete -c netreeve -n '__fish_seen_subcommand_from capture' -s w -l write -r -F -d 'File, or -'
+complete -c netreeve -n '__fish_seen_subcommand_from capture' -l maxlen -x -d 'Most bytes kept of a frame'
+complete -c netreeve -n '__fish_seen_subcommand_from capture' -l queue -x -a 'all rx tx' -d 'Which frames'
+complete -c netreeve -n '__fish_seen_subcommand_from capture' -l format -x -a 'pcapng pcap pcap-ns' -d 'How they are written'
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a list -d 'The types of ports'
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a help -d 'Help on a subcommand'
 complete -c netreeve -n "__fish_seen_subcommand_from $ports add" -l netdev -x -a 'tap,id= bridge,id= af-xdp,id= stream,id= hubport,id= vhost-user,id=' -d 'Host side'
@@ -41,4 +46,4 @@ complete -c netreeve -n '__fish_seen_subcommand_from run' -l hotplug -x -a 'all 
 complete -c netreeve -n '__fish_seen_subcommand_from stats' -l format -x -a 'table json openmetrics' -d 'How counters are written'
 complete -c netreeve -n "__fish_seen_subcommand_from $talks" -a "(netreeve ls 2>/dev/null | awk 'NR > 1 { print \$1 }')" -d Instance
 complete -c netreeve -n '__fish_seen_subcommand_from set' -a 'link=on link=off netdev=' -d Change
-complete -c netreeve -n '__fish_seen_subcommand_from help' -a 'run grant doctor ls show stats set add remove events list'
+complete -c netreeve -n '__fish_seen_subcommand_from help' -a 'run grant doctor ls show stats set add remove events capture list'

@@ -53,6 +53,8 @@ enum Verb {
     Remove(control::Remove),
     /// Prints what happens to an instance, as it happens.
     Events(control::Events),
+    /// Writes the frames of a port to a file or a pipe, until interrupted.
+    Capture(control::Capture),
     /// Lists the ports of this version and what they need.
     List {
         /// As JSON.
@@ -188,6 +190,7 @@ pub fn main() -> ExitCode {
         Verb::Add(arguments) => control::add(&arguments),
         Verb::Remove(arguments) => control::remove(&arguments),
         Verb::Events(arguments) => control::events(&arguments),
+        Verb::Capture(arguments) => control::capture(&arguments),
         Verb::List { json } => list::list(json),
     };
     match end {

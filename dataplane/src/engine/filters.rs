@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::handover::FilterPlan;
 use crate::lane::Side;
@@ -27,8 +28,9 @@ impl Handed {
     fn make(self, queues: usize) -> io::Result<Vec<Box<dyn Filter>>> {
         let FilterPlan::Capture(plan) = self.plan;
         let [memory, bell] = <[OwnedFd; 2]>::try_from(self.fds).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let bell = Arc::new(bell);
         let one = |queue: u16| -> io::Result<Box<dyn Filter>> {
-            Ok(Box::new(Capture::new(plan, &memory, queue, bell.try_clone()?)?))
+            Ok(Box::new(Capture::new(plan, &memory, queue, bell.clone())?))
         };
         (0..u16::try_from(queues).unwrap_or(u16::MAX)).map(one).collect()
     }

@@ -12,6 +12,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
@@ -124,7 +125,8 @@ fn place(position: u64) -> u32 {
 #[derive(Debug)]
 pub struct Writer {
     section: Section,
-    bell: OwnedFd,
+    /// Shared by the writers of all sections: a copy would be a system call.
+    bell: Arc<OwnedFd>,
     /// What may be read ends here.
     tail: u64,
     /// What was written and may not yet be read ends here.
@@ -140,7 +142,7 @@ impl Writer {
     ///
     /// # Errors
     /// The kernel's, from mapping it.
-    pub fn new(memory: &OwnedFd, section: u16, bell: OwnedFd) -> io::Result<Self> {
+    pub fn new(memory: &OwnedFd, section: u16, bell: Arc<OwnedFd>) -> io::Result<Self> {
         let section = Section::map(memory, section)?;
         Ok(Self { section, bell, tail: 0, open: 0, head: 0, seen: 0, lost: 0 })
     }

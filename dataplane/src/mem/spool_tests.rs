@@ -6,7 +6,7 @@ use proptest::prelude::*;
 fn both() -> (Writer, Reader, OwnedFd) {
     let memory = memory(2).unwrap();
     let bell = bell().unwrap();
-    let w = Writer::new(&memory, 1, bell.try_clone().unwrap()).unwrap();
+    let w = Writer::new(&memory, 1, Arc::new(bell.try_clone().unwrap())).unwrap();
     (w, Reader::new(&memory, 1).unwrap(), bell)
 }
 

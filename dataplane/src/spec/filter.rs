@@ -6,8 +6,9 @@
 
 use std::path::PathBuf;
 
-use crate::fault::Fault;
+use crate::fault::{Exit, Fault};
 use crate::spec::fields::{self, Fields, U32};
+use crate::spec::text;
 use crate::stage::Queue;
 use crate::stage::capture::Plan;
 
@@ -125,6 +126,19 @@ pub fn add(filters: &mut Filters, mut f: Fields, ids: &[String]) -> Result<Vec<S
     let plan = Plan { queue, keep: maxlen };
     filters.insert(at, Dump { id, port, plan, maxlen, format, output });
     Ok(warnings)
+}
+
+/// Reads an object that comes while frames pass: QMP's JSON.
+///
+/// # Errors
+/// Those of [`add`].
+pub fn late(text: &str, ids: &[String]) -> Result<(Dump, Vec<String>), Fault> {
+    let what = "object-add";
+    let parsed = text::parse(text, |_| true).map_err(|why| Fault::new(Exit::Config, what, why, ""))?;
+    let mut all = Filters::new();
+    let warnings = add(&mut all, Fields::new(what.into(), parsed), ids)?;
+    let dump = all.pop().ok_or_else(|| Fault::new(Exit::General, what, "no object", ""))?;
+    Ok((dump, warnings))
 }
 
 fn place(f: &mut Fields) -> Result<Place, Fault> {

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -60,7 +61,7 @@ impl Capture {
     ///
     /// # Errors
     /// The kernel's, from mapping it.
-    pub fn new(plan: Plan, memory: &OwnedFd, section: u16, bell: OwnedFd) -> std::io::Result<Self> {
+    pub fn new(plan: Plan, memory: &OwnedFd, section: u16, bell: Arc<OwnedFd>) -> std::io::Result<Self> {
         let spool = Writer::new(memory, section, bell)?;
         let plan = Plan { keep: plan.keep.clamp(1, MAX_FRAME), ..plan };
         Ok(Self { plan, spool, lost: 0, offered: [After::default(); BATCH], n: 0 })

@@ -1,6 +1,7 @@
 //! Tests of the stage and of captures: what is shown, what is not, and that nothing is passed by.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use netreeve_shared::vnet::{self, Vnet};
 
@@ -89,7 +90,7 @@ struct Look {
 }
 
 fn look(fake: Fake, queue: Queue, keep: u32) -> Look {
-    let (memory, bell) = (spool::memory(1).unwrap(), spool::bell().unwrap());
+    let (memory, bell) = (spool::memory(1).unwrap(), Arc::new(spool::bell().unwrap()));
     let capture = Capture::new(Plan { queue, keep }, &memory, 0, bell).unwrap();
     let mut port: Box<dyn Port> = Box::new(fake);
     attach(&mut port, 1, Box::new(capture));
@@ -248,7 +249,7 @@ fn what_finds_no_room_is_counted_and_said_with_the_next_one() {
 #[test]
 fn the_stage_goes_with_its_last_filter() {
     let mut l = look(Fake::new(true), Queue::All, 64);
-    let (memory, bell) = (spool::memory(1).unwrap(), spool::bell().unwrap());
+    let (memory, bell) = (spool::memory(1).unwrap(), Arc::new(spool::bell().unwrap()));
     let more = Capture::new(Plan { queue: Queue::All, keep: 9 }, &memory, 0, bell).unwrap();
     attach(&mut l.port, 2, Box::new(more));
     assert!(!detach(&mut l.port, 3));

@@ -40,6 +40,18 @@ pub(super) enum Step {
         /// Up.
         up: bool,
     },
+    /// Put a capture around a port.
+    Capture {
+        /// Its number.
+        number: u16,
+    },
+    /// Take it away.
+    Uncapture {
+        /// Its number.
+        number: u16,
+        /// The port's slot.
+        slot: u16,
+    },
 }
 
 /// A change.
@@ -116,16 +128,25 @@ impl Supervisor {
                 if let Some(slot) = change.adding() {
                     self.slots.take(slot);
                 }
+                if let Some(Step::Capture { number } | Step::Uncapture { number, .. }) = change.steps.front()
+                {
+                    self.end_capture(*number);
+                }
                 change.failed.get_or_insert_with(|| Refusal::generic(why));
                 self.conclude(change, now);
             }
         }
     }
 
-    fn tell_step(&self, ask: u32, step: &Step) -> Result<(), String> {
+    fn tell_step(&mut self, ask: u32, step: &Step) -> Result<(), String> {
+        if let Step::Capture { number } = *step {
+            return self.tell_capture(ask, number);
+        }
         let d = self.dataplane.as_ref().filter(|d| d.ready.is_some());
         let d = d.ok_or("the dataplane is being replaced: try again")?;
         let message = match *step {
+            Step::Capture { .. } => return Ok(()),
+            Step::Uncapture { number, slot } => ToDataplane::Unfilter { ask, slot, filter: number },
             Step::Remove { slot } => ToDataplane::Remove { ask, slot },
             Step::Join(ref wire) => ToDataplane::Join { ask, wire: wire.clone() },
             Step::Link { slot, up } => ToDataplane::Link { ask, slot, up },
@@ -169,8 +190,16 @@ impl Supervisor {
         let error = std::io::Error::from_raw_os_error(errno).to_string();
         let words = error.split(" (os error").next().unwrap_or_default();
         let more = if errno == 0 || why.contains(words) { String::new() } else { format!(": {words}") };
-        if let Step::Add { slot } = step {
-            self.slots.take(slot);
+        match step {
+            Step::Add { slot } => drop(self.slots.take(slot)),
+            Step::Capture { number } => self.end_capture(number),
+            // It is not there, which is what was wanted.
+            Step::Uncapture { .. } => {
+                self.apply(&step);
+                self.begin(change, now);
+                return true;
+            }
+            _ => {}
         }
         self.undo(&mut change, Refusal::generic(format!("{why}{more}")));
         self.begin(change, now);
@@ -191,19 +220,14 @@ impl Supervisor {
     /// Makes a step here as well.
     fn apply(&mut self, step: &Step) {
         match *step {
-            Step::Add { .. } => {}
+            Step::Add { .. } | Step::Capture { .. } => {}
+            Step::Uncapture { number, .. } => self.end_capture(number),
             Step::Remove { slot } => {
                 let wires = &mut self.plan.wires;
                 wires.retain(|w| w.netdev != slot && w.device != slot);
                 self.plan.down.retain(|s| *s != slot);
                 // Filters go with their port: the slot will be another's.
-                let captures = std::mem::take(&mut self.captures).into_iter();
-                let (ended, rest): (Vec<_>, Vec<_>) = captures.partition(|c| c.slot == slot);
-                self.captures = rest;
-                for capture in ended {
-                    let (name, totals) = capture.end();
-                    self.voice.say(&name.line(&totals));
-                }
+                self.end_captures_of(slot);
                 if let Some(port) = self.slots.take(slot)
                     && port.device
                 {
@@ -236,10 +260,12 @@ impl Supervisor {
             let undoing = change.failed.is_some();
             match change.steps.front().cloned() {
                 Some(Step::Add { slot }) => drop(self.slots.take(slot)),
-                Some(step @ Step::Remove { .. }) => self.apply(&step),
+                Some(step @ (Step::Remove { .. } | Step::Uncapture { .. })) => self.apply(&step),
+                Some(Step::Capture { number }) => self.end_capture(number),
                 _ => {}
             }
-            let gone = matches!(change.steps.front(), Some(Step::Remove { .. })) && !undoing;
+            let gone = matches!(change.steps.front(), Some(Step::Remove { .. } | Step::Uncapture { .. }));
+            let gone = gone && !undoing;
             if let Some(slot) = change.added.take() {
                 self.apply(&Step::Remove { slot });
             }

@@ -135,7 +135,7 @@ impl Dataplane {
                 self.tell(&ToDataplane::Inherit { slot, piece: piece.clone() }, &fds)?;
             }
         }
-        for c in captures {
+        for c in captures.iter_mut().filter(|c| c.is_wanted()) {
             self.capture(c, 0)?;
         }
         self.tell(&ToDataplane::Begin, &[])

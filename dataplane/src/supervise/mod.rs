@@ -270,6 +270,7 @@ impl Supervisor {
         if let Some(dataplane) = self.dataplane.take() {
             dataplane.end(END_WITHIN);
         }
+        self.captures.iter_mut().for_each(Capture::begin_end);
         for c in std::mem::take(&mut self.captures) {
             let (about, totals) = c.end();
             if self.stats_at_end || totals.lost + totals.failed > 0 {

@@ -10,6 +10,7 @@
     reason = "a test fails by panicking, and its figures are small and chosen"
 )]
 
+mod live;
 mod load;
 mod read;
 
@@ -44,7 +45,7 @@ impl Wire {
         std::fs::create_dir(&dir).unwrap();
         prepare(&dir);
         let mut c = Command::new(bins::ours("netreeve").unwrap());
-        c.args(["run", "--json", "--stats", "--sandbox", "seccomp"]).current_dir(&dir);
+        c.args(["run", "--json", "--stats", "--sandbox", "seccomp", "--control", "ctl"]).current_dir(&dir);
         c.args(["--netdev", &format!("vhost-user,id=n0,path=a,queues={pairs}")]);
         c.args(["--device", &format!("vhost-user,id=d0,netdev=n0,path=b,queues={pairs}")]);
         if pairs > 1 {

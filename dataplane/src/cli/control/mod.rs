@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod add;
+mod capture;
 mod events;
 mod openmetrics;
 mod set;
@@ -12,6 +13,8 @@ mod show;
 mod stats;
 mod table;
 mod talk;
+
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -21,6 +24,7 @@ use crate::supervise::ready::print_line;
 use talk::{Found, Talk};
 
 pub(super) use add::{add, remove};
+pub(super) use capture::capture;
 pub(super) use events::events;
 pub(super) use set::set;
 pub(super) use show::{ls, show};
@@ -112,6 +116,71 @@ pub(super) struct Remove {
     /// The ports, in this order.
     #[arg(value_name = "PORT", required = true)]
     ports: Vec<String>,
+}
+
+/// Which frames of a port, in QEMU's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Which {
+    /// Both directions.
+    #[default]
+    All,
+    /// What the port receives from its peer.
+    Rx,
+    /// What the port sends to its peer.
+    Tx,
+}
+
+impl Which {
+    fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Rx => "rx",
+            Self::Tx => "tx",
+        }
+    }
+}
+
+/// How a capture is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Written {
+    /// Classic pcap, microseconds.
+    Pcap,
+    /// Classic pcap, nanoseconds.
+    PcapNs,
+    /// pcapng.
+    Pcapng,
+}
+
+impl Written {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pcap => "pcap",
+            Self::PcapNs => "pcap-ns",
+            Self::Pcapng => "pcapng",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Capture {
+    /// The instance: its name, or its control socket's path.
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// The port [default: the only netdev].
+    #[arg(value_name = "PORT")]
+    port: Option<String>,
+    /// The file, or - for standard output.
+    #[arg(short, long, value_name = "FILE")]
+    write: PathBuf,
+    /// Most bytes that are kept of a frame.
+    #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1..))]
+    maxlen: u32,
+    /// Which frames, as of filter-dump.
+    #[arg(long, value_enum, default_value_t)]
+    queue: Which,
+    /// How they are written [default: pcapng; pcap if FILE ends in .pcap].
+    #[arg(long, value_enum)]
+    format: Option<Written>,
 }
 
 #[derive(Debug, Args)]

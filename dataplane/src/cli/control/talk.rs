@@ -4,12 +4,13 @@
 //! and has [`LONGEST`] bytes at most.
 #![forbid(unsafe_code)]
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
@@ -127,6 +128,10 @@ impl Talk {
         let request = json!({ "execute": command, "arguments": arguments, "id": id });
         let sent = self.lines.get_mut().write_all(format!("{request}\n").as_bytes());
         sent.map_err(|e| self.failed(&e))?;
+        self.answer(id, command)
+    }
+
+    fn answer(&mut self, id: u64, command: &str) -> Result<Value, Fault> {
         let until = Instant::now() + PATIENCE;
         loop {
             let mut answer = self.line()?;
@@ -143,6 +148,28 @@ impl Talk {
                 return Err(self.failed(&io::ErrorKind::TimedOut.into()));
             }
         }
+    }
+
+    /// Gives the instance a descriptor, to be named in what is asked next.
+    pub(super) fn give(&mut self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Fault> {
+        self.next += 1;
+        let id = self.next;
+        let request = json!({ "execute": "getfd", "arguments": { "fdname": name }, "id": id }).to_string();
+        let line = format!("{request}\n");
+        let fds = [fd.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let to = self.lines.get_ref().as_raw_fd();
+        let sent = sendmsg::<()>(to, &[IoSlice::new(line.as_bytes())], &rights, MsgFlags::MSG_NOSIGNAL, None);
+        match sent {
+            Ok(n) if n == line.len() => self.answer(id, "getfd").map(|_| ()),
+            Ok(_) => Err(self.failed(&io::ErrorKind::WriteZero.into())),
+            Err(e) => Err(self.failed(&e.into())),
+        }
+    }
+
+    /// Another hold on the connection.
+    pub(super) fn stream(&self) -> Result<UnixStream, Fault> {
+        self.lines.get_ref().try_clone().map_err(|e| self.failed(&e))
     }
 
     /// The next event, however long it takes; none: the instance has ended.

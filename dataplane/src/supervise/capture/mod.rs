@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod format;
+pub(super) mod live;
 mod output;
 mod recorder;
 mod sink;
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 
 use crate::mem::spool::{self, Counts, Reader};
 use crate::stage::capture::Plan;
+use crate::supervise::control::Key;
 use format::About;
 pub use output::{adopt, begin, open};
 pub use recorder::Totals;
@@ -77,6 +79,12 @@ pub struct Capture {
     /// What the dataplane counts is looked at from here as well: the thread may wait for its output.
     counts: Vec<Reader>,
     past: Counts,
+    /// It was told to end.
+    ends: bool,
+    /// Because of its output.
+    lost_output: bool,
+    /// It ends with this client.
+    tied: Option<Key>,
 }
 
 /// What a dataplane needs to capture: the spool's memory and its bell.
@@ -119,7 +127,23 @@ impl Capture {
         let name = Name { id, port };
         let thread = Some(thread);
         let (counts, past) = (Vec::new(), Counts::default());
-        Ok(Self { name, number, slot, plan, queues, orders, call, told, shared, thread, counts, past })
+        Ok(Self {
+            name,
+            number,
+            slot,
+            plan,
+            queues,
+            orders,
+            call,
+            told,
+            shared,
+            thread,
+            counts,
+            past,
+            ends: false,
+            lost_output: false,
+            tied: None,
+        })
     }
 
     /// A new spool, read by the thread from now on. The one before is read to its end.
@@ -151,12 +175,35 @@ impl Capture {
         self.shared.over.load(Ordering::Acquire)
     }
 
-    /// Writes what is there, waiting for at most a second for whoever reads it. No dataplane may write to it any more.
-    pub fn end(mut self) -> (Name, Totals) {
-        let until = Instant::now() + LAST_WORDS;
-        self.shared.end_at(until);
+    /// A dataplane is to be given it.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        !self.ends
+    }
+
+    /// Tells the thread to write what is there, waiting for at most a second for whoever reads it. No dataplane is to
+    /// write to it any more.
+    pub fn begin_end(&mut self) {
+        self.shared.end_at(Instant::now() + LAST_WORDS);
         let _ordered = self.orders.send(Order::End);
         ring(&self.call);
+        self.ends = true;
+    }
+
+    /// All is written that could be.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        // After the bell is read: whoever rings it has said so before.
+        let _heard = self.is_over();
+        self.shared.done.load(Ordering::Acquire)
+    }
+
+    /// Waits for the end, which may be long since begun.
+    pub fn end(mut self) -> (Name, Totals) {
+        if !self.ends {
+            self.begin_end();
+        }
+        let until = Instant::now() + LAST_WORDS;
         if let Some(thread) = self.thread.take() {
             while !thread.is_finished() && Instant::now() < until + LAST_WORDS / 10 {
                 std::thread::sleep(Duration::from_millis(1));

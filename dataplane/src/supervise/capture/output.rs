@@ -10,10 +10,8 @@ use std::path::Path;
 use super::format::About;
 use super::{Capture, Target};
 use crate::fault::{Exit, Fault};
-use crate::handover::ToDataplane;
 use crate::spec::Config;
 use crate::spec::filter::{Dump, Filters, Output};
-use crate::supervise::Supervisor;
 use crate::sys;
 
 /// Opens a file for a capture: made with mode 0600, since it holds what others send, or emptied. A FIFO has to have a
@@ -86,24 +84,4 @@ pub fn begin(config: &Config, outputs: Vec<Option<OwnedFd>>) -> Result<Vec<Captu
         captures.push(started.map_err(|e| Fault::new(Exit::General, what, e, "netreeve doctor"))?);
     }
     Ok(captures)
-}
-
-impl Supervisor {
-    /// Takes captures away whose output is gone.
-    pub(in crate::supervise) fn end_captures(&mut self) {
-        let mut at = 0;
-        while let Some(c) = self.captures.get(at) {
-            if !c.is_over() {
-                at += 1;
-                continue;
-            }
-            let c = self.captures.remove(at);
-            if let Some(d) = &self.dataplane {
-                // One that does not read has a spool that fills, and that is all.
-                let _told = d.tell(&ToDataplane::Unfilter { ask: 0, slot: c.slot, filter: c.number }, &[]);
-            }
-            let (name, totals) = c.end();
-            self.voice.say(&format!("{}; its output is gone", name.line(&totals)));
-        }
-    }
 }

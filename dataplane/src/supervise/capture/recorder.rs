@@ -63,6 +63,8 @@ pub(super) struct Shared {
     pub(super) totals: Mutex<Totals>,
     /// Nobody reads any more, or the spool is broken: the capture is to be ended.
     pub(super) over: AtomicBool,
+    /// Nothing more will be written.
+    pub(super) done: AtomicBool,
     /// When an end was asked for, the time after which nobody is waited for.
     until: Mutex<Option<Instant>>,
 }
@@ -176,6 +178,8 @@ impl Recorder {
             self.shared.over.store(true, Ordering::Release);
         }
         self.report();
+        // Said before the thread has ended: it could not ring afterwards.
+        self.shared.done.store(true, Ordering::Release);
         ring(&self.tell);
     }
 

@@ -52,9 +52,8 @@ fn records(mut f: std::fs::File) -> Vec<(u32, usize)> {
 fn queues_come_together_in_the_order_of_their_times() {
     let f = file();
     let mut c = capture(2, f.try_clone().unwrap().into());
-    let (memory, bell) = c.spool().unwrap();
-    let mut w: Vec<Writer> =
-        (0..2).map(|q| Writer::new(&memory, q, bell.try_clone().unwrap()).unwrap()).collect();
+    let (memory, bell) = c.spool().map(|(m, b)| (m, Arc::new(b))).unwrap();
+    let mut w: Vec<Writer> = (0..2).map(|q| Writer::new(&memory, q, bell.clone()).unwrap()).collect();
     // Both before the thread may look: it sees what is published only.
     for (q, times) in [(0, [1, 4, 6]), (1, [2, 3, 5])] {
         for t in times {
@@ -81,7 +80,7 @@ fn the_next_dataplane_writes_on() {
     let f = file();
     let mut c = capture(1, f.try_clone().unwrap().into());
     for n in 0..3 {
-        let (memory, bell) = c.spool().unwrap();
+        let (memory, bell) = c.spool().map(|(m, b)| (m, Arc::new(b))).unwrap();
         let mut w = Writer::new(&memory, 0, bell).unwrap();
         assert!(put(&mut w, n * 1000, &[7; 100]));
         if n == 1 {
@@ -98,7 +97,7 @@ fn the_next_dataplane_writes_on() {
 fn a_reader_that_never_reads_costs_frames_of_the_capture_and_nothing_else() {
     let (r, w) = std::io::pipe().unwrap();
     let mut c = capture(1, w.into());
-    let (memory, bell) = c.spool().unwrap();
+    let (memory, bell) = c.spool().map(|(m, b)| (m, Arc::new(b))).unwrap();
     let mut w = Writer::new(&memory, 0, bell).unwrap();
     let began = Instant::now();
     let lost = (0..20_000).filter(|n| !put(&mut w, *n, &[1; 1000])).count() as u64;
@@ -116,7 +115,7 @@ fn a_reader_that_never_reads_costs_frames_of_the_capture_and_nothing_else() {
 fn a_reader_that_leaves_ends_the_capture() {
     let (r, w) = std::io::pipe().unwrap();
     let mut c = capture(1, w.into());
-    let (memory, bell) = c.spool().unwrap();
+    let (memory, bell) = c.spool().map(|(m, b)| (m, Arc::new(b))).unwrap();
     let mut w = Writer::new(&memory, 0, bell).unwrap();
     drop(r);
     let until = Instant::now() + Duration::from_secs(5);
@@ -133,7 +132,7 @@ fn a_full_disk_is_survived() {
     // Where it can be had without privilege: a device that is always full is a stream of its own.
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let mut c = capture(1, full.into());
-    let (memory, bell) = c.spool().unwrap();
+    let (memory, bell) = c.spool().map(|(m, b)| (m, Arc::new(b))).unwrap();
     let mut w = Writer::new(&memory, 0, bell).unwrap();
     for n in 0..100 {
         put(&mut w, n, &[1; 100]);
@@ -146,7 +145,7 @@ fn a_full_disk_is_survived() {
 fn what_cannot_be_ends_the_capture_only() {
     let f = file();
     let mut c = capture(1, f.try_clone().unwrap().into());
-    let (memory, bell) = c.spool().unwrap();
+    let (memory, bell) = c.spool().map(|(m, b)| (m, Arc::new(b))).unwrap();
     let mut w = Writer::new(&memory, 0, bell).unwrap();
     assert!(put(&mut w, 0, &[3; 50]));
     // A record that is shorter than its head.

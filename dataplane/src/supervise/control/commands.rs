@@ -14,6 +14,7 @@ use super::message::{Arguments, Class, Refusal, Request, version};
 use super::{Key, ports, rounds, shutdown};
 use crate::handover::ToDataplane;
 use crate::supervise::Supervisor;
+use crate::supervise::capture::live;
 use crate::supervise::change::Change;
 
 /// How long an answer waits for counters; then it is given without them.
@@ -46,11 +47,14 @@ const COMMANDS: &[(&str, Handler)] = &[
     ("device_add", ports::device_add),
     ("device_del", ports::device_del),
     ("getfd", get_fd),
+    ("netreeve-query-captures", |s, _, a| now(a, live::report(s))),
     ("netreeve-query-instance", |_, _, a| counted(a, Supervisor::instance_report)),
     ("netdev_add", ports::netdev_add),
     ("netdev_del", ports::netdev_del),
     ("netreeve-query-ports", |_, _, a| counted(a, Supervisor::ports_report)),
     ("netreeve-set-netdev", ports::set_netdev),
+    ("object-add", live::object_add),
+    ("object-del", live::object_del),
     ("qmp_capabilities", negotiate),
     ("query-commands", |_, _, a| now(a, commands())),
     ("query-name", |s, _, a| now(a, s.control_name().map_or(json!({}), |n| json!({ "name": n })))),

@@ -13,7 +13,7 @@ pub mod client;
 pub mod commands;
 pub mod message;
 pub mod place;
-mod ports;
+pub(super) mod ports;
 pub mod report;
 pub mod split;
 
@@ -170,6 +170,12 @@ impl Control {
     /// A client that is still there.
     pub fn client(&mut self, key: Key) -> Option<&mut Client> {
         self.clients.iter_mut().find(|(k, _)| *k == key).map(|(_, c)| c)
+    }
+
+    /// The client is still there.
+    #[must_use]
+    pub fn has(&self, key: Key) -> bool {
+        self.clients.iter().any(|(k, _)| *k == key)
     }
 
     /// Answers a request, and lets its client go on.

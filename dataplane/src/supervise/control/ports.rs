@@ -123,7 +123,7 @@ fn add(s: &mut Supervisor, key: Key, options: Map<String, Value>, device: bool) 
 }
 
 /// Replaces the names of descriptors by placeholders, in the order of the names that it gives.
-fn fd_names(options: &mut Map<String, Value>) -> Result<Vec<String>, Refusal> {
+pub(in crate::supervise) fn fd_names(options: &mut Map<String, Value>) -> Result<Vec<String>, Refusal> {
     let mut names = Vec::new();
     for (key, value) in options.iter_mut() {
         match value {
@@ -159,7 +159,12 @@ fn replace_names(key: &str, value: &mut Value, names: &mut Vec<String>) -> Resul
 }
 
 /// The descriptors with these names, in the order in which the port wants them. All are there, or none is taken.
-fn claim(s: &mut Supervisor, key: Key, names: &[String], wanted: &[i32]) -> Result<Vec<OwnedFd>, Refusal> {
+pub(in crate::supervise) fn claim(
+    s: &mut Supervisor,
+    key: Key,
+    names: &[String],
+    wanted: &[i32],
+) -> Result<Vec<OwnedFd>, Refusal> {
     let missing = |name: &str| Refusal::generic(format!("File descriptor named '{name}' has not been found"));
     if wanted.len() != names.len() {
         return Err(Refusal::generic("a descriptor is named that the port does not use"));
