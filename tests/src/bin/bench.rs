@@ -1,7 +1,7 @@
 //! `make bench`: netreeve beside the kernel's raw limits, DPDK, QEMU, passt and veth alone, all in one run and interleaved,
 //! as ratios.
 //!
-//! `bench [--quick | --try] [--list] [--only TEXT]... [--who TEXT] [--rounds N] [--window MS] [--publish]`. A row is measured by all
+//! `bench [--quick | --try] [--list] [--only TEXT]... [--who TEXT]... [--rounds N] [--window MS] [--publish]`. A row is measured by all
 //! who are in it, one after the other, round by round. The figures go to the terminal as they come, and as Markdown, JSON
 //! and SVG to `bench/` in cargo's target directory; `--publish` puts Markdown and SVG into `tests/figures/` as well.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to who started it")]
@@ -29,7 +29,7 @@ struct Options {
     first: bool,
     publish: bool,
     only: Vec<String>,
-    who: String,
+    who: Vec<String>,
 }
 
 fn options() -> Done<Options> {
@@ -42,7 +42,7 @@ fn options() -> Done<Options> {
         first: true,
         publish: false,
         only: Vec::new(),
-        who: String::new(),
+        who: Vec::new(),
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -59,7 +59,7 @@ fn options() -> Done<Options> {
             "--rounds" => o.rounds = value()?.parse().because("--rounds")?,
             "--window" => o.window = Duration::from_millis(value()?.parse().because("--window")?),
             "--only" => o.only.push(value()?),
-            "--who" => o.who = value()?,
+            "--who" => o.who.push(value()?),
             _ => return Err(trouble(format!("unknown word {word}"))),
         }
     }
@@ -79,7 +79,7 @@ impl Options {
         }
         rows.retain(|r| self.wants(&r.name()));
         for r in &mut rows {
-            r.who.retain(|w| w.name().contains(&self.who));
+            r.who.retain(|w| self.who.is_empty() || self.who.iter().any(|o| w.name().contains(o.as_str())));
         }
         rows
     }
