@@ -649,3 +649,52 @@ fn far_ends_are_told_as_qemu_tells_them() {
     let from = json!({"type": "inet", "host": "127.0.0.1", "port": from});
     assert_eq!(c.event("NETDEV_STREAM_CONNECTED"), json!({"netdev-id": "n1", "addr": from}));
 }
+
+/// Members that were there at the start and members that came later are one hub, also behind the next dataplane.
+#[test]
+fn a_hub_outlives_its_dataplane_with_members_that_came_later() {
+    let dir = Dir::new("hub");
+    let instance = Instance::start(&dir, &["--hotplug", "stream,hubport"]);
+    let mut c = Client::negotiated(&instance);
+    let names = ["h0", "h1", "h2"];
+    for (i, id) in names.iter().enumerate() {
+        done(&mut c, "netdev_add", json!({"type": "hubport", "id": id, "hubid": 3}));
+        let path = dir.at(&format!("m{i}"));
+        let member = json!({"driver": "stream", "id": format!("m{i}"), "netdev": id, "server": true,
+            "addr": {"type": "unix", "path": path}});
+        done(&mut c, "device_add", member);
+    }
+    let connect = |c: &mut Client| -> Vec<UnixStream> {
+        let dial = |i: usize| {
+            let s = UnixStream::connect(dir.at(&format!("m{i}"))).unwrap();
+            c.event("NETDEV_STREAM_CONNECTED");
+            s
+        };
+        (0..names.len()).map(dial).collect()
+    };
+    let meet = |m: &mut [UnixStream]| {
+        for from in 0..m.len() {
+            m[from].write_all(&frame(100 + from)).unwrap();
+            for to in (0..m.len()).filter(|to| *to != from) {
+                let mut got = vec![0; 104 + from];
+                m[to].set_read_timeout(Some(PATIENCE)).unwrap();
+                m[to].read_exact(&mut got).unwrap();
+                assert_eq!(got, frame(100 + from), "{from} to {to}");
+            }
+        }
+    };
+    meet(&mut connect(&mut c));
+    let about = c.run("netreeve-query-instance");
+    kill(Pid::from_raw(about["dataplane"]["pid"].as_i64().unwrap() as i32), Signal::SIGKILL).unwrap();
+    c.event("NETREEVE_RESTARTED");
+    let mut m = connect(&mut c);
+    meet(&mut m);
+    done(&mut c, "device_del", json!({"id": "m1"}));
+    done(&mut c, "netdev_del", json!({"id": "h1"}));
+    m.remove(1);
+    meet(&mut m);
+    assert_eq!(
+        refused(&mut c, "netdev_add", json!({"type": "hubport", "id": "h9"})),
+        "Parameter 'hubid' is missing"
+    );
+}
