@@ -5,6 +5,7 @@
 
 pub mod alone;
 pub mod case;
+pub mod datagram;
 pub mod driver;
 pub mod figures;
 pub mod host;

@@ -82,6 +82,14 @@ impl Ours {
         Ok(helper)
     }
 
+    /// `netreeve run`, by the user who may do nothing; its ports are yet to be said.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut c = Command::new(self.dir.join("netreeve"));
+        c.args(["run", "--json"]).uid(USER).gid(USER).current_dir(self.dir.join("run"));
+        c
+    }
+
     /// Two places for vhost-user sockets.
     #[must_use]
     pub fn sockets(&self, name: &str) -> [PathBuf; 2] {
@@ -125,9 +133,17 @@ impl Ours {
         c.args(options);
         c.uid(USER).gid(USER).current_dir(self.dir.join("run"));
         let p = Proc::spawn("netreeve", c)?;
-        p.find("that it is ready", START, |l| l.text.trim_start().starts_with('{').then_some(()))?;
+        ready(&p)?;
         Ok(p)
     }
+}
+
+/// Waits until a netreeve is ready.
+///
+/// # Errors
+/// It did not start; the error has what it said.
+pub fn ready(p: &Proc) -> Done {
+    p.find("that it is ready", START, |l| l.text.trim_start().starts_with('{').then_some(()))
 }
 
 impl Drop for Ours {

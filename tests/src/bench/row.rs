@@ -1,6 +1,7 @@
 //! The rows of the benches: the work, who does it, the figures that come of it, the goals set for them.
 
 use super::case::{Case, Form, Path, Way, Who};
+use super::datagram::DatagramCase;
 use super::tcp::{Guest, TcpCase};
 use super::xdp::Mode;
 
@@ -48,6 +49,8 @@ pub struct Value {
 pub enum Work {
     /// A stream of frames.
     Frames(Case),
+    /// Frames from one datagram port to another.
+    Datagrams(DatagramCase),
     /// TCP between a guest and a namespace, or a second guest.
     Tcp(TcpCase),
     /// Round trips of one byte.
@@ -93,6 +96,8 @@ const XDP: &[Figure] = &[rate(&[Goal::Times(Who::Dpdk, 1.2), Goal::Times(Who::Ra
 const TAP: &[Figure] = &[rate(&[Goal::Times(Who::Dpdk, 1.5), Goal::Times(Who::Raw, 0.95), FREE])];
 const SPLIT: &[Figure] = &[rate(&[Goal::Times(Who::Dpdk, 1.15), FREE])];
 const PACKED: &[Figure] = &[rate(&[Goal::Times(Who::Dpdk, 1.0), FREE])];
+const DGRAM_SMALL: &[Figure] = &[rate(&[Goal::Times(Who::Qemu, 3.0), FREE])];
+const DGRAM_LARGE: &[Figure] = &[rate(&[Goal::Times(Who::Qemu, 2.0), FREE])];
 const TCP_TAP: [Goal; 3] = [Goal::Times(Who::Qemu, 2.0), Goal::Times(Who::Veth, 0.8), FREE];
 const TCP_XDP: [Goal; 3] = [Goal::Times(Who::Qemu, 2.0), Goal::Times(Who::Veth, 0.5), FREE];
 const OVER_TAP: &[Figure] = &[gbit("from the guest", &TCP_TAP), gbit("to the guest", &TCP_TAP)];
@@ -124,6 +129,7 @@ impl Row {
     pub fn name(&self) -> String {
         match self.work {
             Work::Frames(c) => c.name(),
+            Work::Datagrams(c) => c.name(),
             Work::Tcp(c) => c.name(),
             Work::Trip(p) => format!("round trip of 1 byte over {}", over(p)),
             Work::Idle(p) => format!("idle VM on {}", over(p)),
@@ -136,6 +142,9 @@ impl Row {
     pub fn load(&self) -> &'static str {
         match self.work {
             Work::Frames(c) => c.load(),
+            Work::Datagrams(_) => {
+                "our UDP socket → a UDP socket that nobody reads: the kernel's count of what it drops there"
+            }
             Work::Tcp(c) => c.load(),
             Work::Trip(_) => {
                 "our virtio driver, asleep until its interrupt (veth alone: a UDP socket, blocked) ⇄ our UDP echo on a \
@@ -206,6 +215,12 @@ impl Row {
         ] {
             // Nobody beside us: the guest itself is the limit.
             all.push(Self::of(tcp(Guest::Uml, path, offloads), &[Netreeve], BETWEEN, false));
+        }
+        for (size, figures) in [(64, DGRAM_SMALL), (1500, DGRAM_LARGE)] {
+            for cut in [false, true] {
+                let work = Work::Datagrams(DatagramCase { size, cut });
+                all.push(Self::of(work, &[Qemu, Netreeve, Open], figures, size == 64));
+            }
         }
         all.extend(Self::small());
         all
