@@ -20,6 +20,9 @@ use crate::sys::mmsg::{Got, Incoming, MESSAGES};
 /// of slots lie in different places of the first-level cache.
 const SLOT: u32 = 71 * 1024 + 192;
 
+/// Messages that are asked for at least.
+const FEW: usize = 8;
+
 const _: () = assert!(SLOT > MAX_FRAME + MAX_HEADER);
 
 /// Received messages and how far they were given.
@@ -34,6 +37,8 @@ pub(super) struct Inbox {
     next: usize,
     /// How much of it was given, in bytes.
     at: u32,
+    /// Messages that the next call asks for: each costs a little, there or not.
+    expect: usize,
 }
 
 impl Inbox {
@@ -50,6 +55,7 @@ impl Inbox {
             got: Vec::with_capacity(MESSAGES),
             next: 0,
             at: 0,
+            expect: FEW,
         })
     }
 
@@ -67,13 +73,14 @@ impl Inbox {
         self.next = 0;
         self.at = 0;
         self.segs.clear();
-        self.segs.extend((0..).map(|i| self.slots.seg(i * SLOT, SLOT)).take(MESSAGES));
+        self.segs.extend((0..).map(|i| self.slots.seg(i * SLOT, SLOT)).take(self.expect));
         let got = match self.incoming.recv(fd.as_fd(), &self.segs) {
             Ok(got) => got,
             Err(e) if is_wait(&e) => return Ok(false),
             Err(e) => return refused(e, stats),
         };
         let n = got.len();
+        self.expect = (2 * n).clamp(FEW, MESSAGES);
         for (i, g) in (0..).zip(got) {
             let why = if g.truncated {
                 Some(Reason::Oversize)

@@ -63,14 +63,18 @@ pub const CALLS: &[Call] = &[
 /// What opening one calls in addition, once locked in: nothing.
 pub const OPENS: &[Call] = &[];
 
+/// Receptions from one socket before the other is asked first.
+const IN_TURN: u8 = 16;
 /// Empty batches of strangers' datagrams after which others have their turn.
 const TRIES: usize = 4;
 
 struct Dgram {
     plan: Plan,
     sockets: Vec<OwnedFd>,
-    /// Which socket is asked first.
+    /// Which socket is asked first: the one that gave last, for a while.
     turn: usize,
+    /// How often it was first.
+    first: u8,
     inbox: Inbox,
     outbox: Outbox,
     connected_before: bool,
@@ -94,6 +98,7 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         connected_before: !fds.is_empty(),
         sockets: fds,
         turn: 0,
+        first: 0,
         inbox: Inbox::new(&plan.sources).map_err(fail("no memory for a datagram port"))?,
         outbox: Outbox::new(plan.l2tp, plan.cut),
         stats: Stats::default(),
@@ -152,8 +157,11 @@ impl Port for Dgram {
             let mut came = false;
             for _ in 0..self.sockets.len() {
                 let Some(fd) = self.sockets.get(self.turn) else { break };
-                self.turn = (self.turn + 1) % self.sockets.len();
                 came = self.inbox.fill(fd, sources, &mut self.stats)?;
+                self.first = if came { self.first + 1 } else { 0 };
+                if !came || self.first >= IN_TURN {
+                    (self.turn, self.first) = ((self.turn + 1) % self.sockets.len(), 0);
+                }
                 if came {
                     break;
                 }
