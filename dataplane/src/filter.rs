@@ -5,7 +5,7 @@
 
 use netreeve_shared::mac::Mac;
 
-use crate::frame::{Batch, Frame, MIN_FRAME};
+use crate::frame::{Batch, Frame};
 use crate::offload;
 use crate::port::{Offloads, Traits};
 use crate::stats::{Reason, Stats};
@@ -38,7 +38,7 @@ impl Filter {
     pub fn judge(&self, b: &mut Batch, to: &Traits) -> Judgement {
         let mut j = Judgement::default();
         for f in b.frames_mut() {
-            let why = if f.len < MIN_FRAME {
+            let why = if f.len < to.min_frame {
                 Some(Reason::Runt)
             } else if f.vnet.is_plain() {
                 (f.len > to.max_frame).then_some(Reason::Oversize)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Reason {
-    /// Shorter than an Ethernet header (14 bytes).
+    /// Empty, or shorter than the taker takes (mostly an Ethernet header, 14 bytes).
     Runt,
     /// Longer than the port or its peer takes.
     Oversize,

@@ -17,7 +17,7 @@ _netreeve() {
     case $prev in
         --netdev)
             compopt -o nospace
-            COMPREPLY=($(compgen -W 'tap,id= bridge,id= af-xdp,id= stream,id= hubport,id= vhost-user,id=' -- "$cur"))
+            COMPREPLY=($(compgen -W 'tap,id= bridge,id= af-xdp,id= stream,id= vde,id= hubport,id= vhost-user,id=' -- "$cur"))
             return ;;
         --device)
             compopt -o nospace
@@ -30,7 +30,7 @@ _netreeve() {
         --sandbox) COMPREPLY=($(compgen -W 'full landlock seccomp off' -- "$cur")); return ;;
         --config | --helper | --helper-socket | --dataplane | --pid | --control) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
-        --hotplug) COMPREPLY=($(compgen -W 'all tap bridge af-xdp stream dgram l2tpv3 socket vhost-user hubport' -- "$cur")); return ;;
+        --hotplug) COMPREPLY=($(compgen -W 'all tap bridge af-xdp stream dgram l2tpv3 socket vde vhost-user hubport' -- "$cur")); return ;;
         --format)
             [[ $verb == capture ]] && word='pcapng pcap pcap-ns' || word='table json openmetrics'
             COMPREPLY=($(compgen -W "$word" -- "$cur"))

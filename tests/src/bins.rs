@@ -37,6 +37,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("linux.uml", "user-mode-linux"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("dpdk-testpmd", "dpdk-dev"),
+    ("vde_switch", "vde-switch"),
+    ("vde_plug", "vdeplug"),
     ("busybox", "busybox-static"),
     ("ip", "iproute2"),
     ("bridge", "iproute2"),

@@ -86,7 +86,13 @@ impl Live {
     fn member(&mut self, slot: u16) -> UnixDatagram {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_read_timeout(WAIT).unwrap();
-        let plan = dgram::Plan { sources: dgram::Sources::Any, l2tp: None, cut: false, waits: false };
+        let plan = dgram::Plan {
+            sources: dgram::Sources::Any,
+            l2tp: None,
+            cut: false,
+            waits: false,
+            max_frame: 69632,
+        };
         self.add(slot, &PortPlan::Dgram(plan), &[theirs.into()]);
         self.place(slot + 1, slot);
         ours

@@ -63,7 +63,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "socket",
-        what: "QEMU's older words for dgram: mcast=, udp=",
+        what: "QEMU's older words for stream and dgram",
         queues: 1,
         offloads: false,
         capabilities: &[],
@@ -82,6 +82,14 @@ const ROWS: &[Row] = &[
         what: "a place in a hub, for a netdev or a device",
         queues: 1,
         offloads: true,
+        capabilities: &[],
+        policy: None,
+    },
+    Row {
+        name: "vde",
+        what: "a port of a VDE switch",
+        queues: 1,
+        offloads: false,
         capabilities: &[],
         policy: None,
     },

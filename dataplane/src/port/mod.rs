@@ -24,7 +24,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{Batch, MAX_FRAME};
+use crate::frame::{Batch, MAX_FRAME, MIN_FRAME};
 use crate::stats::Stats;
 pub use vhost_user::Piece;
 
@@ -76,6 +76,8 @@ impl Offloads {
 /// What a port is like at the moment. Asked again after every [`Change`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traits {
+    /// Shortest frame in bytes that it takes.
+    pub min_frame: u32,
     /// Largest plain frame in bytes that it takes (MTU and Ethernet header).
     pub max_frame: u32,
     /// Offloads that it takes: frames sent to it may leave this work to it.
@@ -104,6 +106,7 @@ pub struct Traits {
 impl Default for Traits {
     fn default() -> Self {
         Self {
+            min_frame: MIN_FRAME,
             max_frame: MAX_FRAME,
             takes: Offloads::NONE,
             gives: Offloads::NONE,

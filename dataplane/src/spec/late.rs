@@ -20,6 +20,7 @@ pub const HOTPLUG: &[(&str, PortKind)] = &[
     ("l2tpv3", PortKind::Dgram),
     ("socket", PortKind::Stream),
     ("socket", PortKind::Dgram),
+    ("vde", PortKind::Dgram),
     ("vhost-user", PortKind::VhostUser),
     ("hubport", PortKind::Hub),
 ];

@@ -30,6 +30,7 @@ const TEXTS: &[(&str, &str)] = &[
     ),
     ("dgram", "dgram,id=a,local.type=fd,local.str=5"),
     ("socket", "socket,id=a,udp=h:1,localaddr=h:2"),
+    ("vde", "vde,id=a"),
     ("l2tpv3", "l2tpv3,id=a,src=s,dst=d,udp=on,srcport=1,dstport=2,txsession=1"),
     ("hubport", "hubport,id=a,hubid=0"),
 ];
@@ -61,7 +62,9 @@ fn known(text: &str, role: &str) -> BTreeSet<String> {
 #[test]
 fn the_manual_names_every_key_and_no_other() {
     let common = items(section("every port"));
-    for kind in ["tap", "bridge", "af-xdp", "stream", "dgram", "socket", "l2tpv3", "vhost-user", "hubport"] {
+    let kinds =
+        ["tap", "bridge", "af-xdp", "stream", "dgram", "socket", "l2tpv3", "vde", "vhost-user", "hubport"];
+    for kind in kinds {
         let mut keys = BTreeSet::new();
         for (_, text) in TEXTS.iter().filter(|(k, _)| *k == kind) {
             keys.extend(known(text, "netdev"));

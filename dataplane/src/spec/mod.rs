@@ -15,6 +15,7 @@ pub mod socket;
 pub mod stream;
 pub mod tap;
 pub mod text;
+pub mod vde;
 pub mod vhost_user;
 pub mod xsk;
 
@@ -28,6 +29,8 @@ mod tests;
 use netreeve_shared::mac::Mac;
 
 use crate::fault::{Exit, Fault};
+use addr::Addr;
+use dgram::Host;
 use fields::Fields;
 use text::Parsed;
 
@@ -54,6 +57,10 @@ pub enum Kind {
     Stream(stream::Stream),
     /// A frame in each datagram.
     Dgram(dgram::Dgram),
+    /// An inherited socket: a stream, or of datagrams.
+    Socket(i32),
+    /// A port of a VDE switch.
+    Vde(vde::Vde),
     /// L2TPv3.
     L2tpv3(l2tpv3::L2tpv3),
     /// A vhost-user device.
@@ -97,8 +104,8 @@ enum Role {
 
 /// QEMU's types that a later version will have.
 const LATER: &[&str] =
-    &["user", "vde", "netmap", "vhost-vdpa", "vmnet-host", "vmnet-shared", "vmnet-bridged", "passt", "nic"];
-const TYPES: &str = "this version has tap, bridge, af-xdp, stream, dgram, socket, l2tpv3, hubport and \
+    &["user", "netmap", "vhost-vdpa", "vmnet-host", "vmnet-shared", "vmnet-bridged", "passt", "nic"];
+const TYPES: &str = "this version has tap, bridge, af-xdp, stream, dgram, socket, l2tpv3, vde, hubport and \
                      vhost-user";
 
 impl Config {
@@ -290,7 +297,12 @@ impl Kind {
             Self::Tap(tap::Tap::Handed(fds)) => fds.len(),
             Self::Tap(tap::Tap::Asked(t)) => t.queues.into(),
             Self::Xsk(x) => x.request.queues.into(),
-            Self::Stream(_) | Self::Dgram(_) | Self::L2tpv3(_) | Self::Hub(_) => 1,
+            Self::Stream(_)
+            | Self::Dgram(_)
+            | Self::Socket(_)
+            | Self::Vde(_)
+            | Self::L2tpv3(_)
+            | Self::Hub(_) => 1,
             Self::VhostUser(v) => v.queues.into(),
         }
     }
@@ -300,9 +312,9 @@ impl Kind {
     pub fn inherited(&self) -> Vec<i32> {
         match self {
             Self::Tap(tap::Tap::Handed(fds)) => fds.clone(),
-            Self::Stream(stream::Stream { addr: addr::Addr::Fd(n), .. })
-            | Self::VhostUser(vhost_user::VhostUser { addr: addr::Addr::Fd(n), .. }) => vec![*n],
-            Self::Dgram(dgram::Dgram { ends: dgram::Ends::Fd(n), .. }) => vec![*n],
+            Self::Stream(stream::Stream { addr: Addr::Fd(n), .. })
+            | Self::VhostUser(vhost_user::VhostUser { addr: Addr::Fd(n), .. }) => vec![*n],
+            Self::Dgram(dgram::Dgram { ends: dgram::Ends::Fd(n), .. }) | Self::Socket(n) => vec![*n],
             _ => Vec::new(),
         }
     }
@@ -315,6 +327,8 @@ impl Kind {
             Self::Xsk(_) => "af-xdp",
             Self::Stream(_) => "stream",
             Self::Dgram(_) => "dgram",
+            Self::Socket(_) => "socket",
+            Self::Vde(_) => "vde",
             Self::L2tpv3(_) => "l2tpv3",
             Self::VhostUser(_) => "vhost-user",
             Self::Hub(_) => "hubport",
@@ -383,6 +397,7 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
         "dgram" => dgram::read(f, role == Role::Device).map(Kind::Dgram),
         "socket" => socket(f),
         "l2tpv3" => l2tpv3::read(f).map(Kind::L2tpv3),
+        "vde" => vde::read(f).map(Kind::Vde),
         "vhost-user" => vhost_user::read(f).map(Kind::VhostUser),
         "hubport" => hub::read(f).map(Kind::Hub),
         later if LATER.contains(&later) => {
@@ -403,14 +418,17 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
 
 /// The older words, as the port that they mean.
 fn socket(f: &mut Fields) -> Result<Kind, Fault> {
-    match socket::read(f)? {
-        socket::Socket::Datagrams(d) => Ok(Kind::Dgram(d)),
-        socket::Socket::Listen(_) | socket::Socket::Connect(_) | socket::Socket::Fd(_) => {
-            let fix =
-                "use stream,addr.type=inet with server=on or off, or addr.type=fd: the bytes are the same";
-            Err(f.fault("the forms fd=, listen= and connect= of socket are not in this version", fix))
-        }
-    }
+    let stream = |h: Host, server| {
+        let Host { host, port, ipv4, ipv6 } = h;
+        let inet = addr::Inet { host, port, to: None, ipv4, ipv6, keep_alive: false };
+        Kind::Stream(stream::Stream::plain(Addr::Inet(inet), server))
+    };
+    Ok(match socket::read(f)? {
+        socket::Socket::Datagrams(d) => Kind::Dgram(d),
+        socket::Socket::Listen(at) => stream(at, true),
+        socket::Socket::Connect(at) => stream(at, false),
+        socket::Socket::Fd(n) => Kind::Socket(n),
+    })
 }
 
 /// The `[[netdev]]` and `[[device]]` tables of a configuration file.

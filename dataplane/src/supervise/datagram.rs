@@ -26,6 +26,7 @@ use nix::sys::socket::{
 };
 
 use crate::fault::{Exit, Fault};
+use crate::frame::MAX_FRAME;
 use crate::port::dgram::l2tp::{Carrier, Session};
 use crate::port::dgram::{Plan, Sources};
 use crate::spec::dgram::{Dgram, Ends, Host, UnixName};
@@ -99,7 +100,8 @@ pub fn open(what: &str, spec: &Dgram, inherited: Vec<OwnedFd>, mode: u32) -> Res
         Ends::Unix(local, remote) => unix(what, local, remote, mode),
         Ends::Visitors(path) => {
             let (reception, file) = Reception::open(what, path, mode)?;
-            let plan = Plan { sources: Sources::Any, l2tp: None, cut: false, waits: true };
+            let plan =
+                Plan { sources: Sources::Any, l2tp: None, cut: false, waits: true, max_frame: MAX_FRAME };
             Ok(Opened { sockets: vec![], plan, aim: None, reception: Some(reception), file: Some(file) })
         }
         Ends::Fd(n) => handed(what, *n, inherited),
@@ -132,7 +134,7 @@ pub fn udp(
     let doing = format!("UDP from {local} to {remote}");
     let sockets = udp_sockets(local, remote).map_err(|e| fault(what, &doing, &e))?;
     let sources = if strict { Sources::Only(remote) } else { Sources::Any };
-    let plan = Plan { sources, l2tp, cut: true, waits: false };
+    let plan = Plan { sources, l2tp, cut: true, waits: false, max_frame: MAX_FRAME };
     Ok(Opened { sockets, plan, aim: None, reception: None, file: None })
 }
 
@@ -158,7 +160,13 @@ pub fn l2tp(what: &str, spec: &L2tpv3) -> Result<Opened, Fault> {
         };
         Fault::new(exit, doing, e, fix)
     })?;
-    let plan = Plan { sources: Sources::Any, l2tp: Some(spec.session), cut: false, waits: false };
+    let plan = Plan {
+        sources: Sources::Any,
+        l2tp: Some(spec.session),
+        cut: false,
+        waits: false,
+        max_frame: MAX_FRAME,
+    };
     Ok(Opened { sockets: vec![socket], plan, aim: None, reception: None, file: None })
 }
 
@@ -244,7 +252,8 @@ pub fn multicast(what: &str, group: SocketAddr, interface: Option<IpAddr>) -> Re
         let fix = "give the address of an interface of this machine (local.host= or localaddr=), or a route to the group";
         Fault::new(Exit::Unavailable, format!("{what}: {doing}"), e, fix)
     })?;
-    let plan = Plan { sources: Sources::NotFrom(us), l2tp: None, cut: true, waits: false };
+    let plan =
+        Plan { sources: Sources::NotFrom(us), l2tp: None, cut: true, waits: false, max_frame: MAX_FRAME };
     Ok(Opened { sockets, plan, aim: None, reception: None, file: None })
 }
 
@@ -317,7 +326,7 @@ fn unix(what: &str, local: &UnixName, remote: &UnixName, mode: u32) -> Result<Op
     let mut aim =
         Aim { socket: socket.try_clone().map_err(failed)?, at: at.map_err(|e| failed(e.into()))?, due: now };
     aim.step(now);
-    let plan = Plan { sources: Sources::Any, l2tp: None, cut: false, waits: false };
+    let plan = Plan { sources: Sources::Any, l2tp: None, cut: false, waits: false, max_frame: MAX_FRAME };
     Ok(Opened { sockets: vec![socket], plan, aim: Some(aim), reception: None, file })
 }
 
@@ -341,6 +350,6 @@ pub fn handed(what: &str, n: i32, inherited: Vec<OwnedFd>) -> Result<Opened, Fau
     if inet {
         let _older = setsockopt(&fd, sockopt::UdpGroSegment, &true);
     }
-    let plan = Plan { sources: Sources::Any, l2tp: None, cut: inet, waits: false };
+    let plan = Plan { sources: Sources::Any, l2tp: None, cut: inet, waits: false, max_frame: MAX_FRAME };
     Ok(Opened { sockets: vec![fd], plan, aim: None, reception: None, file: None })
 }

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::fault::{Exit, Fault};
 use crate::supervise::datagram::Aim;
 use crate::supervise::dial::Step;
-use crate::supervise::{Supervisor, child, command, link_watch};
+use crate::supervise::{Supervisor, child, command, link_watch, vde};
 
 /// What has happened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,6 +69,9 @@ impl Supervisor {
         for fd in self.slots.iter().filter_map(|(_, s)| s.reception.as_ref()?.fd()) {
             add(fd, PollFlags::POLLIN);
         }
+        for (fd, flags) in self.slots.iter().filter_map(|(_, s)| s.plug.as_ref()?.fd()) {
+            add(fd, flags);
+        }
         match poll(&mut fds, self.timeout()) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(Fault::new(Exit::General, "waiting for events", e, "")),
@@ -93,6 +96,7 @@ impl Supervisor {
         let estates = self.slots.iter().filter_map(|(_, s)| s.estate.due()).filter(|_| ready);
         let aims = self.slots.iter().filter_map(|(_, s)| s.aim.as_ref()).map(Aim::due);
         let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.reception.as_ref()?.due()));
+        let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.plug.as_ref()?.due()));
         let clients = self.control.as_ref().and_then(|c| c.due(now)).into_iter().chain(self.counters_due());
         let times = dials.chain(aims).chain(deadline).chain(self.start_at).chain(estates).chain(clients);
         let Some(next) = times.min() else {
@@ -158,6 +162,29 @@ impl Supervisor {
         }
     }
 
+    /// A slot's place in a switch.
+    fn plug(&mut self, slot: u16, now: Instant) {
+        let runs = self.dataplane.is_some();
+        let Some(s) = self.slots.get_mut(slot) else { return };
+        let said = match s.plug.as_mut().map(|p| p.step(now)) {
+            None | Some(vde::Step::Pending) => return,
+            Some(vde::Step::Plugged(socket)) => {
+                // One for the dataplane that runs, one for those that come after it.
+                s.fresh = if runs { socket.try_clone().ok() } else { None };
+                s.kept = vec![socket];
+                return;
+            }
+            Some(vde::Step::Lost) => {
+                (s.kept, s.fresh) = (Vec::new(), None);
+                s.gone |= s.plug.as_ref().is_none_or(|p| !p.persists());
+                format!("port '{}': the switch is gone", s.id)
+            }
+            Some(vde::Step::Failed(e)) => format!("port '{}': plugging in failed: {e}", s.id),
+        };
+        self.voice.say_of_others(&said);
+        self.end_if_nothing_is_left(&said);
+    }
+
     fn dial(&mut self, now: Instant) {
         for (_, s) in self.slots.iter_mut() {
             if let Some(aim) = &mut s.aim {
@@ -175,6 +202,8 @@ impl Supervisor {
                 Some(Step::Pending) | None => {}
             }
         }
+        let plugs: Vec<u16> = self.slots.iter().filter_map(|(n, s)| s.plug.as_ref().map(|_| n)).collect();
+        plugs.into_iter().for_each(|slot| self.plug(slot, now));
         self.hand_over_fresh();
     }
 }

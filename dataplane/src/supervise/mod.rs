@@ -31,6 +31,7 @@ pub mod say;
 mod signals;
 pub mod slot;
 pub mod slots;
+pub mod vde;
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;

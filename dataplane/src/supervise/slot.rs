@@ -21,6 +21,8 @@ use crate::handover::PortPlan;
 use crate::port;
 use crate::port::stream::framing::Framing;
 use crate::spec::addr::Addr;
+use crate::spec::dgram::{Dgram, Ends};
+use crate::spec::stream::Stream;
 use crate::spec::{self, Kind};
 use crate::supervise::ask::Asker;
 use crate::supervise::datagram::{self, Aim, Opened};
@@ -29,8 +31,11 @@ use crate::supervise::estate::{self, Estate};
 use crate::supervise::link_watch;
 use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::reception::Reception;
+use crate::supervise::vde::{self, Plug};
 use crate::sys;
 
+/// Bytes of an Ethernet header with one VLAN tag.
+const ETHER: u32 = 18;
 /// How long the first connection of a port without `reconnect-ms` may take.
 const FIRST_DIAL: Duration = Duration::from_secs(10);
 
@@ -63,6 +68,8 @@ pub struct Slot {
     pub aim: Option<Aim>,
     /// Where datagram clients come to.
     pub reception: Option<Reception>,
+    /// Its place in a VDE switch.
+    pub plug: Option<Plug>,
     /// The interface behind it, watched if it is in our network namespace.
     pub link: Option<Link>,
     /// The interface goes with its last descriptor.
@@ -140,6 +147,17 @@ impl Slot {
                 let opened = datagram::open(&what, &d, fds, mode)?;
                 Ok(datagrams(port.id, kind, opened))
             }
+            Kind::Socket(n) => {
+                let kind = inherited_kind(&what, n, &fds)?;
+                Self::open(spec::Port { id: port.id, kind }, fds, asker, mode)
+            }
+            Kind::Vde(v) => {
+                let max_frame = u32::from(v.mtu) + ETHER;
+                let (plug, socket) = vde::open(&what, v)?;
+                let plan = port::dgram::Plan::plugged(max_frame);
+                let kept = socket.into_iter().collect();
+                Ok(Self { kept, plug: Some(plug), ..Self::bare(port.id, kind, PortPlan::Dgram(plan)) })
+            }
             Kind::L2tpv3(l) => {
                 let opened = datagram::l2tp(&what, &l)?;
                 Ok(datagrams(port.id, kind, opened))
@@ -177,6 +195,7 @@ impl Slot {
             dialler: None,
             aim: None,
             reception: None,
+            plug: None,
             link: None,
             fleeting: false,
             file: None,
@@ -208,6 +227,7 @@ impl Slot {
                     || self.reception.is_some()
                     || self.estate.whole().is_some()
                     || self.dialler.as_ref().is_some_and(Dialler::persists)
+                    || self.plug.as_ref().is_some_and(Plug::persists)
             }
         }
     }
@@ -225,11 +245,31 @@ impl Slot {
             self.fresh = reception.copy();
             return;
         }
+        if let Some(plug) = &self.plug {
+            // What is kept is all there is.
+            self.fresh = None;
+            self.gone |= self.kept.is_empty() && !plug.persists();
+            return;
+        }
         match &mut self.dialler {
             Some(d) if d.persists() => d.dial(now),
             Some(_) => self.gone |= self.fresh.is_none(),
             // An inherited connection: it was handed over, and there is no other.
             None => self.gone |= self.kept.is_empty() && self.fresh.is_none(),
+        }
+    }
+}
+
+/// What an inherited socket is to be, by what it is (QEMU's `net_socket_fd_init`).
+fn inherited_kind(what: &str, n: i32, fds: &[OwnedFd]) -> Result<Kind, Fault> {
+    let about = fds.first().map(|fd| fdkind::socket(fd.as_fd()));
+    match about.and_then(Result::ok).map(|s| s.kind) {
+        Some(libc::SOCK_STREAM) => Ok(Kind::Stream(Stream::plain(Addr::Fd(n), false))),
+        Some(libc::SOCK_DGRAM) => Ok(Kind::Dgram(Dgram { ends: Ends::Fd(n), strict: false })),
+        _ => {
+            let why = "it must be either SOCK_DGRAM or SOCK_STREAM";
+            let fix = "pass a connected socket";
+            Err(Fault::new(Exit::Config, format!("{what}: using descriptor {n}"), why, fix))
         }
     }
 }

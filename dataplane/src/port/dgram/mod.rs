@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use netreeve_shared::fdkind;
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{Batch, MAX_FRAME};
+use crate::frame::Batch;
 use crate::port::dgram::inbox::Inbox;
 use crate::port::dgram::l2tp::Session;
 use crate::port::dgram::outbox::Outbox;
@@ -48,8 +48,19 @@ pub struct Plan {
     pub l2tp: Option<Session>,
     /// The first socket is UDP, and the kernel may cut a message into datagrams.
     pub cut: bool,
-    /// A connection comes later, from the supervisor; without one there is no peer.
+    /// A connection comes later, from the supervisor; without one there is no peer. The peer is on this machine and is
+    /// waited for, whatever the kernel is short of.
     pub waits: bool,
+    /// The largest frame in bytes that the peer takes.
+    pub max_frame: u32,
+}
+
+impl Plan {
+    /// A UNIX socket that the supervisor connects, again if it must: a port of a switch.
+    #[must_use]
+    pub fn plugged(max_frame: u32) -> Self {
+        Self { sources: Sources::Any, l2tp: None, cut: false, waits: true, max_frame }
+    }
 }
 
 /// What it calls once locked in. `sendmmsg` only as it is made here: it does not wait.
@@ -100,7 +111,7 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         turn: 0,
         first: 0,
         inbox: Inbox::new(&plan.sources).map_err(fail("no memory for a datagram port"))?,
-        outbox: Outbox::new(plan.l2tp, plan.cut),
+        outbox: Outbox::new(plan),
         stats: Stats::default(),
     })])
 }
@@ -135,7 +146,13 @@ fn is(source: Option<SocketAddr>, who: &SocketAddr) -> bool {
 
 impl Port for Dgram {
     fn traits(&self) -> Traits {
-        Traits { max_frame: MAX_FRAME, joinable: true, up: !self.sockets.is_empty(), ..Traits::default() }
+        Traits {
+            min_frame: 1,
+            max_frame: self.plan.max_frame,
+            joinable: true,
+            up: !self.sockets.is_empty(),
+            ..Traits::default()
+        }
     }
 
     fn watch(&self, w: &mut Watch) {

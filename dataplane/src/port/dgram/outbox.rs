@@ -11,8 +11,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::frame::{BATCH, Batch, Frame};
-use crate::port::dgram::is_wait;
 use crate::port::dgram::l2tp::{Counter, Head, Session};
+use crate::port::dgram::{Plan, is_wait};
 use crate::stats::{Reason, Stats};
 use crate::sys::mmsg::Outgoing;
 
@@ -27,6 +27,8 @@ pub(super) struct Outbox {
     count: u32,
     /// Datagrams shorter than this may be cut by the kernel; 0: none.
     cut_below: u32,
+    /// What the kernel is short of is waited for.
+    waits: bool,
 }
 
 /// The frames of a message that goes next: up to which frame of the batch.
@@ -51,8 +53,9 @@ enum Verdict {
 }
 
 impl Outbox {
-    pub(super) fn new(l2tp: Option<Session>, cut: bool) -> Self {
-        Self { l2tp, count: 0, cut_below: if cut { u32::MAX } else { 0 } }
+    pub(super) fn new(plan: &Plan) -> Self {
+        let cut_below = if plan.cut { u32::MAX } else { 0 };
+        Self { l2tp: plan.l2tp, count: 0, cut_below, waits: plan.waits }
     }
 
     /// Sends the frames of `b` that wait; says how many went or were passed over.
@@ -191,6 +194,7 @@ impl Outbox {
                 Verdict::Lost(Reason::Unreachable)
             }
             Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN) => Verdict::Again,
+            Some(libc::ENOBUFS | libc::ENOMEM) if self.waits => Verdict::Wait,
             Some(libc::ENOBUFS | libc::ENOMEM) => Verdict::Lost(Reason::Full),
             Some(libc::EBADF | libc::ENOTSOCK) => Verdict::Dead,
             _ => Verdict::Lost(Reason::Refused),

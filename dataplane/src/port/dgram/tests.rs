@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use super::l2tp::{Carrier, Cookie, Counter};
 use super::*;
+use crate::frame::MAX_FRAME;
 use crate::frame::{BATCH, Frame};
 use crate::mem::Buf;
 use crate::spec::dgram::Host;
 use crate::supervise::datagram;
 
-const PLAIN: Plan = Plan { sources: Sources::Any, l2tp: None, cut: false, waits: false };
+const PLAIN: Plan =
+    Plan { sources: Sources::Any, l2tp: None, cut: false, waits: false, max_frame: MAX_FRAME };
 
 fn port(plan: &Plan, fds: Vec<OwnedFd>) -> Box<dyn Port> {
     open(plan, fds).unwrap().pop().unwrap()

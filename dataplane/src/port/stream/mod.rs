@@ -240,6 +240,8 @@ impl Stream {
 impl Port for Stream {
     fn traits(&self) -> Traits {
         Traits {
+            // It carries what it is given, as QEMU does.
+            min_frame: 1,
             max_frame: self.plan.framing.max_frame(),
             gives: if self.plan.undone.is_some() { Offloads::ALL } else { Offloads::NONE },
             rewinds: true,

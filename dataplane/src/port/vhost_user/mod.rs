@@ -287,6 +287,7 @@ impl Port for VhostUser {
         let queues = self.shared.rings.len() / 2;
         let mtu = self.shared.mtu.load(Ordering::Relaxed);
         Traits {
+            min_frame: MIN_FRAME,
             max_frame: if mtu == 0 { MAX_SUPER } else { u32::from(mtu) + MIN_FRAME + 4 },
             takes: terms
                 .map_or(Offloads::NONE, |t| if small && t.mergeable { t.takes.and(PLAIN) } else { t.takes }),

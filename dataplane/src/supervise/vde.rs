@@ -1,0 +1,383 @@
+//! A plug in a VDE switch: the handshake of `vde_switch`'s protocol, version 3, spoken by ourselves.
+//!
+//! The switch listens at `DIR/ctl`. Whoever wants a port of it connects there, binds a datagram socket, and says in one
+//! message where that is and which port it wants; the switch answers with the address of the port's own datagram socket.
+//! One datagram is one frame. The connection stays open and silent: its end is the end of the port, on either side.
+//!
+//! | request | bytes | in the machine's order |
+//! |---|---|---|
+//! | magic `feedface`, version 3 | 4 + 4 | |
+//! | what: 0, a new port; and above 8 bits the port that is wanted, 0: any | 4 | |
+//! | the data socket's address | 110 | `struct sockaddr_un` |
+//! | description | up to 127 | text |
+//!
+//! The answer is an address of 110 bytes, or the end where the port is taken or not for us. The data socket's file is
+//! needed until both ends are connected; then it is removed, so that nothing is left behind and nobody else finds it.
+//!
+//! The supervisor keeps connection and data socket: a dataplane gets a copy of the latter, and its successor the same.
+//!
+//! Trust: the switch may send what it likes; only an address is read from it. Promise: nothing here waits.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Group, User, chown, geteuid};
+
+use crate::fault::{Exit, Fault};
+use crate::spec::vde::Vde;
+
+/// How long the switch may take for its answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How soon a switch that is gone is looked for again.
+const AGAIN: Duration = Duration::from_secs(1);
+const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
+const MAGIC: u32 = 0xfeed_face;
+const VERSION: u32 = 3;
+/// Bytes of a `struct sockaddr_un`, and of the path in it.
+const ADDRESS: usize = 110;
+const SUN_PATH: usize = 108;
+/// Most bytes of a description.
+const DESCRIPTION: usize = 127;
+
+/// A plug, in a switch or on its way.
+#[derive(Debug)]
+pub struct Plug {
+    spec: Vde,
+    group: Option<Gid>,
+    again: Option<Duration>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Never to be tried again.
+    Idle,
+    /// Try at this time.
+    Wait(Instant),
+    /// Asked for a port.
+    Asked { ctl: OwnedFd, data: Data, until: Instant },
+    /// In a port, as long as this connection lasts.
+    In(OwnedFd),
+}
+
+/// Our datagram socket and its file, which goes with this.
+#[derive(Debug)]
+struct Data {
+    socket: Option<OwnedFd>,
+    path: PathBuf,
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        // It was made by us under a name of our own; if it is gone already, so much the better.
+        let _gone = fs::remove_file(&self.path);
+    }
+}
+
+/// What a step led to.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing new.
+    Pending,
+    /// In a port: its datagram socket, connected.
+    Plugged(OwnedFd),
+    /// The switch closed the port, or is gone.
+    Lost,
+    /// Failed; another try follows if [`Plug::due`] says when.
+    Failed(io::Error),
+}
+
+impl Plug {
+    /// To the switch that `spec` names, from now on.
+    ///
+    /// # Errors
+    /// There is no such group.
+    pub fn new(spec: Vde, now: Instant) -> io::Result<Self> {
+        let group = match &spec.group {
+            None => None,
+            Some(name) => match name.parse::<u32>() {
+                Ok(n) => Some(Gid::from_raw(n)),
+                Err(_) => {
+                    let known = Group::from_name(name)?;
+                    Some(known.ok_or_else(|| io::Error::other(format!("there is no group '{name}'")))?.gid)
+                }
+            },
+        };
+        let again = match spec.reconnect_ms {
+            None => Some(AGAIN),
+            Some(0) => None,
+            Some(ms) => Some(Duration::from_millis(ms.into())),
+        };
+        Ok(Self { spec, group, again, state: State::Wait(now) })
+    }
+
+    /// It has to be there at the start.
+    #[must_use]
+    pub fn must_be_there(&self) -> bool {
+        self.spec.reconnect_ms.is_none_or(|ms| ms == 0)
+    }
+
+    /// It will be tried again.
+    #[must_use]
+    pub fn persists(&self) -> bool {
+        self.again.is_some()
+    }
+
+    /// When to call [`Plug::step`] at the latest.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        match &self.state {
+            State::Idle | State::In(_) => None,
+            State::Wait(t) | State::Asked { until: t, .. } => Some(*t),
+        }
+    }
+
+    /// What to watch, and for what.
+    #[must_use]
+    pub fn fd(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        match &self.state {
+            State::Asked { ctl, .. } | State::In(ctl) => Some((ctl.as_fd(), PollFlags::POLLIN)),
+            _ => None,
+        }
+    }
+
+    /// Goes on as far as it can without waiting.
+    pub fn step(&mut self, now: Instant) -> Step {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle => Step::Pending,
+            State::Wait(t) if t > now => {
+                self.state = State::Wait(t);
+                Step::Pending
+            }
+            State::Wait(_) => match self.ask() {
+                Ok((ctl, data)) => {
+                    self.state = State::Asked { ctl, data, until: now + PATIENCE };
+                    Step::Pending
+                }
+                Err(e) => self.failed(e, now),
+            },
+            State::Asked { ctl, data, until } => self.answered(ctl, data, until, now),
+            State::In(ctl) => {
+                if is_open(&ctl) {
+                    self.state = State::In(ctl);
+                    return Step::Pending;
+                }
+                self.later(now);
+                Step::Lost
+            }
+        }
+    }
+
+    fn later(&mut self, now: Instant) {
+        self.state = self.again.map_or(State::Idle, |a| State::Wait(now + a));
+    }
+
+    fn failed(&mut self, e: io::Error, now: Instant) -> Step {
+        self.later(now);
+        Step::Failed(e)
+    }
+
+    fn answered(&mut self, ctl: OwnedFd, data: Data, until: Instant, now: Instant) -> Step {
+        let mut answer = [0; ADDRESS + 1];
+        match socket::recv(ctl.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT) {
+            Err(Errno::EAGAIN | Errno::EINTR) if now < until => {
+                self.state = State::Asked { ctl, data, until };
+                Step::Pending
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => self.failed(io::ErrorKind::TimedOut.into(), now),
+            Err(e) => self.failed(e.into(), now),
+            Ok(0) => self
+                .failed(io::Error::other("the switch refuses: the port is taken, or not for this user"), now),
+            Ok(n) => match plug_in(answer.get(..n).unwrap_or_default(), data) {
+                Ok(socket) => {
+                    self.state = State::In(ctl);
+                    Step::Plugged(socket)
+                }
+                Err(e) => self.failed(e, now),
+            },
+        }
+    }
+
+    /// Connects to the switch and asks for a port.
+    fn ask(&self) -> io::Result<(OwnedFd, Data)> {
+        let dir = self.dir()?;
+        let listens = dir.join("ctl");
+        let ctl = socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None)?;
+        socket::connect(ctl.as_raw_fd(), &UnixAddr::new(&listens)?)?;
+        let data = self.data(&dir)?;
+        self.open_to_the_switch(&data.path, &listens)?;
+        let request = request(self.spec.port, &data.path, &describe(&data.path));
+        let sent = socket::send(ctl.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
+        if sent != request.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        Ok((ctl, data))
+    }
+
+    /// The directory that was named, or the first of the usual ones where a switch is.
+    fn dir(&self) -> io::Result<PathBuf> {
+        if let Some(dir) = &self.spec.dir {
+            return std::path::absolute(dir);
+        }
+        let home = std::env::var_os("HOME").map(|h| Path::new(&h).join(".vde2/default.switch"));
+        let usual = home.into_iter().chain(["/var/run/vde.ctl", "/tmp/vde.ctl"].map(PathBuf::from));
+        let is_switch = |d: &PathBuf| fs::metadata(d.join("ctl")).is_ok_and(|m| m.file_type().is_socket());
+        usual.into_iter().find(is_switch).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, "no switch in any of the usual directories")
+        })
+    }
+
+    /// A datagram socket with a file beside the switch's, or where everybody may make one.
+    fn data(&self, dir: &Path) -> io::Result<Data> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let mode = Mode::from_bits_truncate(self.spec.mode.unwrap_or(0o700));
+        let mut last = io::Error::from(io::ErrorKind::PermissionDenied);
+        for place in [dir, Path::new("/var/tmp"), Path::new("/tmp")] {
+            let socket = socket::socket(AddressFamily::Unix, SockType::Datagram, FLAGS, None)?;
+            // The file gets the socket's own mode, less the umask (unix(7)): never wider than asked for.
+            fchmod(&socket, mode)?;
+            let n = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = place.join(format!(".{:05}-{n:05}", std::process::id()));
+            match socket::bind(socket.as_raw_fd(), &UnixAddr::new(&path)?) {
+                Ok(()) => return Ok(Data { socket: Some(socket), path }),
+                Err(e) => last = e.into(),
+            }
+        }
+        Err(last)
+    }
+
+    /// Gives the group, or the switch's user where that is another, the right to send to our socket.
+    fn open_to_the_switch(&self, path: &Path, ctl: &Path) -> io::Result<()> {
+        if let Some(group) = self.group {
+            chown(path, None, Some(group))?;
+        }
+        let switch = fs::metadata(ctl)?;
+        let known = switch.uid() == 0 || switch.uid() == geteuid().as_raw();
+        let mode = match self.spec.mode {
+            Some(mode) => mode,
+            None if self.group.is_some() => 0o770,
+            None if known => return Ok(()),
+            // Who is not in the switch's group has to let everybody send, until the switch is connected.
+            None if chown(path, None, Some(Gid::from_raw(switch.gid()))).is_ok() => 0o770,
+            None => 0o777,
+        };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    }
+}
+
+/// Plugs in: waits for that where the switch has to be there.
+///
+/// # Errors
+/// It is not, or refuses.
+pub fn open(what: &str, spec: Vde) -> Result<(Plug, Option<OwnedFd>), Fault> {
+    let at = spec.dir.as_ref().map_or_else(|| "a switch".to_owned(), |d| d.display().to_string());
+    let what = format!("{what}: plugging into {at}");
+    let mut plug = Plug::new(spec, Instant::now())
+        .map_err(|e| Fault::new(Exit::Config, what.clone(), e, "name a group of /etc/group"))?;
+    while plug.must_be_there() {
+        match plug.step(Instant::now()) {
+            Step::Plugged(socket) => return Ok((plug, Some(socket))),
+            Step::Pending => {
+                let mut fds: Vec<PollFd<'_>> =
+                    plug.fd().map(|(fd, flags)| PollFd::new(fd, flags)).into_iter().collect();
+                let _ready = poll(&mut fds, PollTimeout::from(100_u8));
+            }
+            Step::Lost => {}
+            Step::Failed(e) => {
+                let exit = match e.kind() {
+                    io::ErrorKind::PermissionDenied => Exit::Denied,
+                    _ => Exit::Unavailable,
+                };
+                let fix =
+                    "start the switch first (vde_switch -s DIR), or give reconnect-ms=1000 to wait for it";
+                return Err(Fault::new(exit, what, e, fix));
+            }
+        }
+    }
+    Ok((plug, None))
+}
+
+/// The connection lasts. What the switch says on it means nothing.
+fn is_open(ctl: &OwnedFd) -> bool {
+    let mut sink = [0; 256];
+    loop {
+        match socket::recv(ctl.as_raw_fd(), &mut sink, MsgFlags::MSG_DONTWAIT) {
+            Ok(n) if n > 0 => {}
+            Err(Errno::EAGAIN | Errno::EINTR) => return true,
+            Ok(_) | Err(_) => return false,
+        }
+    }
+}
+
+/// How we appear in the switch's lists.
+fn describe(path: &Path) -> String {
+    let user = User::from_uid(geteuid()).ok().flatten().map_or_else(|| geteuid().to_string(), |u| u.name);
+    let text = format!("netreeve user={user} PID={} SOCK={}", std::process::id(), path.display());
+    text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(DESCRIPTION).collect()
+}
+
+/// The request for a port.
+fn request(port: u16, path: &Path, description: &str) -> Vec<u8> {
+    let mut r = Vec::with_capacity(256);
+    for word in [MAGIC, VERSION, u32::from(port) << 8] {
+        r.extend(word.to_ne_bytes());
+    }
+    r.extend(address(path.as_os_str().as_bytes()));
+    r.extend(description.as_bytes().iter().take(DESCRIPTION));
+    r
+}
+
+/// A `struct sockaddr_un`.
+pub(super) fn address(path: &[u8]) -> [u8; ADDRESS] {
+    let mut a = [0; ADDRESS];
+    let family = u16::try_from(libc::AF_UNIX).unwrap_or(1).to_ne_bytes();
+    let (f, p) = a.split_at_mut(2);
+    f.copy_from_slice(&family);
+    for (to, from) in p.iter_mut().zip(path.iter().take(SUN_PATH - 1)) {
+        *to = *from;
+    }
+    a
+}
+
+/// The address in a `struct sockaddr_un`: a file's, or, where the path begins with NUL, a name in the abstract namespace,
+/// padded with NULs as it stands.
+///
+/// # Errors
+/// It is none.
+pub(super) fn read_address(raw: &[u8]) -> io::Result<UnixAddr> {
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "this is no address of a UNIX socket");
+    let (family, path) = raw.split_first_chunk::<2>().ok_or_else(bad)?;
+    if i32::from(u16::from_ne_bytes(*family)) != libc::AF_UNIX || path.len() != SUN_PATH {
+        return Err(bad());
+    }
+    match path.split_first() {
+        Some((0, name)) if name.iter().any(|b| *b != 0) => Ok(UnixAddr::new_abstract(name)?),
+        Some((1.., _)) => {
+            let path = path.split(|b| *b == 0).next().unwrap_or_default();
+            Ok(UnixAddr::new(path)?)
+        }
+        _ => Err(bad()),
+    }
+}
+
+/// Connects our socket to the port's.
+fn plug_in(answer: &[u8], mut data: Data) -> io::Result<OwnedFd> {
+    let socket = data.socket.take().ok_or(io::ErrorKind::NotConnected)?;
+    socket::connect(socket.as_raw_fd(), &read_address(answer)?)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+#[path = "vde_tests.rs"]
+mod tests;
