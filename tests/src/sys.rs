@@ -309,12 +309,12 @@ pub fn tap(name: &str) -> io::Result<OwnedFd> {
     tap_with(name, libc::IFF_TAP | libc::IFF_NO_PI)
 }
 
-/// Makes a tap of this name whose frames have a virtio-net header of 12 bytes and may be super-frames with checksums left
-/// to complete, both ways; reads of it do not wait.
+/// Makes a tap of this name whose frames have a virtio-net header of 12 bytes and, with `offloads`, may be super-frames
+/// with checksums left to complete, both ways; reads of it do not wait.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn tap_with_offloads(name: &str) -> io::Result<OwnedFd> {
+pub fn tap_with_header(name: &str, offloads: bool) -> io::Result<OwnedFd> {
     /// TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 (linux/if_tun.h).
     const OFFLOADS: libc::c_ulong = 1 | 2 | 4;
     let dev = tap_with(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
@@ -322,7 +322,9 @@ pub fn tap_with_offloads(name: &str) -> io::Result<OwnedFd> {
     // SAFETY: TUNSETVNETHDRSZ reads one int.
     ok(i64::from(unsafe { libc::ioctl(dev.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) }))?;
     // SAFETY: TUNSETOFFLOAD takes a number.
-    ok(i64::from(unsafe { libc::ioctl(dev.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS) }))?;
+    ok(i64::from(unsafe {
+        libc::ioctl(dev.as_raw_fd(), libc::TUNSETOFFLOAD, if offloads { OFFLOADS } else { 0 })
+    }))?;
     // SAFETY: plain numbers.
     ok(i64::from(unsafe { libc::fcntl(dev.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }))?;
     Ok(dev)

@@ -14,6 +14,7 @@ pub mod load;
 pub mod micro;
 pub mod peer;
 pub mod plot;
+pub mod pump;
 pub mod report;
 pub mod rings;
 pub mod row;

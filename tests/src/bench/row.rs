@@ -162,7 +162,7 @@ impl Row {
     /// All rows.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        use Who::{Busy, Dpdk, Netreeve, Open, Qemu, Raw, Veth, XskRs};
+        use Who::{Busy, Dpdk, Netreeve, Open, Qemu, Raw, XskRs};
         let frames = |path, way, size, form| Work::Frames(Case { path, way, size, form });
         let mut all = Vec::new();
         for (form, figures) in [(Form::Split, SPLIT), (Form::Packed, PACKED)] {
@@ -189,33 +189,7 @@ impl Row {
             let who = [Raw, Dpdk, Netreeve, Open, Busy];
             all.push(Self::of(frames(Path::Tap, way, 64, Form::Split), &who, TAP, true));
         }
-        let tcp = |guest, path, offloads| Work::Tcp(TcpCase { guest, path, offloads });
-        all.push(Self::of(tcp(Guest::Host, Path::Tap, true), &[Veth, Netreeve, Open], OVER_TAP, true));
-        all.push(Self::of(
-            tcp(Guest::Host, Path::Xdp(Mode::Native), true),
-            &[Veth, Netreeve],
-            OVER_XDP,
-            true,
-        ));
-        all.push(Self::of(tcp(Guest::Qemu, Path::Tap, true), &[Qemu, Netreeve], OVER_TAP, true));
-        all.push(Self::of(
-            tcp(Guest::Qemu, Path::Xdp(Mode::Native), true),
-            &[Qemu, Netreeve],
-            OVER_XDP,
-            false,
-        ));
-        for (path, offloads) in [
-            (Path::Tap, true),
-            (Path::Tap, false),
-            (Path::Xdp(Mode::Native), true),
-            (Path::Xdp(Mode::Native), false),
-            (Path::Xdp(Mode::Skb), true),
-            (Path::Vhost, true),
-            (Path::Vhost, false),
-        ] {
-            // Nobody beside us: the guest itself is the limit.
-            all.push(Self::of(tcp(Guest::Uml, path, offloads), &[Netreeve], BETWEEN, false));
-        }
+        all.extend(Self::streams());
         for (size, figures) in [(64, DGRAM_SMALL), (1500, DGRAM_LARGE)] {
             for cut in [false, true] {
                 let work = Work::Datagrams(DatagramCase { size, cut });
@@ -223,6 +197,35 @@ impl Row {
             }
         }
         all.extend(Self::small());
+        all
+    }
+
+    /// Rows of one TCP stream.
+    fn streams() -> Vec<Self> {
+        use Who::{Netreeve, Open, Qemu, Raw, Veth};
+        let native = Path::Xdp(Mode::Native);
+        let of = |guest, path, offloads, who: &[Who], figures, quick| {
+            Self::of(Work::Tcp(TcpCase { guest, path, offloads }), who, figures, quick)
+        };
+        let mut all = vec![
+            of(Guest::Host, Path::Tap, true, &[Veth, Raw, Netreeve, Open], OVER_TAP, true),
+            of(Guest::Host, Path::Tap, false, &[Raw, Netreeve], BETWEEN, false),
+            of(Guest::Host, native, true, &[Veth, Netreeve], OVER_XDP, true),
+            of(Guest::Qemu, Path::Tap, true, &[Qemu, Netreeve], OVER_TAP, true),
+            of(Guest::Qemu, native, true, &[Qemu, Netreeve], OVER_XDP, false),
+        ];
+        for (path, offloads) in [
+            (Path::Tap, true),
+            (Path::Tap, false),
+            (native, true),
+            (native, false),
+            (Path::Xdp(Mode::Skb), true),
+            (Path::Vhost, true),
+            (Path::Vhost, false),
+        ] {
+            // Nobody beside us: the guest itself is the limit.
+            all.push(of(Guest::Uml, path, offloads, &[Netreeve], BETWEEN, false));
+        }
         all
     }
 

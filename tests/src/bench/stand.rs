@@ -26,15 +26,16 @@ pub struct Stand {
 }
 
 impl Stand {
-    /// Connects to a vhost-user server and brings the guest up at `address`/24.
+    /// Connects to a vhost-user server and brings the guest up at `address`/24, its checksums and segmentation left to
+    /// the device or not.
     ///
     /// # Errors
     /// The device lacks offloads, or what the kernel says.
-    pub fn start(socket: &Path, address: &str) -> Done<Self> {
-        let make = Make { rx: 256, tx: 256, sleeps: true, packed: false, offloads: true };
+    pub fn start(socket: &Path, address: &str, offloads: bool) -> Done<Self> {
+        let make = Make { rx: 256, tx: 256, sleeps: true, packed: false, offloads };
         let driver = Driver::connect(socket, make).because("the bare guest's driver")?;
         let world = Netns::new("the bare guest")?;
-        let tap = world.enter(|| sys::tap_with_offloads("eth0"))?.because("the bare guest's tap")?;
+        let tap = world.enter(|| sys::tap_with_header("eth0", offloads))?.because("the bare guest's tap")?;
         world.sh(&format!("ip addr add {address}/24 dev eth0; ip link set eth0 mtu 1500 up"))?;
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);

@@ -10,6 +10,7 @@ use super::case::{Path, Who};
 use super::figures::{Miss, Taken};
 use super::host;
 use super::peer::Ours;
+use super::pump::Pump;
 use super::row::Value;
 use super::runner::real;
 use super::stand::Stand;
@@ -20,7 +21,7 @@ use crate::guest::uml::{Running, Uml};
 use crate::netns::{Netns, veth};
 use crate::peers::{Server, iperf_from, iperf_from_guest, iperf_server, wait_until_reachable};
 use crate::proc::Proc;
-use crate::{Because, Done, bins, proc, trouble};
+use crate::{Because, Done, bins, proc, sys, trouble};
 
 const PORT: u16 = 5201;
 const GUEST: &str = "10.77.0.2";
@@ -72,7 +73,8 @@ impl TcpCase {
         match self.guest {
             Guest::Host => {
                 "iperf3 ⇄ iperf3, one stream, MTU 1500; the bare guest is a namespace of this kernel on a tap that our \
-                 virtio driver joins to its rings (one copy and two system calls a frame more than a guest has)"
+                 virtio driver joins to its rings (one copy and two system calls a frame more than a guest has); raw loop: \
+                 two threads that read from one tap and write to another, so the same copies and no rings"
             }
             Guest::Uml => {
                 "iperf3 in User-Mode Linux ⇄ iperf3, one stream, MTU 1500; the guest is mostly the limit"
@@ -127,6 +129,7 @@ impl Client {
 struct Scene {
     client: Client,
     _other: Option<Running>,
+    _pump: Option<Pump>,
     _server: Option<Server>,
     measured: Option<Proc>,
     _ours: Option<Ours>,
@@ -140,6 +143,7 @@ pub fn sample(case: TcpCase, who: Who, seconds: u32) -> Taken<Vec<Value>> {
     let world = Netns::new("the bench's world")?;
     let scene = match who {
         Who::Veth => beside_veth(&world)?,
+        Who::Raw if case.path == Path::Tap => beside_pump(case, &world)?,
         Who::Qemu => beside_qemu(case, &world)?,
         Who::Netreeve | Who::Open | Who::Busy => with_netreeve(case, who, &world)?,
         who => return Err(Miss::Skipped(format!("{} has no TCP row", who.name()))),
@@ -181,7 +185,20 @@ fn beside_veth(world: &Netns) -> Done<Scene> {
     world.sh(&format!("ip addr add {OTHER}/24 dev v1"))?;
     guest.sh(&format!("ip addr add {GUEST}/24 dev v0"))?;
     let server = Some(iperf_server(world, PORT)?);
-    Ok(Scene { client: Client::Namespace(guest), _other: None, _server: server, measured: None, _ours: None })
+    let client = Client::Namespace(guest);
+    Ok(Scene { client, _other: None, _pump: None, _server: server, measured: None, _ours: None })
+}
+
+/// Two taps, and two threads that carry frames from one to the other: what a guest on a tap costs without any ring.
+fn beside_pump(case: TcpCase, world: &Netns) -> Done<Scene> {
+    let guest = Netns::new("the guest's side")?;
+    let make = |n: &Netns, name| n.enter(|| sys::tap_with_header(name, case.offloads))?.because("a tap");
+    let (far, near) = (make(world, "t1")?, make(&guest, "t0")?);
+    let pump = Some(Pump::start(near, far));
+    guest.sh(&format!("ip addr add {GUEST}/24 dev t0; ip link set t0 up"))?;
+    let server = Some(serve(world, "t1")?);
+    let client = Client::Namespace(guest);
+    Ok(Scene { client, _other: None, _pump: pump, _server: server, measured: None, _ours: None })
 }
 
 /// The same guest on QEMU's own netdev.
@@ -205,6 +222,7 @@ fn beside_qemu(case: TcpCase, world: &Netns) -> Taken<Scene> {
     Ok(Scene {
         client: Client::Qemu(Box::new(guest)),
         _other: None,
+        _pump: None,
         _server: Some(server),
         measured: None,
         _ours: None,
@@ -237,6 +255,7 @@ fn with_netreeve(case: TcpCase, who: Who, world: &Netns) -> Done<Scene> {
         .map(|(client, other, server)| Scene {
             client,
             _other: other,
+            _pump: None,
             _server: server,
             measured: Some(netreeve),
             _ours: Some(ours),
@@ -252,7 +271,7 @@ fn join(
 ) -> Done<(Client, Option<Running>, Option<Server>)> {
     let [first, second] = socks;
     let client = match case.guest {
-        Guest::Host => Client::Host(Stand::start(first, GUEST)?),
+        Guest::Host => Client::Host(Stand::start(first, GUEST, case.offloads)?),
         Guest::Uml => Client::Uml(Box::new(boot(first, GUEST)?)),
         Guest::Qemu => {
             let guest = Qemu::new().vhost_user(first, false).boot()?;
