@@ -69,7 +69,7 @@ impl Live {
         loop {
             match self.hear() {
                 FromDataplane::Done { ask } if ask == self.ask => return,
-                FromDataplane::Link { .. } => {}
+                FromDataplane::Link { .. } | FromDataplane::FarEnd { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

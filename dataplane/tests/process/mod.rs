@@ -35,7 +35,7 @@ impl Dataplane {
         loop {
             let m = self.channel.recv(0, WAIT).unwrap().expect("the dataplane has ended");
             match codec::decode(&m.bytes).unwrap() {
-                FromDataplane::Unsettled { .. } => {}
+                FromDataplane::Unsettled { .. } | FromDataplane::FarEnd { .. } => {}
                 other => return other,
             }
         }
