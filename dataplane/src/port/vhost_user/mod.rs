@@ -11,6 +11,7 @@ mod control;
 mod drain;
 pub mod feature;
 mod head;
+mod kick;
 pub mod message;
 mod ring;
 mod session;
@@ -21,7 +22,6 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use netreeve_shared::mac::Mac;
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{Batch, MAX_SUPER, MIN_FRAME};
@@ -216,40 +216,6 @@ impl VhostUser {
         f.len = u32::try_from(frame.len()).unwrap_or(MIN_FRAME);
         self.rarp_given = true;
         true
-    }
-
-    fn kicked(&mut self, fd: RawFd) -> bool {
-        let mut count = [0u8; 8];
-        for i in [2 * self.index, self.transmit_ring()] {
-            let Some(mut r) = lock(&self.shared.rings, i) else { continue };
-            let Some(k) = r.kick.as_ref().filter(|k| k.as_raw_fd() == fd) else { continue };
-            match nix::unistd::read(k, &mut count) {
-                Ok(8) | Err(Errno::EAGAIN | Errno::EINTR) => return true,
-                // Not an eventfd after all: it would stay readable for ever.
-                _ => {
-                    r.pause();
-                    r.kick = None;
-                    return false;
-                }
-            }
-        }
-        true
-    }
-
-    fn control_kicked(&mut self, fd: RawFd) -> Option<Change> {
-        let head = self.head.as_mut()?;
-        let i = head.session.as_ref()?.control_ring()?;
-        {
-            let mut r = lock(&self.shared.rings, i)?;
-            let k = r.kick.as_ref().filter(|k| k.as_raw_fd() == fd)?;
-            let mut count = [0u8; 8];
-            if !matches!(nix::unistd::read(k, &mut count), Ok(8) | Err(Errno::EAGAIN | Errno::EINTR)) {
-                r.pause();
-                r.kick = None;
-                return Some(Change { rewire: true, ..Change::default() });
-            }
-        }
-        Some(head.serve_control())
     }
 
     /// Adds what has become of the link to a change.
