@@ -385,7 +385,9 @@ fn a_stuck_nic_does_not_make_us_spin() {
         kernel.take(1);
     }
     let (mut wakes, from) = (0, std::time::Instant::now());
-    while from.elapsed() < Duration::from_millis(200) {
+    let since = |ms| from.elapsed() < Duration::from_millis(ms);
+    // On a machine that is busy with something else it takes longer to come to eight looks.
+    while since(200) || (wakes < 8 && since(10_000)) {
         assert!(!port.arm_takes(), "nothing came back");
         if poll(&mut [PollFd::new(port.again.timer.as_fd(), PollFlags::POLLIN)], 20_u16).unwrap() > 0 {
             wakes += 1;
