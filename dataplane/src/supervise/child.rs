@@ -186,7 +186,7 @@ impl Dataplane {
             heard.push(read(message)?);
         }
         // Pieces come only when asked for, and so many; who counts them is whoever asks.
-        let free = heard.iter().filter(|h| !matches!(h.0, FromDataplane::Piece { .. })).count();
+        let free = heard.iter().filter(|h| !is_answer(&h.0)).count();
         self.count(free, now)?;
         Ok(heard)
     }
@@ -252,6 +252,13 @@ impl Dataplane {
             say::say(&in_its_words(line));
         }
     }
+}
+
+/// What comes only when asked for, so often, and is refused else: a client that asks in a loop is no misdeed of the
+/// dataplane's.
+fn is_answer(m: &FromDataplane) -> bool {
+    use FromDataplane::{Done, Piece, Refused, Stats, Worker};
+    matches!(m, Piece { .. } | Worker { .. } | Stats { .. } | Done { .. } | Refused { .. })
 }
 
 fn read(m: channel::Message) -> io::Result<Heard> {

@@ -20,6 +20,8 @@ pub struct Counters {
     asked: Option<Instant>,
     /// How often it was asked.
     round: u64,
+    /// Answers that have not begun: one for each question.
+    owed: u64,
     workers: Vec<Waits>,
     got: Vec<(u16, Stats, bool)>,
 }
@@ -42,6 +44,7 @@ impl Counters {
         self.workers.clear();
         self.got.clear();
         self.round += 1;
+        self.owed += 1;
         self.round
     }
 
@@ -60,6 +63,7 @@ impl Counters {
     /// The dataplane is dead: nothing will come.
     pub fn forget(&mut self) {
         self.asked = None;
+        self.owed = 0;
         self.workers.clear();
         self.got.clear();
     }
@@ -68,6 +72,8 @@ impl Counters {
     #[must_use]
     pub fn worker(&mut self, number: u16, waits: Waits) -> bool {
         if number == 0 {
+            let Some(owed) = self.owed.checked_sub(1) else { return false };
+            self.owed = owed;
             // It may have left out the rest of an answer, if we were slow to read it.
             self.workers.clear();
             self.got.clear();
@@ -188,7 +194,9 @@ mod tests {
         assert_eq!(c.ask(Instant::now()), 1);
         assert!(c.worker(0, waits) && c.worker(1, waits) && !c.worker(1, waits));
         assert_eq!(c.take(0, s, true, &[0, 1]), Taken::More);
-        // It begins again, as its channel was full.
+        assert!(!c.worker(0, waits), "once for each question");
+        // It begins again, as its channel was full and it was asked again.
+        c.ask(Instant::now());
         assert!(c.worker(0, waits) && c.worker(1, waits));
         assert_eq!(c.take(1, s, true, &[0, 1]), Taken::Unasked);
         assert_eq!(c.take(0, s, true, &[0, 1]), Taken::More);
