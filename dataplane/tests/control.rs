@@ -267,7 +267,7 @@ fn ports_are_told_with_peer_state_and_counters_and_events_as_they_happen() {
     for _ in 0..5 {
         a.write_all(&frame(100)).unwrap();
     }
-    a.write_all(&frame(3)).unwrap();
+    a.write_all(&frame(0)).unwrap();
     let mut got = vec![0; 5 * 104];
     b.read_exact(&mut got).unwrap();
     let until = Instant::now() + PATIENCE;
@@ -278,7 +278,7 @@ fn ports_are_told_with_peer_state_and_counters_and_events_as_they_happen() {
         }
         assert!(Instant::now() < until, "{ports}");
     };
-    assert_eq!((&ports[0]["rx_bytes"], &ports[0]["state"]), (&json!(503), &json!("up")));
+    assert_eq!((&ports[0]["rx_bytes"], &ports[0]["state"]), (&json!(500), &json!("up")));
     assert_eq!((&ports[1]["tx_frames"], &ports[1]["tx_bytes"]), (&json!(5), &json!(500)));
     assert_eq!(ports[1]["drops"]["full"], 0, "every reason is there");
     drop(b);
@@ -298,6 +298,18 @@ fn ports_are_told_with_peer_state_and_counters_and_events_as_they_happen() {
     assert!(c.event("NETREEVE_RESTARTED")["dataplane"].is_u64());
     assert_eq!(c.run("netreeve-query-instance")["restarts"], 1);
     assert_eq!(c.run("netreeve-query-ports")[0]["rx_frames"], 0);
+}
+
+#[test]
+fn who_asks_without_end_does_not_end_the_dataplane() {
+    let dir = Dir::new("often");
+    let instance = Instance::start(&dir, &[]);
+    let mut c = Client::negotiated(&instance);
+    let until = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < until {
+        assert!(c.run("netreeve-query-ports")[0]["rx_frames"].is_u64());
+    }
+    assert_eq!(c.run("netreeve-query-instance")["restarts"], 0);
 }
 
 #[test]
