@@ -102,8 +102,8 @@ impl Queue {
     }
 }
 
-/// The thread's own.
-pub(super) struct Recorder {
+/// What a recorder is started with.
+pub(super) struct Means {
     pub(super) name: String,
     pub(super) about: About,
     pub(super) sink: Sink,
@@ -113,6 +113,11 @@ pub(super) struct Recorder {
     /// Rung by this thread when the supervisor has to look.
     pub(super) tell: OwnedFd,
     pub(super) shared: Arc<Shared>,
+}
+
+/// The thread's own.
+pub(super) struct Recorder {
+    means: Means,
     queues: Vec<Queue>,
     /// Rung by the dataplane.
     bell: Option<OwnedFd>,
@@ -136,27 +141,10 @@ fn now() -> u64 {
     since.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// The means of a recorder.
-pub(super) struct Means {
-    pub(super) name: String,
-    pub(super) about: About,
-    pub(super) sink: Sink,
-    pub(super) orders: Receiver<Order>,
-    pub(super) called: OwnedFd,
-    pub(super) tell: OwnedFd,
-    pub(super) shared: Arc<Shared>,
-}
-
 impl Recorder {
-    pub(super) fn new(m: Means) -> Self {
+    pub(super) fn new(means: Means) -> Self {
         Self {
-            name: m.name,
-            about: m.about,
-            sink: m.sink,
-            orders: m.orders,
-            called: m.called,
-            tell: m.tell,
-            shared: m.shared,
+            means,
             queues: Vec::new(),
             bell: None,
             out: Vec::new(),
@@ -175,18 +163,18 @@ impl Recorder {
     pub(super) fn run(mut self) {
         if self.work().is_err() {
             self.give_up();
-            self.shared.over.store(true, Ordering::Release);
+            self.means.shared.over.store(true, Ordering::Release);
         }
         self.report();
         // Said before the thread has ended: it could not ring afterwards.
-        self.shared.done.store(true, Ordering::Release);
-        ring(&self.tell);
+        self.means.shared.done.store(true, Ordering::Release);
+        ring(&self.means.tell);
     }
 
     fn work(&mut self) -> Result<(), ()> {
         self.begin()?;
         loop {
-            match self.orders.try_recv() {
+            match self.means.orders.try_recv() {
                 Ok(Order::Spool(readers, bell)) => {
                     while self.round()? {}
                     self.past = self.counts();
@@ -212,7 +200,7 @@ impl Recorder {
     fn begin(&mut self) -> Result<(), ()> {
         if !self.begun {
             self.out.clear();
-            self.about.begin(&mut self.out);
+            self.means.about.begin(&mut self.out);
             self.begun = self.write(0)?;
         }
         Ok(())
@@ -232,9 +220,12 @@ impl Recorder {
             frames += 1;
         }
         self.queues.iter().for_each(|q| q.reader.give_back());
-        if self.queues.iter().any(|q| q.broken) && !self.shared.over.swap(true, Ordering::AcqRel) {
-            say::say(&format!("capture '{}': what the dataplane wrote cannot be: it is ended", self.name));
-            ring(&self.tell);
+        if self.queues.iter().any(|q| q.broken) && !self.means.shared.over.swap(true, Ordering::AcqRel) {
+            say::say(&format!(
+                "capture '{}': what the dataplane wrote cannot be: it is ended",
+                self.means.name
+            ));
+            ring(&self.means.tell);
         }
         if frames == 0 {
             return Ok(false);
@@ -254,7 +245,7 @@ impl Recorder {
         let Some(q) = self.queues.get_mut(at) else { return 0 };
         let Some((head, len)) = q.next.take() else { return 0 };
         if let Ok(Some(record)) = q.reader.peek() {
-            self.about.frame(&mut self.out, &head, queue, |to| {
+            self.means.about.frame(&mut self.out, &head, queue, |to| {
                 record.skip(HEAD).copy_out(to);
             });
             self.ends.push(self.out.len());
@@ -265,8 +256,8 @@ impl Recorder {
 
     /// Writes the buffer, which holds so many frames. False: not all of it could be.
     fn write(&mut self, frames: u64) -> Result<bool, ()> {
-        let shared = &self.shared;
-        match self.sink.put(&self.out, &self.ends, self.called.as_fd(), || shared.until()) {
+        let shared = &self.means.shared;
+        match self.means.sink.put(&self.out, &self.ends, self.means.called.as_fd(), || shared.until()) {
             Put::All => {
                 self.totals.written += frames;
                 self.failing = false;
@@ -278,14 +269,14 @@ impl Recorder {
                 if !std::mem::replace(&mut self.failing, true) && !quiet {
                     self.complained = Some(Instant::now());
                     let until = "frames are lost and counted until it succeeds again";
-                    say::say(&format!("capture '{}': writing failed: {e}; {until}", self.name));
+                    say::say(&format!("capture '{}': writing failed: {e}; {until}", self.means.name));
                 }
                 Ok(false)
             }
             Put::Gone(n, e) => {
                 self.wrote(n, frames);
                 if e.kind() != io::ErrorKind::BrokenPipe {
-                    say::say(&format!("capture '{}': writing failed: {e}; it is ended", self.name));
+                    say::say(&format!("capture '{}': writing failed: {e}; it is ended", self.means.name));
                 }
                 Err(())
             }
@@ -342,7 +333,7 @@ impl Recorder {
         }
         self.out.clear();
         self.ends.clear();
-        self.about.statistics(&mut self.out, counts, self.totals.written, self.since, now());
+        self.means.about.statistics(&mut self.out, counts, self.totals.written, self.since, now());
         self.said = (Instant::now(), counts);
         if self.begun && !self.out.is_empty() {
             self.write(0)?;
@@ -351,24 +342,24 @@ impl Recorder {
     }
 
     fn report(&mut self) {
-        *self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner) = self.totals;
+        *self.means.shared.totals.lock().unwrap_or_else(PoisonError::into_inner) = self.totals;
     }
 
     /// Whoever writes has ended, or will not be believed any more: what is there is written, and no more.
     fn finish(&mut self) -> Result<(), ()> {
-        let until = self.shared.until().unwrap_or_else(Instant::now);
+        let until = self.means.shared.until().unwrap_or_else(Instant::now);
         while self.round()? && Instant::now() < until {}
         self.say_counts(true)
     }
 
     fn wait(&self, longest: Duration, for_frames: bool) {
-        let mut fds = vec![PollFd::new(self.called.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.means.called.as_fd(), PollFlags::POLLIN)];
         fds.extend(
             self.bell.as_ref().filter(|_| for_frames).map(|b| PollFd::new(b.as_fd(), PollFlags::POLLIN)),
         );
         let time = PollTimeout::try_from(longest.as_millis()).unwrap_or(PollTimeout::MAX);
         if poll(&mut fds, time).is_ok() {
-            for fd in [Some(&self.called), self.bell.as_ref()].into_iter().flatten() {
+            for fd in [Some(&self.means.called), self.bell.as_ref()].into_iter().flatten() {
                 // Nothing to read is as good.
                 let _read = nix::unistd::read(fd, &mut [0; 8]);
             }
