@@ -211,6 +211,7 @@ impl Row {
             of(Guest::Host, Path::Tap, true, &[Veth, Raw, Netreeve, Open], OVER_TAP, true),
             of(Guest::Host, Path::Tap, false, &[Raw, Netreeve], BETWEEN, false),
             of(Guest::Host, native, true, &[Veth, Netreeve], OVER_XDP, true),
+            of(Guest::Host, native, false, &[Netreeve], BETWEEN, false),
             of(Guest::Qemu, Path::Tap, true, &[Qemu, Netreeve], OVER_TAP, true),
             of(Guest::Qemu, native, true, &[Qemu, Netreeve], OVER_XDP, false),
         ];
