@@ -16,7 +16,7 @@ pub mod proc;
 pub mod scene;
 #[allow(
     unsafe_code,
-    reason = "the one file with raw AF_XDP, bpf(2) and shared memory, for the benches' raw limits"
+    reason = "the one folder with raw AF_XDP, bpf(2) and shared memory, for the benches' raw limits"
 )]
 pub mod sys;
 pub mod transfer;
