@@ -10,9 +10,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
-use netreeve_shared::grant::Grant;
-use netreeve_shared::refusal::Refusal;
-use netreeve_shared::request::Request;
+use netreeve_shared::{grant::Grant, refusal::Refusal, request::Request};
 
 use crate::policy::{Caller, Verdict, Why};
 

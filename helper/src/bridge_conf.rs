@@ -47,11 +47,14 @@ pub enum Word {
     Silent,
 }
 
+/// Gives a file's text.
+pub type Open<'a> = dyn FnMut(&str) -> io::Result<String> + 'a;
+
 /// Reads `path` and its includes with `open`, which gives a file's text.
 ///
 /// # Errors
 /// `file:line: why`. That `path` itself cannot be opened is an error, too.
-pub fn read(path: &str, open: &mut dyn FnMut(&str) -> io::Result<String>) -> Result<Acl, String> {
+pub fn read(path: &str, open: &mut Open<'_>) -> Result<Acl, String> {
     let text = open(path).map_err(|e| format!("{path}: {e}"))?;
     let mut acl = Acl::default();
     acl.add(path, &text, 0, open)?;
@@ -59,13 +62,7 @@ pub fn read(path: &str, open: &mut dyn FnMut(&str) -> io::Result<String>) -> Res
 }
 
 impl Acl {
-    fn add(
-        &mut self,
-        path: &str,
-        text: &str,
-        depth: u32,
-        open: &mut dyn FnMut(&str) -> io::Result<String>,
-    ) -> Result<(), String> {
+    fn add(&mut self, path: &str, text: &str, depth: u32, open: &mut Open<'_>) -> Result<(), String> {
         for (number, line) in (1_u32..).zip(text.split('\n')) {
             let place = format!("{path}:{number}");
             let line = line.trim_ascii_start();
@@ -112,10 +109,8 @@ impl Acl {
             };
             self.rules.iter().find(fits).map(|e| e.place.clone())
         };
-        if let Some(place) = about(false) {
-            return Word::Denied(place);
-        }
-        about(true).map_or(Word::Silent, Word::Allowed)
+        let allowed = || about(true).map_or(Word::Silent, Word::Allowed);
+        about(false).map_or_else(allowed, Word::Denied)
     }
 }
 

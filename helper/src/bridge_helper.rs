@@ -23,12 +23,9 @@ use sendfd::SendWithFd;
 
 use crate::audit::{Log, rule};
 use crate::bridge_conf::{self, Acl, Word};
-use crate::caller;
-use crate::confine;
-use crate::names;
 use crate::policy::{Caller, Policy, Why, judge};
 use crate::policy_file::{self, Trust};
-use crate::provide;
+use crate::{caller, confine, names, provide};
 
 /// Names by which the binary is this face.
 pub const NAMES: [&str; 2] = ["netreeve-bridge-helper", "qemu-bridge-helper"];
@@ -86,7 +83,7 @@ pub fn verdict(acl: &Acl, policy: &Policy, caller: &Caller, order: &Order) -> (O
     let line = rule(Path::new(policy_file::DEFAULT_PATH), by_policy);
     match (by_acl, by_policy) {
         (Word::Denied(place), _) => (None, place),
-        (_, Ok((_, limits))) => (Some(limits.max_taps), line),
+        (_, Ok((_, quota))) => (Some(quota.taps), line),
         (Word::Silent, _) | (_, Err(Why::Denied(_))) => (None, line),
         (Word::Allowed(place), _) => (Some(policy.limit(caller, u32::MAX, |l| l.taps)), place),
     }

@@ -11,8 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd;
 
-use crate::policy::Caller;
-use crate::sys::process;
+use crate::{policy::Caller, sys::process};
 
 /// The process that connected to the service.
 ///

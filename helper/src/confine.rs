@@ -19,8 +19,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::alarm;
 
-use crate::sys::process;
-use crate::syscalls;
+use crate::{sys::process, syscalls};
 
 /// Descriptors that the helper may have open: each AF_XDP grant in a session holds some. The unit's `LimitNOFILE=` is as
 /// much.
@@ -52,7 +51,8 @@ pub fn harden() -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most)
 }
 
-/// Restricts the file system to reading what is beneath `read`, to what the work itself opens, and to nothing else; no TCP; no signals to, and
+/// Restricts the file system to reading what is beneath `read`, to what the work itself opens, and to nothing else; no TCP
+/// connection (ports are bound: the policy names them); no signals to, and
 /// no abstract sockets of, processes outside. Parts that the kernel does not know are left out, and a kernel without
 /// Landlock leaves the rest of the confinement.
 fn landlock(read: &[&Path]) -> io::Result<()> {
@@ -61,7 +61,7 @@ fn landlock(read: &[&Path]) -> io::Result<()> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)
-        .and_then(|r| r.handle_access(AccessNet::from_all(ABI::V7)))
+        .and_then(|r| r.handle_access(AccessNet::ConnectTcp))
         .and_then(|r| r.scope(Scope::from_all(ABI::V7)))
         .and_then(Ruleset::create)
         .map_err(other)?;

@@ -16,29 +16,14 @@ use netreeve_shared::channel::{self, Channel};
 use nix::unistd;
 
 use crate::audit::{Log, escape};
-use crate::bridge_helper;
-use crate::caller;
-use crate::confine;
 use crate::daemon::{Door, IDLE, Service};
-use crate::explain;
 use crate::names::number;
 use crate::policy_file::{self, DEFAULT_PATH, Trust};
-use crate::privilege;
 use crate::serve::{Desk, one_session};
 use crate::sys::process;
+use crate::{bridge_helper, caller, confine, explain, privilege};
 
-const HELP: &str = "netreeve-helper: hands out network descriptors as /etc/netreeve/policy.conf allows
-
-usage:
-  netreeve-helper                    one session on descriptor 3, or the service on a passed socket
-  netreeve-helper --listen PATH [--idle SECONDS] [--policy FILE]
-  netreeve-helper --check [FILE]
-  netreeve-helper --explain [--policy FILE] uid:N|user:NAME [gid:N|group:NAME ...] WHAT NAME [key=value ...]
-  netreeve-helper --version | --help
-
---explain: WHAT, NAME (a tap of no name: *) and keys are written as in a rule that allows just what is asked.
-exit codes: 0 done or allowed, 1 failed, 64 usage, 69 unavailable (no capability), 77 denied, 78 bad policy
-";
+const HELP: &str = include_str!("help.txt");
 
 /// An end before or instead of the work: exit code as in `sysexits.h`, and what failed, why, and what to do.
 pub type Stop = (u8, String);
@@ -120,8 +105,8 @@ fn privileged(keep: Option<RawFd>) -> Result<(), Stop> {
     }
     // EX_UNAVAILABLE
     let why = "no capability to work with: install the binary with file capabilities (setcap \
-               cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock=p), or setuid root, or use the service; \
-               no_new_privs or a user namespace of the caller takes them away again";
+               cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock,cap_net_bind_service=p), or setuid root, or use the \
+               service; no_new_privs or a user namespace of the caller takes them away again";
     Err((69, why.to_owned()))
 }
 

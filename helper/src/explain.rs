@@ -5,12 +5,14 @@
 use std::path::Path;
 
 use netreeve_shared::mac::Mac;
-use netreeve_shared::request::{BridgeRequest, Request, Steer, TapRequest, XskRequest};
+use netreeve_shared::request::{
+    BridgeRequest, L2tpRequest, ListenRequest, Request, Steer, TapRequest, XskRequest,
+};
 
 use crate::audit;
 use crate::entry::{Stop, usage};
 use crate::names::Names;
-use crate::policy::{Caller, Limits, Pattern, Rule, What, Who, judge};
+use crate::policy::{Caller, Pattern, Quota, Rule, What, Who, judge};
 use crate::policy_file::{DEFAULT_PATH, Trust, load, parse, who};
 
 /// Answers the words after `--explain`: exit code and text.
@@ -37,15 +39,15 @@ pub fn explain(words: &[&str]) -> Result<(u8, String), Stop> {
     }
     let asked = parse(&format!("allow any {}", words.join(" ")), &names);
     let asked = asked.map_err(|bad| usage(bad.iter().map(|b| b.why.as_str()).collect::<String>()))?;
+    let request = asked.rules.first().and_then(request);
     let request =
-        asked.rules.first().and_then(request).ok_or_else(|| usage("a bridge or an interface has a name"))?;
+        request.ok_or_else(|| usage("a bridge or an interface has a name, a peer or a port one address"))?;
     request.check().map_err(|bad| usage(format!("no such request: {bad}")))?;
     let policy = load(path, Trust::Anybody).map_err(|why| (78, why))?;
     let verdict = judge(&policy, &caller, &request);
     let rule = audit::rule(path, verdict);
-    Ok(verdict.map_or((77, format!("denied; rule: {rule}\n")), |(_, limits)| {
-        let Limits { max_taps, max_umem } = limits;
-        (0, format!("allowed by {rule}; at once: {max_taps} taps, {max_umem} bytes of UMEM\n"))
+    Ok(verdict.map_or((77, format!("denied; rule: {rule}\n")), |(_, Quota { taps, umem, .. })| {
+        (0, format!("allowed by {rule}; at once: {taps} taps, {umem} bytes of UMEM\n"))
     }))
 }
 
@@ -53,6 +55,8 @@ pub fn explain(words: &[&str]) -> Result<(u8, String), Stop> {
 fn request(rule: &Rule) -> Option<Request> {
     let Rule { what, pattern, terms, .. } = rule;
     let name = if let Pattern::Exact(name) = pattern { Some(*name) } else { None };
+    let address = if let Pattern::Block(block) = pattern { block.single() } else { None };
+    let number = terms.number.map_or(1, |(low, _)| low);
     let queues = terms.queues.unwrap_or(1);
     Some(match what {
         What::Tap | What::Bridge => {
@@ -66,8 +70,8 @@ fn request(rule: &Rule) -> Option<Request> {
         }
         What::Xsk | What::XskPinned => {
             let macs = vec![Mac([0x52, 0x54, 0, 0, 0, 1])];
-            let macs = Steer::Macs { macs, broadcast: false, multicast: false };
-            let steer = if terms.steer_macs { macs } else { Steer::All };
+            let some = Steer::Macs { macs, broadcast: false, multicast: false };
+            let steer = if terms.steer_macs { some } else { Steer::All };
             let (mode, interface, force_copy, ring, chunk) = (None, name?, false, 2048, 2048);
             let start_queue = terms.queue.map_or(0, |(first, _)| first);
             let umem = terms.umem.unwrap_or(8 << 20) / u64::from(chunk) / u64::from(queues.max(1));
@@ -75,6 +79,10 @@ fn request(rule: &Rule) -> Option<Request> {
             let xsk =
                 XskRequest { interface, mode, queues, start_queue, force_copy, ring, chunk, chunks, steer };
             if *what == What::Xsk { Request::Xsk(xsk) } else { Request::XskPinned(xsk) }
+        }
+        What::L2tp => Request::L2tp(L2tpRequest { src: address?, dst: address?, session: number }),
+        What::Listen => {
+            Request::Listen(ListenRequest { udp: false, address: address?, port: number.try_into().ok()? })
         }
     })
 }

@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
+use std::net::IpAddr;
 
 use netreeve_shared::ifname::IfName;
-use netreeve_shared::request::{BadRequest, Request, Steer, TapRequest, XskRequest};
+use netreeve_shared::prefix::Prefix;
+use netreeve_shared::request::{BadRequest, ListenRequest, Request, Steer, TapRequest, XskRequest};
 
 /// The asking process as the kernel sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,10 @@ pub enum What {
     Xsk,
     /// Unbound AF_XDP sockets pinned to the interface; the pattern is for its name.
     XskPinned,
+    /// Raw sockets of L2TPv3 sessions; the pattern is for the peer's address.
+    L2tp,
+    /// Sockets at low ports; the pattern is for our address.
+    Listen,
 }
 
 /// Which names a rule is about.
@@ -55,6 +61,19 @@ pub enum Pattern {
     Prefix(String),
     /// One name.
     Exact(IfName),
+    /// A block of addresses.
+    Block(Prefix),
+}
+
+/// What a pattern is held against.
+#[derive(Clone, Copy, Debug)]
+enum Subject {
+    /// A name, or its lack.
+    Name(Option<IfName>),
+    /// One address.
+    Address(IpAddr),
+    /// All addresses of a family; true: IPv6's.
+    Family(bool),
 }
 
 /// Allow or deny.
@@ -78,6 +97,8 @@ pub struct Terms {
     pub mtu: Option<(u32, u32)>,
     /// `queue=FIRST-LAST`: which receive queues of the interface.
     pub queue: Option<(u16, u16)>,
+    /// `session=LOW-HIGH` of L2TPv3, `port=LOW-HIGH` of a listener.
+    pub number: Option<(u32, u32)>,
     /// `umem=BYTES`: UMEM that the caller's session may hold at once.
     pub umem: Option<u64>,
     /// `named=yes`: the caller may choose the tap's name.
@@ -121,7 +142,7 @@ pub struct Limit {
     pub requests: Option<u32>,
     /// `taps=N`: held at once.
     pub taps: Option<u32>,
-    /// `umem=BYTES`: over all the user's sessions.
+    /// `umem=BYTES`: over all the user's sessions; what a socket counts for included.
     pub umem: Option<u64>,
 }
 
@@ -132,9 +153,9 @@ pub struct Quota {
     pub sessions: u32,
     /// Requests a second.
     pub requests: u32,
-    /// Taps held at once.
+    /// Taps held at once, as the kernel counts them.
     pub taps: u32,
-    /// Bytes of UMEM over all sessions.
+    /// Bytes of UMEM over all sessions; what a socket counts for included.
     pub umem: u64,
 }
 
@@ -166,18 +187,9 @@ pub enum Why {
 /// The key of the term that a request exceeds, as the policy file spells it.
 pub type Term = &'static str;
 
-/// What a caller may have at once, the request that is judged included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Taps of the caller's uid, over all sessions, as the kernel counts them.
-    pub max_taps: u32,
-    /// Bytes of UMEM.
-    pub max_umem: u64,
-}
-
 /// The judge's word: the line of the `allow` that covers the request (for a named tap in a bridge, the bridge's) and
-/// how much it allows at once, or why not.
-pub type Verdict = Result<(u32, Limits), Why>;
+/// what it leaves the caller of its quota, over all its sessions and with the request that is judged; or why not.
+pub type Verdict = Result<(u32, Quota), Why>;
 
 /// Judges one request. A ticket is nothing that a rule is about: its activation is judged as the request that it stands
 /// for.
@@ -185,27 +197,32 @@ pub type Verdict = Result<(u32, Limits), Why>;
 /// # Errors
 /// The refusal's reason, for the log.
 pub fn judge(policy: &Policy, caller: &Caller, request: &Request) -> Verdict {
+    use Subject::{Address, Family, Name};
     request.check().map_err(Why::Bad)?;
-    let (wants, denied_with): (&[(What, Option<IfName>)], _) = match request {
+    let (wants, denied_with): (&[(What, Subject)], _) = match request {
         Request::Activate(_) => return Err(Why::NoRule),
-        Request::Xsk(x) => (&[(What::Xsk, Some(x.interface))], None),
+        Request::Xsk(x) => (&[(What::Xsk, Name(Some(x.interface)))], None),
         // Who may have no bound socket may have none that it binds itself.
         Request::XskPinned(x) => {
-            let interface = Some(x.interface);
+            let interface = Name(Some(x.interface));
             (&[(What::XskPinned, interface)], Some((What::Xsk, interface)))
         }
-        Request::Tap(TapRequest { bridge: None, name, .. }) => (&[(What::Tap, *name)], None),
-        // A name of one's own choice is a right of `tap`, whatever bridge the tap joins.
-        Request::Tap(TapRequest { bridge: Some(b), name: Some(name), .. }) => {
-            (&[(What::Bridge, Some(b.name)), (What::Tap, Some(*name))], None)
-        }
-        // Rules that forbid taps forbid them in bridges, too.
-        Request::Tap(TapRequest { bridge: Some(b), name: None, .. }) => {
-            (&[(What::Bridge, Some(b.name))], Some((What::Tap, None)))
+        Request::Tap(TapRequest { bridge: None, name, .. }) => (&[(What::Tap, Name(*name))], None),
+        Request::Tap(TapRequest { bridge: Some(b), name, .. }) => match name {
+            // A name of one's own choice is a right of `tap`, whatever bridge the tap joins.
+            Some(_) => (&[(What::Bridge, Name(Some(b.name))), (What::Tap, Name(*name))], None),
+            // Rules that forbid taps forbid them in bridges, too.
+            None => (&[(What::Bridge, Name(Some(b.name)))], Some((What::Tap, Name(None)))),
+        },
+        Request::L2tp(l) => (&[(What::L2tp, Address(l.dst))], None),
+        // A socket at every address of a family is one at each that a rule forbids.
+        Request::Listen(ListenRequest { address, .. }) => {
+            let all = address.is_unspecified().then_some((What::Listen, Family(address.is_ipv6())));
+            (&[(What::Listen, Address(*address))], all)
         }
     };
     for rule in policy.rules.iter().filter(|r| r.action == Action::Deny) {
-        if wants.iter().chain(&denied_with).any(|(what, name)| rule.is_about(caller, *what, *name)) {
+        if wants.iter().chain(&denied_with).any(|(what, which)| rule.is_about(caller, *what, *which)) {
             return Err(Why::Denied(rule.line));
         }
     }
@@ -213,13 +230,12 @@ pub fn judge(policy: &Policy, caller: &Caller, request: &Request) -> Verdict {
 }
 
 /// Finds for each thing wanted one `allow` that covers the request alone.
-fn weigh(policy: &Policy, caller: &Caller, request: &Request, wants: &[(What, Option<IfName>)]) -> Verdict {
-    let Quota { taps, umem, .. } = policy.quota(caller);
-    let (mut line, mut limits) = (None, Limits { max_taps: taps, max_umem: umem });
-    for (what, name) in wants {
+fn weigh(policy: &Policy, caller: &Caller, request: &Request, wants: &[(What, Subject)]) -> Verdict {
+    let (mut line, mut quota) = (None, policy.quota(caller));
+    for (what, which) in wants {
         let mut refusal = Why::NoRule;
         let allows = policy.rules.iter().filter(|r| r.action == Action::Allow);
-        let mut about = allows.filter(|r| r.is_about(caller, *what, *name));
+        let mut about = allows.filter(|r| r.is_about(caller, *what, *which));
         let covering = about.find(|rule| match rule.terms.exceeded_by(*what, request) {
             None => true,
             Some(term) => {
@@ -229,10 +245,10 @@ fn weigh(policy: &Policy, caller: &Caller, request: &Request, wants: &[(What, Op
         });
         let rule = covering.ok_or(refusal)?;
         line = line.or(Some(rule.line));
-        limits.max_taps = rule.terms.max.unwrap_or(u32::MAX).min(limits.max_taps);
-        limits.max_umem = rule.terms.umem.unwrap_or(u64::MAX).min(limits.max_umem);
+        quota.taps = rule.terms.max.unwrap_or(u32::MAX).min(quota.taps);
+        quota.umem = rule.terms.umem.unwrap_or(u64::MAX).min(quota.umem);
     }
-    line.map(|line| (line, limits)).ok_or(Why::NoRule)
+    line.map(|line| (line, quota)).ok_or(Why::NoRule)
 }
 
 impl Policy {
@@ -276,30 +292,35 @@ impl Who {
 }
 
 impl Pattern {
-    fn fits(&self, name: Option<IfName>) -> bool {
-        match (self, name) {
+    fn fits(&self, which: Subject) -> bool {
+        match (self, which) {
             (Self::All, _) => true,
-            (Self::Prefix(start), Some(name)) => name.as_str().starts_with(start.as_str()),
-            (Self::Exact(one), Some(name)) => *one == name,
-            (_, None) => false,
+            (Self::Prefix(start), Subject::Name(Some(name))) => name.as_str().starts_with(start.as_str()),
+            (Self::Exact(one), Subject::Name(Some(name))) => *one == name,
+            (Self::Block(block), Subject::Address(address)) => block.holds(address),
+            (Self::Block(block), Subject::Family(ipv6)) => block.is_ipv6() == ipv6,
+            _ => false,
         }
     }
 }
 
 impl Rule {
-    fn is_about(&self, caller: &Caller, what: What, name: Option<IfName>) -> bool {
-        self.what == what && self.who.is(caller) && self.pattern.fits(name)
+    fn is_about(&self, caller: &Caller, what: What, which: Subject) -> bool {
+        self.what == what && self.who.is(caller) && self.pattern.fits(which)
     }
 }
 
 impl Terms {
     /// The first term that the request exceeds.
     fn exceeded_by(&self, what: What, request: &Request) -> Option<Term> {
+        let beyond = |n| self.number.is_some_and(|(low, high)| !(low..=high).contains(&n));
         let borders = match request {
             Request::Tap(tap) => self.tap_borders(what, tap),
             Request::Xsk(xsk) => self.xsk_borders(xsk, xsk.umem_bytes()),
             Request::XskPinned(xsk) => self.xsk_borders(xsk, 0),
             Request::Activate(_) => Vec::new(),
+            Request::L2tp(l) => vec![(beyond(l.session), "session")],
+            Request::Listen(l) => vec![(beyond(l.port.into()), "port")],
         };
         borders.into_iter().find(|(beyond, _)| *beyond).map(|(_, term)| term)
     }

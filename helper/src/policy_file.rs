@@ -6,12 +6,12 @@
 //! limit WHO key=value ...
 //!
 //! WHO      uid:N  user:NAME  gid:N  group:NAME  any
-//! WHAT     tap  bridge  xsk  xsk-pinned
-//! PATTERN  a name, or the start of one and *, or *
+//! WHAT     tap  bridge  xsk  xsk-pinned  l2tpv3  listen
+//! PATTERN  a name, or the start of one and *, or *; of l2tpv3 and listen an address, or a prefix, or *
 //! ```
 //!
 //! Keys of tap: max queues mtu named persist; of bridge: max queues mtu create isolated; of xsk: queues queue umem
-//! steer; of xsk-pinned: queues queue steer; of limit: sessions requests taps umem.
+//! steer; of xsk-pinned: queues queue steer; of l2tpv3: session; of listen: port; of limit: sessions requests taps umem.
 //!
 //! Trust: the file is root's, which is checked on the very descriptor that is read. Promise: a file with one bad line
 //! is no policy (everything is refused), and every bad line is named.
@@ -76,14 +76,16 @@ type Words<'a> = std::str::SplitAsciiWhitespace<'a>;
 
 fn rule(line: u32, action: Action, words: &mut Words<'_>, names: &Names) -> Result<Rule, String> {
     let who = who(words.next(), names)?;
-    let what = match words.next().ok_or("WHAT is missing (tap, bridge, xsk or xsk-pinned)")? {
+    let what = match words.next().ok_or("WHAT is missing (tap, bridge, xsk, xsk-pinned, l2tpv3 or listen)")? {
         "tap" => What::Tap,
         "bridge" => What::Bridge,
         "xsk" => What::Xsk,
         "xsk-pinned" => What::XskPinned,
-        other => return Err(format!("'{other}' is none of tap, bridge, xsk, xsk-pinned")),
+        "l2tpv3" => What::L2tp,
+        "listen" => What::Listen,
+        other => return Err(format!("'{other}' is none of tap, bridge, xsk, xsk-pinned, l2tpv3, listen")),
     };
-    let pattern = pattern(words.next().ok_or("PATTERN is missing (a name, or *)")?)?;
+    let pattern = pattern(what, words.next().ok_or("PATTERN is missing (a name, an address, or *)")?)?;
     let mut terms = Terms::default();
     let mut seen = Vec::new();
     for word in words {
@@ -133,10 +135,13 @@ pub(crate) fn who(word: Option<&str>, names: &Names) -> Result<Who, String> {
     }
 }
 
-fn pattern(word: &str) -> Result<Pattern, String> {
+fn pattern(what: What, word: &str) -> Result<Pattern, String> {
     let name = |text| IfName::new(text).map_err(|e| format!("'{word}': {e}"));
     match word.strip_suffix('*') {
         Some("") => Ok(Pattern::All),
+        _ if matches!(what, What::L2tp | What::Listen) => {
+            word.parse().map(Pattern::Block).map_err(|e| format!("'{word}': {e}"))
+        }
         Some(start) => name(start).map(|n| Pattern::Prefix(n.as_str().to_owned())),
         None => name(word).map(Pattern::Exact),
     }
@@ -154,17 +159,15 @@ fn term<'a>(word: &'a str, seen: &mut Vec<&'a str>) -> Result<(&'a str, &'a str)
 fn set_term(terms: &mut Terms, what: What, key: &str, value: &str) -> Result<(), String> {
     match (what, key) {
         (What::Tap | What::Bridge, "max") => terms.max = Some(count(value)?),
-        (_, "queues") => terms.queues = Some(count(value)?),
-        (What::Tap | What::Bridge, "mtu") => {
-            terms.mtu = Some(range(value.split_once('-').unwrap_or(("1280", value)))?);
-        }
+        (What::L2tp, "session") | (What::Listen, "port") => terms.number = Some(range(value, value)?),
+        (What::Tap | What::Bridge, "queues") => terms.queues = Some(count(value)?),
+        (What::Tap | What::Bridge, "mtu") => terms.mtu = Some(range(value, "1280")?),
         (What::Tap, "named") => terms.named = one_of(value, "yes", "no")?,
         (What::Tap, "persist") => terms.persist = one_of(value, "yes", "no")?,
         (What::Bridge, "create") => terms.create = one_of(value, "yes", "no")?,
         (What::Bridge, "isolated") => terms.isolated = one_of(value, "yes", "no")?,
-        (What::Xsk | What::XskPinned, "queue") => {
-            terms.queue = Some(range(value.split_once('-').unwrap_or((value, value)))?);
-        }
+        (What::Xsk | What::XskPinned, "queues") => terms.queues = Some(count(value)?),
+        (What::Xsk | What::XskPinned, "queue") => terms.queue = Some(range(value, value)?),
         (What::Xsk, "umem") => terms.umem = Some(bytes(value)?),
         (What::Xsk | What::XskPinned, "steer") => terms.steer_macs = one_of(value, "macs", "any")?,
         _ => return Err(format!("this rule has no key '{key}'")),
@@ -177,31 +180,25 @@ fn count<T: TryFrom<u32>>(text: &str) -> Result<T, String> {
     number(text).and_then(|n| n.try_into().ok()).ok_or_else(|| format!("'{text}' is no number of this range"))
 }
 
-/// A range that holds something: one that ran backwards would allow nothing, which nobody means.
-fn range<T: TryFrom<u32> + PartialOrd>((low, high): (&str, &str)) -> Result<(T, T), String> {
+/// A range that holds something: one that ran backwards would allow nothing, which nobody means. One number is the last,
+/// and `low` the first then.
+fn range<T: TryFrom<u32> + PartialOrd>(text: &str, low: &str) -> Result<(T, T), String> {
+    let (low, high) = text.split_once('-').unwrap_or((low, text));
     let (first, last) = (count(low)?, count(high)?);
     if first <= last { Ok((first, last)) } else { Err(format!("{low}-{high} runs backwards")) }
 }
 
 /// True for the first of two words, false for the second.
 fn one_of(text: &str, yes: &str, no: &str) -> Result<bool, String> {
-    if text == yes || text == no {
-        Ok(text == yes)
-    } else {
-        Err(format!("'{text}' is neither {yes} nor {no}"))
-    }
+    let known = text == yes || text == no;
+    known.then_some(text == yes).ok_or_else(|| format!("'{text}' is neither {yes} nor {no}"))
 }
 
 /// A number of bytes, with K, M or G for the powers of 1024.
 fn bytes(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K') => (text.trim_end_matches('K'), 10),
-        Some(b'M') => (text.trim_end_matches('M'), 20),
-        Some(b'G') => (text.trim_end_matches('G'), 30),
-        _ => (text, 0),
-    };
-    let n = number(digits).filter(|_| text.len() - digits.len() <= 1);
-    n.map(|n| u64::from(n) << shift).ok_or_else(|| format!("'{text}' is no number of bytes"))
+    let unit = |(letter, shift)| text.strip_suffix(letter).map(|digits| (digits, shift));
+    let (digits, shift) = [('K', 10), ('M', 20), ('G', 30)].into_iter().find_map(unit).unwrap_or((text, 0));
+    number(digits).map(|n| u64::from(n) << shift).ok_or_else(|| format!("'{text}' is no number of bytes"))
 }
 
 /// Opens and reads a small text file that must be root's.

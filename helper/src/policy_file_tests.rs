@@ -28,10 +28,34 @@ fn a_whole_file() {
     let xsk = Terms { queue: Some((8, 15)), umem: Some(256 << 20), steer_macs: true, ..Terms::default() };
     assert_eq!(policy.rules[2].terms, xsk);
     assert!(policy.rules[3].terms.named && policy.rules[3].terms.persist);
+    let blocks = "allow any l2tpv3 192.0.2.0/24 session=5-9\ndeny any listen ::1\nallow any listen * port=53";
+    let blocks = parse(blocks, &names()).unwrap().rules;
+    assert_eq!(blocks[0].pattern, Pattern::Block("192.0.2.0/24".parse().unwrap()));
+    assert_eq!(blocks[1].pattern, Pattern::Block("::1".parse().unwrap()));
+    assert_eq!(blocks[2].pattern, Pattern::All);
+    assert_eq!((blocks[0].terms.number, blocks[2].terms.number), (Some((5, 9)), Some((53, 53))));
     let limit =
         Limit { who: Who::Any, sessions: Some(3), requests: Some(10), taps: None, umem: Some(1 << 30) };
     assert_eq!(policy.limits, [limit]);
 }
+
+/// Lines about addresses that are none.
+const BAD_ADDRESSES: [&str; 14] = [
+    "allow any l2tpv3 eth0",
+    "allow any l2tpv3 192.0.2.1/24",
+    "allow any l2tpv3 192.0.2.0/33",
+    "allow any l2tpv3 192.0.2.*",
+    "allow any l2tpv3 fe80::1%eth0",
+    "allow any l2tpv3 * queues=1",
+    "allow any l2tpv3 * port=1",
+    "allow any l2tpv3 * session=2-1",
+    "allow any l2tpv3 * umem=1M",
+    "allow any listen localhost",
+    "allow any listen * session=1",
+    "allow any listen * port=",
+    "allow any listen * port=1-2-3",
+    "allow any listen * max=1",
+];
 
 #[test]
 fn a_bad_line_spoils_the_file_and_is_named() {
@@ -84,7 +108,7 @@ fn a_bad_line_spoils_the_file_and_is_named() {
         "limit taps=1",
         "include /etc/passwd",
     ];
-    for line in bad {
+    for line in bad.into_iter().chain(BAD_ADDRESSES) {
         let text = format!("allow any tap *\n{line}\nallow any bridge *");
         let errors = parse(&text, &names()).unwrap_err();
         assert_eq!(errors.len(), 1, "{line}");

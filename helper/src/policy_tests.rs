@@ -1,7 +1,7 @@
 //! Caller × request × rule, every branch that refuses, and near misses.
 
 use netreeve_shared::mac::Mac;
-use netreeve_shared::request::{BridgeRequest, XdpMode};
+use netreeve_shared::request::{BridgeRequest, L2tpRequest, XdpMode};
 use proptest::prelude::*;
 
 use super::*;
@@ -58,6 +58,16 @@ fn xsk(change: impl FnOnce(&mut XskRequest)) -> XskRequest {
     xsk
 }
 
+fn tunnel(dst: &str, session: u32) -> Request {
+    let dst: IpAddr = dst.parse().unwrap();
+    let src = if dst.is_ipv6() { "2001:db8::1" } else { "192.0.2.1" }.parse().unwrap();
+    Request::L2tp(L2tpRequest { src, dst, session })
+}
+
+fn listen(address: &str, port: u16) -> Request {
+    Request::Listen(ListenRequest { udp: port.is_multiple_of(2), address: address.parse().unwrap(), port })
+}
+
 /// The line that allows it, or why not.
 fn why(text: &str, caller: &Caller, request: &Request) -> Result<u32, Why> {
     judge(&policy(text), caller, request).map(|(line, _)| line)
@@ -68,7 +78,15 @@ fn an_empty_policy_refuses_everything() {
     let macs = |x: &mut XskRequest| {
         x.steer = Steer::Macs { macs: vec![Mac([2; 6])], broadcast: false, multicast: false };
     };
-    for request in [tap(|_| ()), bridged(|_, _| ()), Request::Xsk(xsk(macs)), Request::XskPinned(xsk(macs))] {
+    let requests = [
+        tap(|_| ()),
+        bridged(|_, _| ()),
+        Request::Xsk(xsk(macs)),
+        Request::XskPinned(xsk(macs)),
+        tunnel("192.0.2.2", 1),
+        listen("127.0.0.1", 1),
+    ];
+    for request in requests {
         for who in [caller(0, &[0]), alice()] {
             assert_eq!(why("", &who, &request), Err(Why::NoRule), "{request:?}");
         }
@@ -103,7 +121,7 @@ fn who_is_matched_exactly() {
 #[test]
 fn what_and_which_are_matched_exactly() {
     let named = |text: &str| tap(|t| t.name = Some(name(text)));
-    let table: [(&str, Request, bool); 17] = [
+    let table: [(&str, Request, bool); 33] = [
         ("tap *", tap(|_| ()), true),
         ("tap nv*", tap(|_| ()), false), // the helper's own names fit no pattern but *
         ("tap vm0", tap(|_| ()), false),
@@ -121,6 +139,22 @@ fn what_and_which_are_matched_exactly() {
         ("xsk-pinned eth1", Request::Xsk(xsk(|_| ())), false),
         ("xsk eth1", Request::XskPinned(xsk(|_| ())), false),
         ("xsk-pinned eth*", Request::XskPinned(xsk(|_| ())), true),
+        ("l2tpv3 *", tunnel("192.0.2.2", 1), true),
+        ("l2tpv3 192.0.2.2", tunnel("192.0.2.2", 1), true),
+        ("l2tpv3 192.0.2.1", tunnel("192.0.2.2", 1), false), // our own address is not what it is about
+        ("l2tpv3 192.0.2.0/30", tunnel("192.0.2.3", 1), true),
+        ("l2tpv3 192.0.2.0/30", tunnel("192.0.2.4", 1), false),
+        ("l2tpv3 0.0.0.0/0", tunnel("2001:db8::2", 1), false),
+        ("l2tpv3 2001:db8::/64", tunnel("2001:db8::2", 1), true),
+        ("listen *", tunnel("192.0.2.2", 1), false),
+        ("l2tpv3 *", listen("192.0.2.2", 80), false),
+        ("tap *", listen("192.0.2.2", 80), false),
+        ("listen 192.0.2.2", listen("192.0.2.2", 80), true),
+        ("listen 192.0.2.0/24", listen("0.0.0.0", 80), false), // all addresses are more than these
+        ("listen 0.0.0.0/0", listen("0.0.0.0", 80), true),
+        ("listen 0.0.0.0", listen("0.0.0.0", 80), true),
+        ("listen 0.0.0.0", listen("192.0.2.2", 80), false),
+        ("listen 0.0.0.0/0", listen("::", 80), false),
     ];
     for (rule, request, yes) in table {
         let expected = if yes { Ok(1) } else { Err(Why::NoRule) };
@@ -137,7 +171,7 @@ fn each_term_is_a_border() {
     let at = |start, queues| Request::Xsk(xsk(move |x| (x.start_queue, x.queues) = (start, queues)));
     let memory = |chunks, queues| Request::Xsk(xsk(move |x| (x.chunks, x.queues) = (chunks, queues)));
     let steered = Request::Xsk(xsk(|x| x.steer = macs.clone()));
-    let table: [(&str, Request, Request, Term); 18] = [
+    let table: [(&str, Request, Request, Term); 22] = [
         ("tap * queues=4", tap(|t| t.queues = 4), tap(|t| t.queues = 5), "queues"),
         ("tap * mtu=9000", mtu(9000), mtu(9001), "mtu"),
         ("tap * mtu=9000", mtu(1280), mtu(1279), "mtu"),
@@ -161,6 +195,10 @@ fn each_term_is_a_border() {
         ("xsk * umem=4M", memory(2048, 1), memory(2049, 1), "umem"),
         ("xsk * umem=4M", memory(1024, 2), memory(1025, 2), "umem"),
         ("xsk * steer=macs", steered, at(0, 1), "steer"),
+        ("l2tpv3 * session=5-9", tunnel("192.0.2.2", 9), tunnel("192.0.2.2", 10), "session"),
+        ("l2tpv3 * session=5", tunnel("192.0.2.2", 5), tunnel("192.0.2.2", 4), "session"),
+        ("listen * port=80", listen("::1", 80), listen("::1", 81), "port"),
+        ("listen * port=53-80", listen("::1", 53), listen("::1", 52), "port"),
     ];
     for (rule, within, beyond, term) in table {
         let text = format!("# border\nallow any {rule}");
@@ -191,7 +229,7 @@ fn a_name_in_a_bridge_needs_both_rights() {
     );
     assert_eq!(why(&format!("{tap} max=3\n{bridge} max=5"), &alice(), &request), Ok(2));
     assert_eq!(
-        judge(&policy(&format!("{tap} max=3\n{bridge} max=5")), &alice(), &request).unwrap().1.max_taps,
+        judge(&policy(&format!("{tap} max=3\n{bridge} max=5")), &alice(), &request).unwrap().1.taps,
         3
     );
 }
@@ -199,7 +237,7 @@ fn a_name_in_a_bridge_needs_both_rights() {
 #[test]
 fn deny_wins_in_any_order_and_whatever_else_is_asked() {
     let named = bridged(|t, _| t.name = Some(name("vm0")));
-    let table: [(&str, Request, bool); 13] = [
+    let table: [(&str, Request, bool); 23] = [
         ("any tap *", tap(|_| ()), true),
         ("user:alice tap *", bridged(|_, _| ()), true), // no taps means none in bridges
         ("user:bob tap *", bridged(|_, _| ()), false),
@@ -213,12 +251,23 @@ fn deny_wins_in_any_order_and_whatever_else_is_asked() {
         ("any xsk eth*", Request::XskPinned(xsk(|_| ())), true), // no sockets means none to bind oneself
         ("any xsk-pinned eth*", Request::Xsk(xsk(|_| ())), false),
         ("uid:1000 xsk-pinned eth1", Request::XskPinned(xsk(|_| ())), true),
+        ("any l2tpv3 192.0.2.0/24", tunnel("192.0.2.2", 1), true),
+        ("any l2tpv3 192.0.2.0/24", tunnel("192.0.3.2", 1), false),
+        ("any l2tpv3 ::/0", tunnel("192.0.2.2", 1), false),
+        ("any listen 10.0.0.1", listen("10.0.0.1", 80), true),
+        ("any listen 10.0.0.1", listen("10.0.0.2", 80), false),
+        ("any listen 10.0.0.1", listen("0.0.0.0", 80), true), // at all addresses is at that one, too
+        ("any listen 10.0.0.1", listen("::", 80), false),
+        ("any listen ::1", listen("::", 80), true),
+        ("any listen ::1", listen("0.0.0.0", 80), false),
+        ("any listen *", listen("::1", 80), true),
     ];
-    let allow = "allow any tap * named=yes\nallow any bridge *\nallow any xsk *\nallow any xsk-pinned *";
+    let allow = "allow any tap * named=yes\nallow any bridge *\nallow any xsk *\nallow any xsk-pinned *\n\
+                 allow any l2tpv3 *\nallow any listen *";
     for (rule, request, denied) in table {
         let after = why(&format!("{allow}\ndeny {rule}"), &alice(), &request);
         let before = why(&format!("deny {rule}\n{allow}"), &alice(), &request);
-        assert_eq!(after == Err(Why::Denied(5)), denied, "{rule} {request:?}");
+        assert_eq!(after == Err(Why::Denied(7)), denied, "{rule} {request:?}");
         assert_eq!(before == Err(Why::Denied(1)), denied, "{rule} {request:?}");
     }
 }
@@ -233,6 +282,15 @@ fn numbers_out_of_range_are_not_even_weighed() {
     assert_eq!(why(all, &alice(), &far), Err(Why::Bad(BadRequest::StartQueue)));
     let last = Request::XskPinned(xsk(|x| (x.start_queue, x.queues) = (u16::MAX - 1, 1)));
     assert_eq!(why(all, &alice(), &last), Ok(3));
+}
+
+#[test]
+fn addresses_that_no_single_machine_has_are_not_even_weighed() {
+    let all = "allow any l2tpv3 *\nallow any listen *";
+    assert_eq!(why(all, &alice(), &tunnel("224.0.0.1", 1)), Err(Why::Bad(BadRequest::Address)));
+    assert_eq!(why(all, &alice(), &tunnel("192.0.2.2", 0)), Err(Why::Bad(BadRequest::Zero)));
+    assert_eq!(why(all, &alice(), &listen("fe80::1", 80)), Err(Why::Bad(BadRequest::Address)));
+    assert_eq!(why(all, &alice(), &listen("::1", 0)), Err(Why::Bad(BadRequest::Zero)));
 }
 
 #[test]
@@ -254,10 +312,10 @@ fn the_most_particular_limit_counts_and_the_lowest_among_equals() {
 #[test]
 fn a_rule_and_a_limit_bound_together() {
     let verdict = |text: &str| judge(&policy(text), &alice(), &tap(|_| ())).unwrap().1;
-    assert_eq!(verdict("allow any tap *").max_taps, DEFAULT_QUOTA.taps);
-    assert_eq!(verdict("allow any tap * max=3").max_taps, 3);
-    assert_eq!(verdict("allow any tap * max=30\nlimit any taps=20").max_taps, 20);
-    let memory = |text: &str| judge(&policy(text), &alice(), &Request::Xsk(xsk(|_| ()))).unwrap().1.max_umem;
+    assert_eq!(verdict("allow any tap *").taps, DEFAULT_QUOTA.taps);
+    assert_eq!(verdict("allow any tap * max=3").taps, 3);
+    assert_eq!(verdict("allow any tap * max=30\nlimit any taps=20").taps, 20);
+    let memory = |text: &str| judge(&policy(text), &alice(), &Request::Xsk(xsk(|_| ()))).unwrap().1.umem;
     assert_eq!(memory("allow any xsk * umem=8M"), 8 << 20);
     assert_eq!(memory("allow any xsk * umem=8M\nlimit any umem=2M"), 2 << 20);
 }
@@ -268,19 +326,23 @@ fn any_rule() -> impl Strategy<Value = String> {
         "tap (\\*|vm\\*|vm0)",
         "bridge (\\*|br\\*|br0|br1)",
         "xsk (\\*|eth1)",
-        "xsk-pinned (\\*|e\\*)"
+        "xsk-pinned (\\*|e\\*)",
+        "l2tpv3 (\\*|192\\.0\\.2\\.0/24|192\\.0\\.2\\.2|::/0)",
+        "listen (\\*|0\\.0\\.0\\.0|127\\.0\\.0\\.0/8|127\\.0\\.0\\.1)"
     ];
     (who, what).prop_map(|(who, what)| format!("{who} {what}"))
 }
 
 fn any_request() -> impl Strategy<Value = Request> {
     let (named, queues) = (any::<bool>(), 1_u16..8);
-    (0..5, named, queues, any::<bool>()).prop_map(|(sort, named, queues, flag)| match sort {
+    (0..7, named, queues, any::<bool>()).prop_map(|(sort, named, queues, flag)| match sort {
         0 => tap(|t| (t.name, t.queues) = (named.then(|| name("vm0")), queues)),
         1 => bridged(|t, b| (t.name, t.queues, b.isolated) = (named.then(|| name("vm0")), queues, flag)),
         2 => bridged(|t, b| (t.queues, b.create) = (queues, flag)),
         3 => Request::Xsk(xsk(|x| x.queues = queues)),
-        _ => Request::XskPinned(xsk(|x| x.queues = queues)),
+        4 => Request::XskPinned(xsk(|x| x.queues = queues)),
+        5 => tunnel(if flag { "192.0.2.2" } else { "2001:db8::2" }, queues.into()),
+        _ => listen(if flag { "127.0.0.1" } else { "0.0.0.0" }, queues),
     })
 }
 

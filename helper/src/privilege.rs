@@ -8,6 +8,7 @@
 use std::io;
 
 pub use caps::Capability;
+use caps::Capability::{CAP_BPF, CAP_IPC_LOCK, CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_RAW};
 use caps::errors::CapsError;
 use caps::{CapSet, CapsHashSet};
 use netreeve_shared::refusal::{Refusal, Step};
@@ -15,16 +16,17 @@ use nix::sys::prctl;
 use nix::unistd;
 
 /// Make and change interfaces.
-pub const LINK: &[Capability] = &[Capability::CAP_NET_ADMIN];
-/// Make an AF_XDP socket.
-pub const SOCKET: &[Capability] = &[Capability::CAP_NET_RAW];
+pub const LINK: &[Capability] = &[CAP_NET_ADMIN];
+/// Make an AF_XDP or a raw socket.
+pub const SOCKET: &[Capability] = &[CAP_NET_RAW];
 /// Register a UMEM beyond `RLIMIT_MEMLOCK`.
-pub const UMEM: &[Capability] = &[Capability::CAP_IPC_LOCK];
+pub const UMEM: &[Capability] = &[CAP_IPC_LOCK];
 /// Load an XDP program, fill its maps, attach it.
-pub const PROGRAM: &[Capability] = &[Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+pub const PROGRAM: &[Capability] = &[CAP_BPF, CAP_NET_ADMIN];
+/// Bind a port below `net.ipv4.ip_unprivileged_port_start`.
+pub const PORT: &[Capability] = &[CAP_NET_BIND_SERVICE];
 /// All that the helper ever uses.
-pub const NEEDED: &[Capability] =
-    &[Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_BPF, Capability::CAP_IPC_LOCK];
+pub const NEEDED: &[Capability] = &[CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_IPC_LOCK, CAP_NET_BIND_SERVICE];
 
 /// Gives up everything but the needed capabilities, and puts those out of force. Called once, before anything untrusted
 /// is read. A setuid-root process becomes its real user for good. Returns what is left to [`with`]; a helper installed

@@ -57,7 +57,7 @@ impl Session {
     /// Opens a session.
     #[must_use]
     pub fn new(channel: Channel, caller: Caller) -> Self {
-        let (provider, since) = (Provider::new(), Instant::now());
+        let (provider, since) = (Provider::default(), Instant::now());
         Self { channel, caller, provider, since, asked: false, umem_elsewhere: 0 }
     }
 
@@ -138,9 +138,9 @@ impl Desk {
         let Some(judged) = judged else { return ("ticket".to_owned(), Err(Refusal::Ticket)) };
         let verdict = policy::judge(policy, &session.caller, &judged);
         let said = match verdict {
-            Ok((_, mut limits)) => {
-                limits.max_umem = limits.max_umem.saturating_sub(session.umem_elsewhere);
-                session.provider.provide(request, session.caller.uid, &limits)
+            Ok((_, mut quota)) => {
+                quota.umem = quota.umem.saturating_sub(session.umem_elsewhere);
+                session.provider.provide(request, session.caller.uid, &quota)
             }
             Err(Why::Bad(bad)) => Err(Refusal::Bad(bad)),
             Err(_) => Err(Refusal::Denied),

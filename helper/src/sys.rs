@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libbpf_rs::libbpf_sys;
 use libc::{c_int, socklen_t};
-use netreeve_shared::ifname::IfName;
+use netreeve_shared::{ifname::IfName, l2tp::Instruction};
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
@@ -26,15 +26,10 @@ fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> Resul
     Errno::result(answer).map(drop)
 }
 
-/// An `ifreq` of zeros.
-fn ifreq() -> libc::ifreq {
-    // SAFETY: ifreq is a C structure of integers and pointers; all zero is a valid value of each.
-    unsafe { zeroed() }
-}
-
 /// `TUNSETIFF`: makes the device `name`, or attaches a further queue to it.
 pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &IfName, flags: u16) -> Result<()> {
-    let mut request = ifreq();
+    // SAFETY: ifreq is a C structure of integers and pointers; all zero is a valid value of each.
+    let mut request: libc::ifreq = unsafe { zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.to_ifr_name()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
@@ -66,11 +61,19 @@ fn ioctl_value(fd: BorrowedFd<'_>, request: libc::Ioctl, value: libc::c_ulong) -
     Errno::result(answer).map(drop)
 }
 
-/// A new AF_XDP socket, close-on-exec.
-pub(crate) fn xsk_socket() -> Result<OwnedFd> {
+/// A new socket of any family (nix knows neither AF_XDP nor protocol 115), close-on-exec.
+pub(crate) fn socket(family: c_int, kind: c_int, protocol: c_int) -> Result<OwnedFd> {
     // SAFETY: no pointers.
-    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    owned(fd)
+    owned(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) })
+}
+
+/// Gives a socket its filter, for ever.
+pub(crate) fn lock_filter(socket: &OwnedFd, program: &[Instruction]) -> Result<()> {
+    let filter = |&(code, jt, jf, k): &Instruction| libc::sock_filter { code, jt, jf, k };
+    let mut filter: Vec<_> = program.iter().map(filter).collect();
+    let len = u16::try_from(filter.len()).map_err(|_| Errno::E2BIG)?;
+    setsockopt(socket, AttachFilter, &libc::sock_fprog { len, filter: filter.as_mut_ptr() })?;
+    setsockopt(socket, LockFilter, &1)
 }
 
 /// The descriptor that a system call has just made, or the error that it left.
@@ -83,6 +86,9 @@ fn owned(fd: c_int) -> Result<OwnedFd> {
 // Options as nix makes them: `SO_BINDTOIFINDEX` (the socket can be bound to this interface and no other), and those of
 // AF_XDP (`linux/if_xdp.h`).
 sockopt_impl!(PinTo, SetOnly, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, u32);
+// Its pointer is to instructions that outlive the call, which copies them.
+sockopt_impl!(AttachFilter, SetOnly, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, libc::sock_fprog);
+sockopt_impl!(LockFilter, SetOnly, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, u32);
 sockopt_impl!(RegisterUmem, SetOnly, libc::SOL_XDP, libc::XDP_UMEM_REG, libc::xdp_umem_reg);
 sockopt_impl!(FillRing, SetOnly, libc::SOL_XDP, libc::XDP_UMEM_FILL_RING, u32);
 sockopt_impl!(CompletionRing, SetOnly, libc::SOL_XDP, libc::XDP_UMEM_COMPLETION_RING, u32);
@@ -94,14 +100,9 @@ sockopt_impl!(Options, GetOnly, libc::SOL_XDP, libc::XDP_OPTIONS, libc::xdp_opti
 /// `XDP_MAX_TX_SKB_BUDGET` (kernel 6.17): frames that one `sendto` sends in copy mode; 32 otherwise.
 const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
 
-/// `XDP_UMEM_REG`: makes the whole `memory` (a memfd of `bytes` bytes) the socket's UMEM.
-pub(crate) fn xsk_register(
-    xsk: BorrowedFd<'_>,
-    memory: BorrowedFd<'_>,
-    bytes: u64,
-    chunk: u32,
-) -> Result<()> {
-    let length = usize::try_from(bytes).map_err(|_| Errno::ENOMEM)?;
+/// `XDP_UMEM_REG`: makes the whole `memory` (a memfd of `len` bytes) the socket's UMEM.
+pub(crate) fn xsk_register(xsk: BorrowedFd<'_>, memory: BorrowedFd<'_>, len: u64, chunk: u32) -> Result<()> {
+    let length = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
     let (protection, null) = (libc::PROT_READ | libc::PROT_WRITE, std::ptr::null_mut());
     // SAFETY: a new mapping where the kernel likes; nobody holds a reference into it and nobody reads or writes it here.
     let at = unsafe { libc::mmap(null, length, protection, libc::MAP_SHARED, memory.as_raw_fd(), 0) };
@@ -110,7 +111,7 @@ pub(crate) fn xsk_register(
     }
     let addr = u64::try_from(at.addr()).map_err(|_| Errno::EINVAL)?;
     // SAFETY: xdp_umem_reg is a C structure of integers; all zero is valid.
-    let umem = libc::xdp_umem_reg { addr, len: bytes, chunk_size: chunk, ..unsafe { zeroed() } };
+    let umem = libc::xdp_umem_reg { addr, len, chunk_size: chunk, ..unsafe { zeroed() } };
     let answer = setsockopt(&xsk, RegisterUmem, &umem);
     // SAFETY: exactly the mapping made above; the kernel holds the pages themselves, not our addresses.
     unsafe { libc::munmap(at, length) };

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use netreeve_shared::l2tp::PROTOCOL;
 use seccompiler::{
     BackendError, BpfProgram, Error, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
     SeccompCondition, SeccompFilter, SeccompRule,
@@ -28,7 +29,7 @@ const CALLS: &[libc::c_long] = calls!(
     // Who asks, and what a descriptor is.
     SYS_getsockopt SYS_getpeername SYS_getuid
     // Sockets of the work (their families are checked below): options, addresses.
-    SYS_setsockopt SYS_bind SYS_getsockname
+    SYS_setsockopt SYS_bind SYS_getsockname SYS_connect SYS_listen
     // The policy; /dev/net/tun; nothing else, by Landlock.
     SYS_openat SYS_fstat SYS_statx SYS_newfstatat SYS_lseek
     // Sealed memory for a UMEM.
@@ -46,8 +47,10 @@ const CALLS: &[libc::c_long] = calls!(
     SYS_exit SYS_exit_group
 );
 
-/// Families of new sockets: interfaces by rtnetlink, AF_XDP.
-const FAMILIES: &[libc::c_int] = &[libc::AF_NETLINK, libc::AF_XDP];
+/// Families of new sockets whose protocol is 0 (`NETLINK_ROUTE`; the only one that AF_XDP has; TCP and UDP by their
+/// kinds), and those of L2TPv3's.
+const FAMILIES: &[libc::c_int] = &[libc::AF_NETLINK, libc::AF_XDP, libc::AF_INET, libc::AF_INET6];
+const OF_L2TP: &[libc::c_int] = &[libc::AF_INET, libc::AF_INET6];
 
 /// Commands of `bpf` (`enum bpf_cmd`): make, fill and freeze maps, load the program and its types, attach it, ask what
 /// something is. Not to pin anything where it would outlive us, nor to open what others have made.
@@ -67,12 +70,12 @@ const IOCTLS: &[libc::Ioctl] =
 pub(crate) fn filter() -> Result<BpfProgram, Error> {
     let whole = CALLS.iter().chain(OLD_CALLS);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = whole.map(|call| (*call, Vec::new())).collect();
-    // Of either family only protocol 0: NETLINK_ROUTE, and the only one that AF_XDP has.
-    let socket = |family: &libc::c_int| {
-        let family = condition(0, Op::Eq, u64::from(family.cast_unsigned()))?;
-        SeccompRule::new(vec![family, condition(2, Op::Eq, 0)?])
+    let socket = |(family, protocol): (&libc::c_int, i32)| {
+        let is = |argument, value: i32| condition(argument, Op::Eq, u64::from(value.cast_unsigned()));
+        SeccompRule::new(vec![is(0, *family)?, is(2, protocol)?])
     };
-    rules.insert(libc::SYS_socket, FAMILIES.iter().map(socket).collect::<Result<_, _>>()?);
+    let sockets = FAMILIES.iter().map(|f| (f, 0)).chain(OF_L2TP.iter().map(|f| (f, PROTOCOL)));
+    rules.insert(libc::SYS_socket, sockets.map(socket).collect::<Result<_, _>>()?);
     // abort()'s signal, and to nobody else.
     rules.insert(libc::SYS_tgkill, one_of(0, [u64::from(std::process::id())].into_iter())?);
     rules.insert(libc::SYS_ioctl, one_of(1, IOCTLS.iter().copied())?);

@@ -33,7 +33,7 @@ use crate::codec::{self, Answer, CodecError};
 use crate::fdkind::{self, NotThat};
 use crate::grant::Grant;
 use crate::refusal::Refusal;
-use crate::request::{BadRequest, Request};
+use crate::request::{BadRequest, ListenRequest, Request};
 
 /// Where the helper's service listens.
 pub const DEFAULT_SOCKET: &str = "/run/netreeve/helper.sock";
@@ -133,6 +133,16 @@ impl Helper {
                 answer => return answer,
             }
         }
+    }
+
+    /// Asks for a socket at a port that needs privilege: it listens (TCP) or is bound (UDP), and does not block. The
+    /// policy's key word is `listen`.
+    ///
+    /// # Errors
+    /// See [`Helper::ask`]; [`Refusal::Busy`] if somebody has the port.
+    pub fn listen(&mut self, at: ListenRequest) -> Result<OwnedFd, AskError> {
+        let (_, fds) = self.ask(&Request::Listen(at))?;
+        fds.into_iter().next().ok_or(AskError::Mismatch)
     }
 
     fn ask_once(&mut self, request: &Request) -> Result<(Grant, Vec<OwnedFd>), AskError> {

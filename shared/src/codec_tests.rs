@@ -7,7 +7,9 @@ use crate::grant::{ActiveGrant, TapGrant, XskGrant};
 use crate::ifname::IfName;
 use crate::mac::Mac;
 use crate::refusal::Step;
-use crate::request::{BadRequest, BridgeRequest, Steer, TapRequest, XdpMode, XskRequest};
+use crate::request::{
+    BadRequest, BridgeRequest, L2tpRequest, ListenRequest, Steer, TapRequest, XdpMode, XskRequest,
+};
 
 fn tap() -> Request {
     Request::Tap(TapRequest {
@@ -36,6 +38,30 @@ fn golden_bytes_of_a_request() {
     assert_eq!(bytes.len() - HEADER, usize::from(golden[12]), "golden length");
     assert_eq!(bytes, golden);
     assert_eq!(read_request(golden), Ok((7, tap())));
+}
+
+#[test]
+fn golden_bytes_of_addresses() {
+    let golden: &[u8] = &[
+        b'N', b'T', b'R', b'V', 1, 0, 1, 0, 1, 0, 0, 0, 24, 0, 0, 0, // header
+        4, 0, 0, 0, // L2tp
+        0, 0, 0, 0, 192, 0, 2, 1, 0, 0, 0, 0, 192, 0, 2, 2, // both of IPv4
+        7, 0, 0, 0, // session
+    ];
+    let (src, dst) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+    let tunnel = Request::L2tp(L2tpRequest { src, dst, session: 7 });
+    assert_eq!(request(1, &tunnel).unwrap(), golden);
+    assert_eq!(read_request(golden), Ok((1, tunnel)));
+    let golden: &[u8] = &[
+        b'N', b'T', b'R', b'V', 1, 0, 1, 0, 1, 0, 0, 0, 27, 0, 0, 0, // header
+        5, 0, 0, 0, 1, // Listen, UDP
+        1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, // IPv6
+        53, 0, // port
+    ];
+    let port =
+        Request::Listen(ListenRequest { udp: true, address: std::net::Ipv6Addr::LOCALHOST.into(), port: 53 });
+    assert_eq!(request(1, &port).unwrap(), golden);
+    assert_eq!(read_request(golden), Ok((1, port)));
 }
 
 #[test]
@@ -141,12 +167,26 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn tunnel()(src: std::net::IpAddr, dst: std::net::IpAddr, session: u32) -> L2tpRequest {
+        L2tpRequest { src, dst, session }
+    }
+}
+
+prop_compose! {
+    fn listener()(udp: bool, address: std::net::IpAddr, port: u16) -> ListenRequest {
+        ListenRequest { udp, address, port }
+    }
+}
+
 fn any_request() -> impl Strategy<Value = Request> {
     prop_oneof![
         any_tap().prop_map(Request::Tap),
         xsk().prop_map(Request::Xsk),
         xsk().prop_map(Request::XskPinned),
         any::<u32>().prop_map(Request::Activate),
+        tunnel().prop_map(Request::L2tp),
+        listener().prop_map(Request::Listen),
     ]
 }
 
@@ -179,6 +219,8 @@ fn any_grant() -> impl Strategy<Value = Grant> {
         xsk().prop_map(Grant::Xsk),
         xsk().prop_map(Grant::XskPinned),
         (any::<u32>(), mode()).prop_map(|(ticket, mode)| Grant::Active(ActiveGrant { ticket, mode })),
+        tunnel().prop_map(Grant::L2tp),
+        listener().prop_map(Grant::Listen),
     ]
 }
 

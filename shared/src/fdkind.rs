@@ -15,6 +15,7 @@ use nix::sys::stat::{SFlag, major, minor};
 
 use crate::grant::FdKind;
 use crate::ifname::{self, IfName};
+use crate::l2tp;
 
 /// `TUNGETIFF` (`linux/if_tun.h`: `_IOR('T', 210, unsigned int)`); it fills a `struct ifreq`.
 const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
@@ -66,6 +67,9 @@ pub fn attest(fd: BorrowedFd<'_>, kind: FdKind) -> Result<(), NotThat> {
         FdKind::Xsk => is_xsk(fd),
         FdKind::Umem => is_umem(fd),
         FdKind::Link => is_xdp_link(fd),
+        FdKind::L2tp => is_l2tp(fd),
+        FdKind::Listener => is_internet(fd, libc::SOCK_STREAM, libc::IPPROTO_TCP, true),
+        FdKind::Udp => is_internet(fd, libc::SOCK_DGRAM, libc::IPPROTO_UDP, false),
     };
     answer.map_err(|why| NotThat { kind, why })
 }
@@ -131,6 +135,21 @@ fn is_xsk(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut offsets = [0_u64; 16];
     let (level, name) = XDP_MMAP_OFFSETS;
     get_option(fd, level, name, &mut offsets).map(|_| ())
+}
+
+/// An IP socket of this sort.
+fn is_internet(fd: BorrowedFd<'_>, kind: i32, protocol: i32, listening: bool) -> io::Result<()> {
+    let is = socket(fd)?;
+    let known = matches!(is.family, libc::AF_INET | libc::AF_INET6);
+    let right = is == Socket { family: is.family, kind, listening };
+    let same = option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)? == protocol;
+    if known && right && same { Ok(()) } else { Err(Errno::EPROTOTYPE.into()) }
+}
+
+fn is_l2tp(fd: BorrowedFd<'_>) -> io::Result<()> {
+    is_internet(fd, libc::SOCK_RAW, l2tp::PROTOCOL, false)?;
+    let locked = option(fd, libc::SOL_SOCKET, libc::SO_LOCK_FILTER)? != 0;
+    if locked { Ok(()) } else { Err(Errno::ENOLCK.into()) }
 }
 
 fn is_umem(fd: BorrowedFd<'_>) -> io::Result<()> {
@@ -225,6 +244,9 @@ impl fmt::Display for NotThat {
             FdKind::Xsk => "an AF_XDP socket",
             FdKind::Umem => "a sealed memfd",
             FdKind::Link => "an XDP link",
+            FdKind::L2tp => "a raw socket of protocol 115 with a locked filter",
+            FdKind::Listener => "a TCP socket that listens",
+            FdKind::Udp => "a UDP socket",
         };
         write!(f, "a descriptor is not {kind}: {}", self.why)
     }

@@ -8,7 +8,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::*;
 
-const ALL: [FdKind; 4] = [FdKind::Tap, FdKind::Xsk, FdKind::Umem, FdKind::Link];
+const ALL: [FdKind; 7] =
+    [FdKind::Tap, FdKind::Xsk, FdKind::Umem, FdKind::Link, FdKind::L2tp, FdKind::Listener, FdKind::Udp];
 
 /// `fd` attests as `kind` and as nothing else.
 fn is_only(fd: &OwnedFd, kind: Option<FdKind>) {
@@ -48,6 +49,21 @@ fn a_tap_without_an_interface_is_none() {
     if let Ok(fd) = File::options().read(true).write(true).open("/dev/net/tun") {
         is_only(&fd.into(), None);
     }
+}
+
+#[test]
+fn a_listener_listens_and_a_udp_socket_is_udp() {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    for host in ["127.0.0.1:0", "[::1]:0"] {
+        let listener = TcpListener::bind(host).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        is_only(&client.into(), None);
+        is_only(&listener.into(), Some(FdKind::Listener));
+        is_only(&UdpSocket::bind(host).unwrap().into(), Some(FdKind::Udp));
+    }
+    let path = std::env::temp_dir().join(format!("nt-fdkind-l-{}.sock", std::process::id()));
+    is_only(&UnixListener::bind(&path).unwrap().into(), None);
+    std::fs::remove_file(path).unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ifname::IfName;
 use crate::mac::Mac;
-use crate::request::{Request, XdpMode};
+use crate::request::{L2tpRequest, ListenRequest, Request, XdpMode};
 
 /// One grant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,10 @@ pub enum Grant {
     XskPinned(XskGrant),
     /// The sockets of a ticket are live; one descriptor, the `bpf_link`: closing its last copy detaches the program.
     Active(ActiveGrant),
+    /// A raw socket, non-blocking: bound, connected, its filter locked; one descriptor. It is as it was asked for.
+    L2tp(L2tpRequest),
+    /// A socket, non-blocking, that listens (TCP) or is bound (UDP); one descriptor. It is as it was asked for.
+    Listen(ListenRequest),
 }
 
 /// What a descriptor is. [`crate::fdkind::attest`] asks the kernel.
@@ -34,6 +38,12 @@ pub enum FdKind {
     Umem,
     /// A `bpf_link`.
     Link,
+    /// A raw IP socket of protocol 115 whose filter is locked.
+    L2tp,
+    /// A TCP socket that listens.
+    Listener,
+    /// A UDP socket.
+    Udp,
 }
 
 /// A tap device as it was made.
@@ -106,6 +116,8 @@ impl Grant {
             Self::Xsk(x) => [FdKind::Xsk, FdKind::Umem].repeat(usize::from(x.queues)),
             Self::XskPinned(x) => vec![FdKind::Xsk; usize::from(x.queues)],
             Self::Active(_) => vec![FdKind::Link],
+            Self::L2tp(_) => vec![FdKind::L2tp],
+            Self::Listen(l) => vec![if l.udp { FdKind::Udp } else { FdKind::Listener }],
         }
     }
 
@@ -118,6 +130,8 @@ impl Grant {
                 (g.name, g.start_queue, g.queues) == (r.interface, r.start_queue, r.queues)
             }
             (Self::Active(g), Request::Activate(ticket)) => g.ticket == *ticket,
+            (Self::L2tp(g), Request::L2tp(r)) => g == r,
+            (Self::Listen(g), Request::Listen(r)) => g == r,
             _ => false,
         }
     }
@@ -129,7 +143,7 @@ impl Grant {
             Self::Tap(t) => usize::from(t.queues),
             Self::Xsk(x) => 2 * usize::from(x.queues),
             Self::XskPinned(x) => usize::from(x.queues),
-            Self::Active(_) => 1,
+            Self::Active(_) | Self::L2tp(_) | Self::Listen(_) => 1,
         }
     }
 }

@@ -52,7 +52,7 @@ pub enum Step {
     JoinBridge,
     /// Set MTU, address, name or flags.
     SetLink,
-    /// Make the AF_XDP socket.
+    /// Make the socket.
     MakeSocket,
     /// Register the UMEM.
     RegisterUmem,
@@ -68,6 +68,10 @@ pub enum Step {
     Attach,
     /// Raise or drop a capability.
     Capability,
+    /// Attach a raw socket's filter and lock it.
+    LockFilter,
+    /// Bind to the address, and connect or listen there.
+    BindAddress,
 }
 
 impl fmt::Display for Refusal {
@@ -98,7 +102,7 @@ impl fmt::Display for Step {
             Self::MakeBridge => "making the bridge",
             Self::JoinBridge => "joining the bridge",
             Self::SetLink => "setting the interface's attributes",
-            Self::MakeSocket => "making the AF_XDP socket",
+            Self::MakeSocket => "making the socket",
             Self::RegisterUmem => "registering the UMEM",
             Self::MakeRings => "making the AF_XDP rings",
             Self::BindQueue => "binding to the receive queue",
@@ -106,6 +110,8 @@ impl fmt::Display for Step {
             Self::InsertSocket => "inserting the socket into the XSKMAP",
             Self::Attach => "attaching the XDP program",
             Self::Capability => "raising a capability",
+            Self::LockFilter => "locking the raw socket's filter",
+            Self::BindAddress => "binding to the address",
         })
     }
 }
@@ -120,6 +126,8 @@ impl fmt::Display for BadRequest {
             Self::Umem => "umem (chunks of 2048 or 4096 bytes, 1 GiB at most)",
             Self::Steer => "steering addresses (1 to 16 station addresses, none of them the interface's own)",
             Self::StartQueue => "start-queue and queues exceed 65535",
+            Self::Address => "an address (one machine's own, both ends of one family, not link-local)",
+            Self::Zero => "a session or a port of number 0",
         })
     }
 }

@@ -4,6 +4,8 @@
 //! asked, so that a policy never judges a value that the provider would read differently.
 #![forbid(unsafe_code)]
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ifname::IfName;
@@ -31,6 +33,32 @@ pub enum Request {
     /// The holder of an [`Request::Xsk`] grant has filled its rings: insert the sockets into the map and attach.
     /// The number is the grant's `ticket`.
     Activate(u32),
+    /// A raw IP socket of one L2TPv3 session.
+    L2tp(L2tpRequest),
+    /// A socket at a port that only the privileged may bind.
+    Listen(ListenRequest),
+}
+
+/// A raw socket of IP protocol 115: bound to `src`, connected to `dst`, deaf for ever to sessions other than `session`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct L2tpRequest {
+    /// Our address, one of this machine's.
+    pub src: IpAddr,
+    /// The peer's address, of the same family.
+    pub dst: IpAddr,
+    /// The session's number in what is received; not 0, which marks control messages.
+    pub session: u32,
+}
+
+/// A TCP socket that listens, or a UDP socket that is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenRequest {
+    /// UDP instead of TCP.
+    pub udp: bool,
+    /// Our address, or the unspecified one of a family for all of that family's.
+    pub address: IpAddr,
+    /// The port, not 0.
+    pub port: u16,
 }
 
 /// A tap device.
@@ -126,6 +154,10 @@ pub enum BadRequest {
     Steer,
     /// `start_queue + queues` exceeds 65535.
     StartQueue,
+    /// An address that no single machine has, that needs an interface beside it (`fe80::/10`), or of the other family.
+    Address,
+    /// Session or port 0.
+    Zero,
 }
 
 impl Request {
@@ -139,6 +171,31 @@ impl Request {
             Self::Xsk(x) => x.check().and_then(|()| x.check_umem()),
             Self::XskPinned(x) => x.check(),
             Self::Activate(_) => Ok(()),
+            Self::L2tp(l) => {
+                let ends = is_station(l.src) && is_station(l.dst) && l.src.is_ipv6() == l.dst.is_ipv6();
+                sound(ends, l.session)
+            }
+            Self::Listen(l) => sound(l.address.is_unspecified() || is_station(l.address), l.port.into()),
+        }
+    }
+}
+
+/// What two requests of sockets have in common: addresses that are right, and a number that is not 0.
+fn sound(addresses: bool, number: u32) -> Result<(), BadRequest> {
+    match (addresses, number) {
+        (false, _) => Err(BadRequest::Address),
+        (_, 0) => Err(BadRequest::Zero),
+        _ => Ok(()),
+    }
+}
+
+/// An address that one machine may have, and that says by itself where it is.
+fn is_station(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => !(a.is_unspecified() || a.is_multicast() || a.is_broadcast()),
+        IpAddr::V6(a) => {
+            let elsewhere = a.is_unicast_link_local() || a.to_ipv4_mapped().is_some();
+            !(a.is_unspecified() || a.is_multicast() || elsewhere)
         }
     }
 }
@@ -190,5 +247,41 @@ impl XskRequest {
     #[must_use]
     pub fn umem_bytes(&self) -> u64 {
         u64::from(self.chunk) * u64::from(self.chunks) * u64::from(self.queues)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_one_machines_own_and_numbers_are_not_0() {
+        let l2tp = |src: &str, dst: &str, session| {
+            Request::L2tp(L2tpRequest { src: src.parse().unwrap(), dst: dst.parse().unwrap(), session })
+                .check()
+        };
+        assert_eq!(l2tp("192.0.2.1", "192.0.2.2", 1), Ok(()));
+        assert_eq!(l2tp("127.0.0.1", "127.0.0.1", u32::MAX), Ok(()));
+        assert_eq!(l2tp("2001:db8::1", "2001:db8::2", 1), Ok(()));
+        assert_eq!(l2tp("192.0.2.1", "192.0.2.2", 0), Err(BadRequest::Zero));
+        assert_eq!(l2tp("192.0.2.1", "2001:db8::2", 1), Err(BadRequest::Address));
+        for none in ["0.0.0.0", "224.0.0.1", "255.255.255.255"] {
+            assert_eq!(l2tp(none, "192.0.2.2", 1), Err(BadRequest::Address), "{none}");
+            assert_eq!(l2tp("192.0.2.2", none, 1), Err(BadRequest::Address), "{none}");
+        }
+        for none in ["::", "ff02::1", "fe80::1", "::ffff:192.0.2.1"] {
+            assert_eq!(l2tp(none, "2001:db8::2", 1), Err(BadRequest::Address), "{none}");
+            assert_eq!(l2tp("2001:db8::2", none, 1), Err(BadRequest::Address), "{none}");
+        }
+        let listen = |address: &str, port| {
+            let address = address.parse().unwrap();
+            Request::Listen(ListenRequest { udp: false, address, port }).check()
+        };
+        for one in ["0.0.0.0", "::", "127.0.0.1", "2001:db8::1"] {
+            assert_eq!((listen(one, 1), listen(one, 0)), (Ok(()), Err(BadRequest::Zero)), "{one}");
+        }
+        for none in ["239.0.0.1", "255.255.255.255", "ff02::1", "fe80::1", "::ffff:127.0.0.1"] {
+            assert_eq!(listen(none, 80), Err(BadRequest::Address), "{none}");
+        }
     }
 }

@@ -64,7 +64,9 @@ fn ask(port: Port, asker: &mut Asker) -> Result<Granted, Fault> {
     let (ifname, mac, mtu, session) = match grant {
         Grant::Tap(t) => (t.name, t.mac, t.mtu, false),
         Grant::XskPinned(x) => (x.name, x.mac, x.mtu, true),
-        Grant::Xsk(_) | Grant::Active(_) => return Err(slot::mislabelled(&what)),
+        Grant::Xsk(_) | Grant::Active(_) | Grant::L2tp(_) | Grant::Listen(_) => {
+            return Err(slot::mislabelled(&what));
+        }
     };
     Ok(Granted { id: port.id, fds, ifname: ifname.to_string(), mac: mac.to_string(), mtu, session })
 }

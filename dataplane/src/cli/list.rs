@@ -71,11 +71,11 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "l2tpv3",
-        what: "an L2TPv3 session over UDP, or over IP if started with CAP_NET_RAW",
+        what: "an L2TPv3 session over UDP, or over IP by a socket of the helper's",
         queues: 1,
         offloads: false,
-        capabilities: &[],
-        policy: None,
+        capabilities: &["CAP_NET_RAW"],
+        policy: Some("l2tpv3"),
     },
     Row {
         name: "hubport",

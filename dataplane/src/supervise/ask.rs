@@ -56,6 +56,15 @@ impl Asker {
         answer.map_err(|e| explain(what, request, &e))
     }
 
+    /// Asks for a socket, of an L2TPv3 session or at a low port, which is all that such a grant brings.
+    ///
+    /// # Errors
+    /// See [`Asker::ask`].
+    pub fn socket(&mut self, what: &str, request: &Request) -> Result<OwnedFd, Fault> {
+        let (_, fds) = self.ask(what, request)?;
+        fds.into_iter().next().ok_or_else(|| explain(what, request, &AskError::Mismatch))
+    }
+
     /// Opens the session.
     fn open(&self, what: &str) -> Result<Helper, Fault> {
         let session = match &self.door {
@@ -140,6 +149,11 @@ fn named(request: &Request) -> String {
             format!("AF_XDP on {}, queues {} to {last}", x.interface, x.start_queue)
         }
         Request::Activate(_) => "the XDP program".into(),
+        Request::L2tp(l) => format!("L2TPv3 over IP from {} to {}, session {}", l.src, l.dst, l.session),
+        Request::Listen(l) => {
+            let kind = if l.udp { "UDP" } else { "TCP" };
+            format!("{kind} port {} of {}", l.port, l.address)
+        }
     }
 }
 
@@ -154,6 +168,8 @@ fn denied(request: &Request) -> String {
         Request::Xsk(x) => format!("allow user:{user} xsk {}", x.interface),
         Request::XskPinned(x) => format!("allow user:{user} xsk-pinned {}", x.interface),
         Request::Activate(_) => "allow ...".into(),
+        Request::L2tp(l) => format!("allow user:{user} l2tpv3 {} session={}", l.dst, l.session),
+        Request::Listen(l) => format!("allow user:{user} listen {} port={}", l.address, l.port),
     };
     format!(
         "root can add '{rule}' to /etc/netreeve/policy.conf (netreeve-helper --explain tells which line decides)"
@@ -172,6 +188,13 @@ fn failed(request: &Request, errno: i32) -> String {
         (Request::Xsk(x) | Request::XskPinned(x), libc::EBUSY) => {
             format!("another program holds the queue or the interface: bpftool net show dev {}", x.interface)
         }
+        (Request::L2tp(l), libc::EADDRNOTAVAIL) => {
+            format!("give src= an address of this machine, not {}", l.src)
+        }
+        (Request::L2tp(l), libc::ENETUNREACH | libc::EHOSTUNREACH) => {
+            format!("see that there is a way to the peer: ip route get {}", l.dst)
+        }
+        (Request::Listen(l), libc::EADDRNOTAVAIL) => format!("{} is no address of this machine", l.address),
         (_, libc::ENOBUFS | libc::ENOMEM) => "lower umem= or queues=".into(),
         (Request::Tap(t), libc::ENODEV) if t.bridge.is_some() => {
             "make the bridge, or give create=on if the policy allows it".into()

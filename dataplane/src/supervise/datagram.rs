@@ -3,7 +3,7 @@
 //! | form | sends | receives |
 //! |---|---|---|
 //! | UDP, L2TPv3 | connected to the peer | the same, and from others (to be counted, where they are not taken) one that cannot send |
-//! | L2TPv3 over IP | connected to the peer, the filter locked on its session | the same |
+//! | L2TPv3 over IP | connected to the peer, the filter locked on its session, by the helper or by us | the same |
 //! | multicast | connected to the group | one in the group that cannot send |
 //! | UNIX without a peer | connected to whoever comes: [`Reception`] | the same |
 //! | UNIX | aimed at the peer's path, again and again: [`Aim`] | the same |
@@ -18,7 +18,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use netreeve_shared::fdkind;
+use netreeve_shared::request::{L2tpRequest, Request};
+use netreeve_shared::{fdkind, l2tp};
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
     self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr,
@@ -31,22 +32,15 @@ use crate::port::dgram::l2tp::{Carrier, Session};
 use crate::port::dgram::{Plan, Sources};
 use crate::spec::dgram::{Dgram, Ends, Host, UnixName};
 use crate::spec::l2tpv3::L2tpv3;
+use crate::supervise::ask::Asker;
 use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::reception::Reception;
-use crate::sys::fd::{Instruction, lock_filter, raw_socket};
+use crate::sys::fd::{lock_filter, raw_socket};
 
 /// Bytes of a socket's queues that are asked for; the kernel gives what it allows.
 const QUEUE: usize = 4 << 20;
 /// How often a UNIX socket is aimed anew: who was there may have been replaced.
 const AIM: Duration = Duration::from_millis(500);
-/// IP's protocol number of L2TPv3 (RFC 3931 §4.1.1).
-const L2TP: i32 = 115;
-// Classic BPF (linux/filter.h): X = length of an IPv4 header, A = word at X, A = word at 0, compare, end.
-const LDX_HEADER: u16 = 0xb1;
-const LD_WORD_BEHIND: u16 = 0x40;
-const LD_WORD: u16 = 0x20;
-const JEQ: u16 = 0x15;
-const RET: u16 = 0x06;
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 
 /// A datagram port's sockets.
@@ -138,28 +132,28 @@ pub fn udp(
     Ok(Opened { sockets, plan, aim: None, reception: None, file: None })
 }
 
-/// An L2TPv3 session, over UDP or over IP.
+/// An L2TPv3 session, over UDP or over IP. Over IP the helper is asked for the socket by whoever has no `CAP_NET_RAW`.
 ///
 /// # Errors
-/// An address cannot be found or had; over IP, `CAP_NET_RAW` is lacking.
-pub fn l2tp(what: &str, spec: &L2tpv3) -> Result<Opened, Fault> {
+/// An address cannot be found or had; over IP, the helper does not give it.
+pub fn l2tp(what: &str, spec: &L2tpv3, asker: &mut Asker) -> Result<Opened, Fault> {
     if spec.session.carrier == Carrier::Udp {
         return udp(what, &spec.src, &spec.dst, true, Some(spec.session));
     }
     let remote = spec.dst.resolve(what, None)?;
     let local = spec.src.resolve(what, Some(remote))?;
-    let socket = raw(local, remote, &spec.session).map_err(|e| {
-        let doing = format!("{what}: L2TPv3 over IP from {} to {}", local.ip(), remote.ip());
-        let (exit, fix) = match e.raw_os_error() {
-            Some(libc::EPERM) => {
-                let fix = "start netreeve with CAP_NET_RAW (systemd: AmbientCapabilities=CAP_NET_RAW; the dataplane does not \
-                           have it), or give udp=on";
-                (Exit::Denied, fix)
-            }
-            _ => (Exit::Unavailable, "see that src= is an address of this machine"),
-        };
-        Fault::new(exit, doing, e, fix)
-    })?;
+    let socket = match raw(local, remote, &spec.session) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let session = spec.session.rx;
+            let request = L2tpRequest { src: local.ip(), dst: remote.ip(), session };
+            asker.socket(what, &Request::L2tp(request))?
+        }
+        other => other.map_err(|e| {
+            let doing = format!("{what}: L2TPv3 over IP from {} to {}", local.ip(), remote.ip());
+            Fault::new(Exit::Unavailable, doing, e, "see that src= is an address of this machine")
+        })?,
+    };
+    queues(&socket);
     let plan = Plan {
         sources: Sources::Any,
         l2tp: Some(spec.session),
@@ -172,29 +166,17 @@ pub fn l2tp(what: &str, spec: &L2tpv3) -> Result<Opened, Fault> {
 
 /// Bound, connected, and deaf for ever to other sessions than ours.
 fn raw(local: SocketAddr, remote: SocketAddr, session: &Session) -> io::Result<OwnedFd> {
-    let socket = raw_socket(local.is_ipv6(), L2TP)?;
+    let socket = raw_socket(local.is_ipv6(), l2tp::PROTOCOL)?;
     // Bound to our address and deaf before the first packet may come.
-    lock_filter(socket.as_fd(), &only_session(session))?;
+    lock_filter(socket.as_fd(), &l2tp::only_session(local.is_ipv6(), session.rx))?;
     let at = |a: SocketAddr| SockaddrStorage::from(SocketAddr::new(a.ip(), 0));
     socket::bind(socket.as_raw_fd(), &at(local))?;
     socket::connect(socket.as_raw_fd(), &at(remote))?;
     // What others have sent between the two.
     while socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT).is_ok() {}
-    queues(&socket);
     // No program that we start may have what we were started with.
     let _none = caps::clear(None, caps::CapSet::Ambient);
     Ok(socket)
-}
-
-/// Lets messages of our session through (linux/filter.h). Over IPv4 a raw socket's packets begin with the IP header, of
-/// whatever length; over IPv6 behind it.
-fn only_session(session: &Session) -> Vec<Instruction> {
-    let mut program = match session.carrier {
-        Carrier::Ip4 => vec![(LDX_HEADER, 0, 0, 0), (LD_WORD_BEHIND, 0, 0, 0)],
-        Carrier::Ip6 | Carrier::Udp => vec![(LD_WORD, 0, 0, 0)],
-    };
-    program.extend([(JEQ, 0, 1, session.rx), (RET, 0, 0, u32::MAX), (RET, 0, 0, 0)]);
-    program
 }
 
 fn udp_sockets(local: SocketAddr, remote: SocketAddr) -> io::Result<Vec<OwnedFd>> {

@@ -159,7 +159,7 @@ impl Slot {
                 Ok(Self { kept, plug: Some(plug), ..Self::bare(port.id, kind, PortPlan::Dgram(plan)) })
             }
             Kind::L2tpv3(l) => {
-                let opened = datagram::l2tp(&what, &l)?;
+                let opened = datagram::l2tp(&what, &l, asker)?;
                 Ok(datagrams(port.id, kind, opened))
             }
             Kind::Hub(plan) => Ok(Self::bare(port.id, kind, PortPlan::Hub(plan))),

@@ -4,6 +4,7 @@ use std::io::{Error, ErrorKind, IoSliceMut, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use netreeve_shared::l2tp::Instruction;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
@@ -115,9 +116,6 @@ pub fn recv(fd: BorrowedFd<'_>, to: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result
     }
     Ok(got.bytes)
 }
-
-/// One instruction of a classic BPF program: code, jumps if true and if false, constant (linux/filter.h).
-pub type Instruction = (u16, u8, u8, u32);
 
 /// Attaches a classic BPF program to a socket, for ever (`SO_ATTACH_FILTER`, `SO_LOCK_FILTER`): whoever has the socket
 /// receives what the program lets through, and cannot take it off.

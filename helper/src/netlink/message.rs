@@ -3,8 +3,7 @@
 //! Layouts: `linux/netlink.h`, `linux/rtnetlink.h`, `linux/if_link.h`. Trust: what is parsed came from the kernel (the
 //! socket checks the sender), yet every length is checked: a short or overlong field is [`Errno::EBADMSG`].
 
-use netreeve_shared::ifname::IfName;
-use netreeve_shared::mac::Mac;
+use netreeve_shared::{ifname::IfName, mac::Mac};
 use nix::errno::Errno;
 
 /// Bytes of `struct nlmsghdr`, and of `struct ifinfomsg`.

@@ -7,8 +7,7 @@ mod message;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use netreeve_shared::ifname::IfName;
-use netreeve_shared::mac::Mac;
+use netreeve_shared::{ifname::IfName, mac::Mac};
 use nix::errno::Errno;
 use nix::sys::socket::{
     self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sockopt,

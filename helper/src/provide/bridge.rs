@@ -11,7 +11,7 @@ use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::BridgeRequest;
 use nix::errno::Errno;
 
-use super::{At, failed};
+use super::{At, Outcome, failed};
 use crate::netlink::{Link, Netlink, Set};
 
 /// Device group of a bridge whose grant is not complete: "nt" and 1, unlikely to be an administrator's choice.
@@ -23,7 +23,7 @@ pub(crate) fn join(
     port: u32,
     request: &BridgeRequest,
     mtu: Option<u32>,
-) -> Result<Link, Refusal> {
+) -> Outcome<Link> {
     let bridge = find_or_make(netlink, request)?;
     netlink.set(port, &[Set::Mtu(mtu.unwrap_or(bridge.mtu))]).at(Step::SetLink)?;
     match netlink.set(port, &[Set::Master(bridge.index)]) {

@@ -4,6 +4,7 @@
 //! is granted dies with the caller's descriptors (or with the session that holds the rest); a refusal leaves nothing.
 
 mod bridge;
+mod socket;
 mod tap;
 mod xdp;
 mod xsk;
@@ -17,7 +18,7 @@ use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::{MAX_XSK_QUEUES, Request, TapRequest, XskRequest};
 use nix::errno::Errno;
 
-pub use crate::policy::Limits;
+pub use crate::policy::Quota;
 use crate::privilege;
 use xdp::Program;
 use xsk::Sockets;
@@ -31,13 +32,18 @@ const OF_PROGRAM: u64 = 7;
 /// Most descriptors that a session keeps: of each grant a socket a queue and, if it is pinned, a program.
 pub const MAX_KEPT: u64 = MAX_HELD as u64 * (MAX_XSK_QUEUES as u64 + OF_PROGRAM);
 
+/// What a socket counts for among the bytes of UMEM: what the kernel queues in it is its holder's doing, too.
+const SOCKET: u64 = 1 << 20;
+
 /// How often [`Provider::tick`] is to be called while [`Provider::wants_tick`].
 pub const TICK: Duration = Duration::from_millis(100);
 
+/// What a step of the work gives.
+type Outcome<T> = Result<T, Refusal>;
 /// A grant and its descriptors, in the order of [`Grant::fds`].
 pub type Granted = Result<(Grant, Vec<OwnedFd>), Refusal>;
 
-/// What one session has been given and the helper still holds. Dropping it lets go of everything.
+/// What one session has been given and the helper still holds: nothing yet, by default. Dropping it lets go of everything.
 #[derive(Default)]
 pub struct Provider {
     last_ticket: u32,
@@ -56,31 +62,27 @@ struct Pinned {
 }
 
 impl Provider {
-    /// A session that has nothing yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     /// Provides what `request` asks for. The descriptors belong to the caller's reply, in the order of [`Grant::fds`].
     ///
     /// # Errors
     /// [`Refusal::Failed`] with the step and the kernel's reason, [`Refusal::Busy`], [`Refusal::Limit`] or
     /// [`Refusal::Ticket`]; nothing of what was begun is left then. A ticket whose activation failed can be tried again.
-    pub fn provide(&mut self, request: &Request, uid: u32, limits: &Limits) -> Granted {
+    pub fn provide(&mut self, request: &Request, uid: u32, quota: &Quota) -> Granted {
         match request {
             Request::Tap(asked) => {
-                let (grant, fds) = tap::make(asked, uid, limits.max_taps, HEADER)?;
+                let (grant, fds) = tap::make(asked, uid, quota.taps, HEADER)?;
                 Ok((Grant::Tap(grant), fds))
             }
-            Request::Xsk(asked) => self.xsk(asked, limits.max_umem),
+            Request::Xsk(asked) => self.xsk(asked, quota.umem),
             Request::XskPinned(asked) => self.xsk_pinned(asked),
             Request::Activate(ticket) => self.activate(*ticket),
+            Request::L2tp(asked) => self.socket(Grant::L2tp(*asked), socket::l2tp(asked), quota.umem),
+            Request::Listen(asked) => self.socket(Grant::Listen(*asked), socket::listen(asked), quota.umem),
         }
     }
 
-    /// Bytes of UMEM that this session has been granted. They count until the session ends: the helper cannot see when
-    /// the caller lets go of memory that only the caller holds.
+    /// Bytes of UMEM that this session has been granted, with what its sockets count for. They count until the session
+    /// ends: the helper cannot see when the caller lets go of what only the caller holds.
     #[must_use]
     pub fn umem_bytes(&self) -> u64 {
         self.umem
@@ -119,11 +121,19 @@ impl Provider {
         Ok(self.last_ticket)
     }
 
+    fn socket(&mut self, grant: Grant, made: Result<OwnedFd, Refusal>, most: u64) -> Granted {
+        let (socket, umem) = (made?, self.room(SOCKET, most)?);
+        self.umem = umem;
+        Ok((grant, vec![socket]))
+    }
+
+    /// The session's bytes with `more` of them, if that is within the limit.
+    fn room(&self, more: u64, most: u64) -> Result<u64, Refusal> {
+        Some(self.umem.saturating_add(more)).filter(|all| *all <= most).ok_or(Refusal::Limit)
+    }
+
     fn xsk(&mut self, asked: &XskRequest, max_umem: u64) -> Granted {
-        let umem = self.umem.saturating_add(asked.umem_bytes());
-        if umem > max_umem {
-            return Err(Refusal::Limit);
-        }
+        let umem = self.room(asked.umem_bytes(), max_umem)?;
         let ticket = self.new_ticket()?;
         let (sockets, grant, fds) = xsk::open(asked, ticket, true)?;
         self.umem = umem;

@@ -17,7 +17,7 @@ use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::TapRequest;
 use nix::errno::Errno;
 
-use super::{At, bridge, failed};
+use super::{At, Outcome, bridge, failed};
 use crate::netlink::{Netlink, Set};
 use crate::{privilege, sys};
 
@@ -66,7 +66,7 @@ fn build(netlink: &mut Netlink, request: &TapRequest, uid: u32, max_taps: u32, h
     }
     netlink.set(tap.index, &[Set::Up]).at(Step::SetLink)?;
     let bridged = bridge.as_ref().and_then(|b| b.name);
-    let grant = describe(netlink, &tap, request, header, bridged)?;
+    let grant = describe(netlink, &tap, header, bridged)?;
     // The last that can fail: up to here closing the descriptors undoes everything.
     if request.persist {
         sys::tun_persist(first.as_fd()).at(Step::MakeTap)?;
@@ -144,26 +144,21 @@ fn quieten(netlink: &mut Netlink, tap: &Tap) -> Result<(), Refusal> {
 
 /// Asks the kernel what was made. Fewer or more queues than ours, or another device behind one of them, means that
 /// somebody else's hand was in it: then nothing is granted.
-fn describe(
-    netlink: &mut Netlink,
-    tap: &Tap,
-    request: &TapRequest,
-    vnet_header: u8,
-    bridge: Option<IfName>,
-) -> Result<TapGrant, Refusal> {
+fn describe(netlink: &mut Netlink, tap: &Tap, vnet_header: u8, bridge: Option<IfName>) -> Outcome<TapGrant> {
     let link = netlink.by_index(tap.index).at(Step::FindInterface)?;
+    let number = u16::try_from(tap.queues.len()).map_err(|_| failed(Step::MakeTap, Errno::E2BIG))?;
     let queues: io::Result<Vec<_>> = tap.queues.iter().map(|queue| fdkind::tap(queue.as_fd())).collect();
     let queues = queues.map_err(|e| failed(Step::MakeTap, errno(&e)))?;
     let first = queues.first().ok_or(failed(Step::MakeTap, Errno::EBADF))?;
     let ours = Some(first.name) == link.name && queues.iter().all(|queue| queue == first);
-    if !ours || link.tun_queues.is_some_and(|n| n != u32::from(request.queues)) {
+    if !ours || link.tun_queues.is_some_and(|n| n != u32::from(number)) {
         return Err(Refusal::Busy);
     }
     Ok(TapGrant {
         name: first.name,
         ifindex: link.index,
         flags: first.flags,
-        queues: request.queues,
+        queues: number,
         vnet_header,
         mtu: link.mtu,
         mac: link.mac.ok_or(failed(Step::SetLink, Errno::EADDRNOTAVAIL))?,

@@ -33,10 +33,9 @@ impl Program {
         let mut object =
             ObjectBuilder::default().open_memory(bpf::object()).map_err(refused(Step::LoadProgram))?;
         let first_queue = held.request.start_queue.into();
-        let (config, macs): (_, &[_]) = match &held.request.steer {
+        let (config, macs): (_, &[_]) = match held.request.steer {
             Steer::All => (bpf::Config { first_queue, all: true, broadcast: false, multicast: false }, &[]),
-            Steer::Macs { macs, broadcast, multicast } => {
-                let (broadcast, multicast) = (*broadcast, *multicast);
+            Steer::Macs { ref macs, broadcast, multicast } => {
                 (bpf::Config { first_queue, all: false, broadcast, multicast }, macs)
             }
         };

@@ -17,7 +17,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{getsockopt, setsockopt};
 
-use super::{At, failed};
+use super::{At, Outcome, failed};
 use crate::netlink::{Link, Netlink};
 use crate::{privilege, sys};
 
@@ -50,7 +50,7 @@ pub(crate) fn open(
     request: &XskRequest,
     ticket: u32,
     bound: bool,
-) -> Result<(Sockets, XskGrant, Vec<OwnedFd>), Refusal> {
+) -> Outcome<(Sockets, XskGrant, Vec<OwnedFd>)> {
     let link = find(request.interface)?;
     let mac = link.mac.ok_or(failed(Step::FindInterface, Errno::EADDRNOTAVAIL))?;
     // Who is to leave the host its network cannot name the host's own address.
@@ -124,7 +124,7 @@ pub(crate) fn find(name: IfName) -> Result<Link, Refusal> {
 
 fn make_socket(ifindex: u32) -> Result<OwnedFd, Refusal> {
     privilege::with(privilege::SOCKET, || {
-        let socket = sys::xsk_socket().at(Step::MakeSocket)?;
+        let socket = sys::socket(libc::AF_XDP, libc::SOCK_RAW, 0).at(Step::MakeSocket)?;
         setsockopt(&socket, sys::PinTo, &ifindex).at(Step::MakeSocket)?;
         Ok(socket)
     })
@@ -161,13 +161,7 @@ fn make_memory(bytes: u64) -> nix::Result<OwnedFd> {
 }
 
 /// Binds in the first way that the kernel takes, waiting for a queue that is being given back. Returns its flags.
-fn bind(
-    socket: BorrowedFd<'_>,
-    ifindex: u32,
-    queue: u32,
-    ways: &[u16],
-    deadline: Instant,
-) -> Result<u16, Refusal> {
+fn bind(socket: BorrowedFd<'_>, ifindex: u32, queue: u32, ways: &[u16], deadline: Instant) -> Outcome<u16> {
     let mut why = Errno::EINVAL;
     for &flags in ways {
         why = loop {

@@ -25,19 +25,12 @@ pub(crate) fn inherit(number: RawFd) -> Option<OwnedFd> {
 
 /// Closes every descriptor from 3 up but `keep`.
 pub(crate) fn close_others(keep: Option<RawFd>) {
-    let close = |first: u32, last: u32| {
-        if first <= last {
-            // SAFETY: no pointers. Called at start: nothing in this process owns these numbers yet. (close_range
-            // cannot fail with these arguments on kernels that have it, 5.9.)
-            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-        }
-    };
-    match keep.and_then(|k| u32::try_from(k).ok()).filter(|k| *k > 2) {
-        Some(keep) => {
-            close(3, keep - 1);
-            close(keep + 1, u32::MAX);
-        }
-        None => close(3, u32::MAX),
+    let keep = keep.and_then(|k| u32::try_from(k).ok()).filter(|k| *k > 2);
+    let ranges = keep.map_or([(3, u32::MAX); 2], |keep| [(3, keep - 1), (keep + 1, u32::MAX)]);
+    for (first, last) in ranges {
+        // SAFETY: no pointers. Called at start: nothing in this process owns these numbers yet. (close_range cannot fail
+        // with these arguments on kernels that have it, 5.9, but for a range that ends before it begins.)
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     }
 }
 

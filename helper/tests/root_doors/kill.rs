@@ -7,9 +7,20 @@ use std::time::Duration;
 use netreeve_shared::channel;
 use netreeve_shared::codec::{self, Answer};
 use netreeve_shared::grant::Grant;
-use netreeve_shared::request::Request;
+use netreeve_shared::request::{L2tpRequest, ListenRequest, Request};
 
 use crate::place::*;
+
+fn requests() -> [Request; 5] {
+    let here = std::net::Ipv4Addr::LOCALHOST.into();
+    [
+        tap_in(Some("br0")),
+        Request::Xsk(xsk()),
+        Request::Activate(1),
+        Request::L2tp(L2tpRequest { src: here, dst: here, session: 1 }),
+        Request::Listen(ListenRequest { udp: false, address: here, port: 1 }),
+    ]
+}
 
 /// One session under strace, with `inject` if given. Gives the kinds of what was granted, and strace's lines.
 fn session(inject: Option<&str>) -> (Vec<bool>, Vec<String>, bool) {
@@ -23,7 +34,7 @@ fn session(inject: Option<&str>) -> (Vec<bool>, Vec<String>, bool) {
     let (channel, mut child) = channel::spawn(command).expect("strace is installed");
     let mut granted = Vec::new();
     let mut kept = Vec::new();
-    for (sequence, request) in (1..).zip([tap_in(Some("br0")), Request::Xsk(xsk()), Request::Activate(1)]) {
+    for (sequence, request) in (1..).zip(requests()) {
         if channel.send(&codec::request(sequence, &request).unwrap(), &[]).is_err() {
             break;
         }
@@ -51,9 +62,12 @@ fn nothing_is_left(after: &str) {
 
 #[test]
 fn killed_at_each_system_call_it_leaves_nothing() {
-    place("allow uid:0 bridge br0\nallow uid:0 xsk v0\nlimit any requests=1000");
+    place(
+        "allow uid:0 bridge br0\nallow uid:0 xsk v0\nallow uid:0 l2tpv3 127.0.0.0/8\n\
+           allow uid:0 listen 127.0.0.1 port=1\nlimit any requests=1000",
+    );
     let (granted, lines, _) = session(None);
-    assert_eq!(granted, [true, true, true], "{}", lines.join("\n"));
+    assert_eq!(granted, [true; 5], "{}", lines.join("\n"));
     nothing_is_left("no kill");
     // "PID name(...": how often each call was made.
     let mut calls = std::collections::BTreeMap::<String, u32>::new();

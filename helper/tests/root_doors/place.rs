@@ -69,7 +69,7 @@ pub(crate) fn program(name: &str, mode: u32) -> PathBuf {
 /// A copy of the program with file capabilities.
 pub(crate) fn program_with_capabilities(name: &str) -> PathBuf {
     let path = program(name, 0o755);
-    let caps = "cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock=p";
+    let caps = "cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock,cap_net_bind_service=p";
     let done = Command::new("setcap").arg(caps).arg(&path).status().expect("libcap2-bin is installed");
     assert!(done.success());
     path
@@ -214,8 +214,8 @@ pub(crate) fn is_locked_in(pid: u32, uid: u32) {
     for empty in ["CapEff", "CapInh", "CapAmb"] {
         assert_eq!(status(pid, empty), "0000000000000000", "{empty}");
     }
-    // NET_ADMIN 12, NET_RAW 13, IPC_LOCK 14, BPF 39.
-    assert_eq!(status(pid, "CapPrm"), "0000008000007000");
+    // NET_BIND_SERVICE 10, NET_ADMIN 12, NET_RAW 13, IPC_LOCK 14, BPF 39.
+    assert_eq!(status(pid, "CapPrm"), "0000008000007400");
     assert_eq!((status(pid, "NoNewPrivs"), status(pid, "Seccomp")), ("1".to_owned(), "2".to_owned()));
     assert_eq!(status(pid, "Threads"), "1");
 }

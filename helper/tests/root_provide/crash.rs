@@ -1,16 +1,19 @@
 //! Killed at any moment, the helper leaves nothing.
 
 use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use netreeve_helper::provide::Provider;
-use netreeve_shared::request::Request;
+use netreeve_shared::request::{L2tpRequest, ListenRequest, Request};
 
 use crate::support::*;
 use crate::xsk::{detaches, request};
 
-fn everything() -> [Request; 5] {
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn everything() -> [Request; 8] {
     let pinned = netreeve_shared::request::XskRequest { interface: name("w0"), ..request() };
     [
         Request::Tap(in_bridge("br0", false, true)),
@@ -18,6 +21,9 @@ fn everything() -> [Request; 5] {
         Request::Xsk(request()),
         Request::Activate(1),
         Request::XskPinned(pinned),
+        Request::L2tp(L2tpRequest { src: HERE, dst: HERE, session: 1 }),
+        Request::Listen(ListenRequest { udp: false, address: HERE, port: 1 }),
+        Request::Listen(ListenRequest { udp: true, address: HERE, port: 1 }),
     ]
 }
 
@@ -25,7 +31,7 @@ fn everything() -> [Request; 5] {
 #[test]
 #[ignore = "the kill tests start it"]
 fn child() {
-    let (mut provider, mut kept) = (Provider::new(), Vec::new());
+    let (mut provider, mut kept) = (Provider::default(), Vec::new());
     for asked in everything() {
         kept.extend(provider.provide(&asked, UID, &LIMITS).unwrap().1);
     }
@@ -45,7 +51,7 @@ fn stubborn() {
         Some(names)
     };
     println!("begun");
-    let (mut provider, mut kept, force) = (Provider::new(), Vec::new(), caps::CapSet::Effective);
+    let (mut provider, mut kept, force) = (Provider::default(), Vec::new(), caps::CapSet::Effective);
     let in_force = caps::read(None, force).ok();
     for asked in everything() {
         let before = names();
@@ -83,6 +89,10 @@ fn nothing_is_left(after: &str) {
     // Made on request, this one stays once it served.
     let (_, _) = try_ip("link del br9");
     only(&["br0", "v0", "v1", "w0", "w1"]);
+    let free = || TcpListener::bind((HERE, 1)).is_ok() && UdpSocket::bind((HERE, 1)).is_ok();
+    assert!(free(), "{after}: the ports are free");
+    let raw = std::fs::read_to_string("/proc/thread-self/net/raw").unwrap();
+    assert_eq!(raw.lines().count(), 1, "{after}: {raw}");
 }
 
 #[test]
@@ -134,11 +144,13 @@ fn with_fault(call: &str, fault: &str, n: u32) -> Option<String> {
 
 /// The work's calls, each with whether a fault of it may end the process: Rust ends it without memory or random
 /// numbers, and a capability that cannot be put out of force must end it.
-const CALLS: [(&str, bool); 17] = [
+const CALLS: [(&str, bool); 19] = [
     ("openat", false),
     ("ioctl", false),
     ("socket", false),
     ("bind", false),
+    ("connect", false),
+    ("listen", false),
     ("getsockname", false),
     ("setsockopt", false),
     ("getsockopt", false),

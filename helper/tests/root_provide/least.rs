@@ -9,7 +9,7 @@ use caps::{CapSet, Capability};
 use netreeve_helper::privilege;
 use netreeve_helper::provide::Provider;
 use netreeve_shared::refusal::{Refusal, Step};
-use netreeve_shared::request::Request;
+use netreeve_shared::request::{L2tpRequest, ListenRequest, Request};
 
 use crate::support::*;
 use crate::xsk;
@@ -40,12 +40,12 @@ fn a_tap_in_a_new_bridge_needs_net_admin_alone() {
 }
 
 #[test]
-fn af_xdp_works_as_an_ordinary_user_with_the_four() {
+fn af_xdp_works_as_an_ordinary_user_with_what_is_needed() {
     xsk::veth("");
     become_user(privilege::NEEDED);
     // Four times what RLIMIT_MEMLOCK usually lets an ordinary user register.
     let asked = netreeve_shared::request::XskRequest { chunks: 16384, ..xsk::request() };
-    let mut provider = Provider::new();
+    let mut provider = Provider::default();
     let (grant, _fds) = xsk::ask(&mut provider, &asked).unwrap();
     assert!(effective().is_empty());
     let _link = xsk::activate(&mut provider, grant.ticket).unwrap();
@@ -54,6 +54,32 @@ fn af_xdp_works_as_an_ordinary_user_with_the_four() {
     let pinned = Request::XskPinned(xsk::request());
     let _kept = provider.provide(&pinned, UID, &LIMITS).unwrap();
     assert!(effective().is_empty());
+}
+
+fn low_port() -> Request {
+    let address = std::net::Ipv4Addr::LOCALHOST.into();
+    Request::Listen(ListenRequest { udp: true, address, port: 1 })
+}
+
+/// Each of these needs one capability, and that alone.
+#[test]
+fn a_session_needs_net_raw_alone_and_a_low_port_net_bind_service() {
+    let (src, dst) = ([127, 0, 0, 1].into(), [127, 0, 0, 2].into());
+    let session = Request::L2tp(L2tpRequest { src, dst, session: 1 });
+    let refused = Refusal::Failed { step: Step::Capability, errno: libc::EPERM };
+    for (request, needed) in
+        [(session, Capability::CAP_NET_RAW), (low_port(), Capability::CAP_NET_BIND_SERVICE)]
+    {
+        let answers = std::thread::spawn(move || {
+            namespace();
+            become_user(&[needed]);
+            let with = Provider::default().provide(&request, UID, &LIMITS).map(drop);
+            assert!(effective().is_empty());
+            keep_only(&[]);
+            (with, Provider::default().provide(&request, UID, &LIMITS).map(drop))
+        });
+        assert_eq!(answers.join().unwrap(), (Ok(()), Err(refused)), "{needed}");
+    }
 }
 
 #[test]
@@ -65,9 +91,10 @@ fn each_missing_capability_refuses_its_step_and_leaves_none_in_force() {
             xsk::veth("");
             let kept: Vec<_> = privilege::NEEDED.iter().copied().filter(|c| c != missing).collect();
             become_user(&kept);
-            let mut provider = Provider::new();
+            let mut provider = Provider::default();
             let answer = xsk::ask(&mut provider, &xsk::request())
-                .and_then(|(grant, fds)| xsk::activate(&mut provider, grant.ticket).map(|_| drop(fds)));
+                .and_then(|(grant, fds)| xsk::activate(&mut provider, grant.ticket).map(|_| drop(fds)))
+                .and_then(|()| provider.provide(&low_port(), UID, &LIMITS).map(drop));
             assert!(effective().is_empty());
             answer
         });

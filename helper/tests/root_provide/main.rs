@@ -14,6 +14,7 @@ mod door;
 mod least;
 mod packet;
 mod ring;
+mod socket;
 mod support;
 mod tap;
 mod xsk;

@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use netreeve_helper::provide::{Limits, Provider};
+use netreeve_helper::provide::{Provider, Quota};
 use netreeve_shared::grant::{Grant, TapGrant};
 use netreeve_shared::ifname::IfName;
 use netreeve_shared::refusal::Refusal;
@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 
 /// Every test's caller.
 pub(crate) const UID: u32 = 4242;
-pub(crate) const LIMITS: Limits = Limits { max_taps: 100, max_umem: 1 << 30 };
+pub(crate) const LIMITS: Quota = Quota { sessions: 1, requests: 1, taps: 100, umem: 1 << 30 };
 
 /// Puts this thread into an empty network namespace.
 pub(crate) fn namespace() {
@@ -82,7 +82,7 @@ pub(crate) fn in_bridge(bridge: &str, create: bool, isolated: bool) -> TapReques
 pub(crate) fn tap(request: TapRequest) -> Result<(TapGrant, Vec<OwnedFd>), Refusal> {
     let request = Request::Tap(request);
     request.check().unwrap();
-    let (grant, fds) = Provider::new().provide(&request, UID, &LIMITS)?;
+    let (grant, fds) = Provider::default().provide(&request, UID, &LIMITS)?;
     assert_eq!(grant.fds().len(), fds.len());
     let Grant::Tap(tap) = grant else { panic!("asked for a tap, got {grant:?}") };
     Ok((tap, fds))

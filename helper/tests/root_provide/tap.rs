@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
 
-use netreeve_helper::provide::{Limits, Provider, bridge_tap};
+use netreeve_helper::provide::{Provider, Quota, bridge_tap};
 use netreeve_shared::grant::Grant;
 use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::{Request, TapRequest};
@@ -158,8 +158,8 @@ fn a_taken_name_is_refused_and_never_attached_to() {
 fn a_persistent_tap_stays_and_counts() {
     namespace();
     let asked = TapRequest { name: Some(name("vm0")), persist: true, ..tap_request() };
-    let limits = Limits { max_taps: 2, ..LIMITS };
-    let mut provider = Provider::new();
+    let limits = Quota { taps: 2, ..LIMITS };
+    let mut provider = Provider::default();
     drop(provider.provide(&Request::Tap(asked), UID, &limits).unwrap());
     only(&["vm0"]);
     assert_eq!(show("vm0")["linkinfo"]["info_data"]["user"], UID);

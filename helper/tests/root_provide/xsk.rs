@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
-use netreeve_helper::provide::{Limits, Provider};
+use netreeve_helper::provide::{Provider, Quota};
 use netreeve_shared::grant::{FdKind, Grant, XskGrant};
 use netreeve_shared::mac::Mac;
 use netreeve_shared::refusal::{Refusal, Step};
@@ -71,7 +71,7 @@ fn holder(grant: &XskGrant, fds: Vec<OwnedFd>) -> Holder {
 
 /// Everything for one queue: granted, filled, activated.
 fn live(asked: &XskRequest) -> (XskGrant, Holder, XdpMode, OwnedFd) {
-    let mut provider = Provider::new();
+    let mut provider = Provider::default();
     let (grant, fds) = ask(&mut provider, asked).unwrap();
     let holder = holder(&grant, fds);
     let (mode, link) = activate(&mut provider, grant.ticket).unwrap();
@@ -142,7 +142,7 @@ fn without_native_xdp_the_mode_falls_back_unless_it_was_named() {
     ip("link set v0 master br0");
     ip("link set br0 up");
     let on_bridge = XskRequest { interface: name("br0"), ..request() };
-    let mut provider = Provider::new();
+    let mut provider = Provider::default();
     let native = XskRequest { mode: Some(XdpMode::Native), ..on_bridge.clone() };
     let (grant, fds) = ask(&mut provider, &native).unwrap();
     let refused = activate(&mut provider, grant.ticket).unwrap_err();
@@ -186,7 +186,7 @@ fn the_host_keeps_its_network_beside_a_steered_guest() {
 #[test]
 fn each_queue_has_its_socket_and_a_queue_without_one_goes_to_the_host() {
     veth("numrxqueues 3 numtxqueues 3");
-    let mut provider = Provider::new();
+    let mut provider = Provider::default();
     let (grant, mut fds) =
         ask(&mut provider, &XskRequest { queues: 2, start_queue: 1, ..request() }).unwrap();
     let second = fds.split_off(2);
@@ -220,11 +220,11 @@ fn a_queue_in_use_is_busy_and_one_just_left_is_waited_for() {
     veth("numrxqueues 2 numtxqueues 2");
     let (_, holder, _, link) = live(&request());
     let began = Instant::now();
-    assert_eq!(ask(&mut Provider::new(), &request()).unwrap_err(), Refusal::Busy);
+    assert_eq!(ask(&mut Provider::default(), &request()).unwrap_err(), Refusal::Busy);
     // Waiting for the kernel, not for the holder: others wait with us.
     let took = began.elapsed();
     assert!((Duration::from_millis(60)..Duration::from_millis(400)).contains(&took), "{took:?}");
-    let mut other = Provider::new();
+    let mut other = Provider::default();
     for mode in [None, Some(XdpMode::Native), Some(XdpMode::Skb)] {
         let (grant, fds) = ask(&mut other, &XskRequest { mode, start_queue: 1, ..request() }).unwrap();
         assert_eq!(
@@ -241,7 +241,7 @@ fn a_queue_in_use_is_busy_and_one_just_left_is_waited_for() {
     assert!(activate(&mut other, grant.ticket).is_ok(), "a ticket survives a failed activation");
     drop(fds);
     // The kernel gives a queue back some milliseconds later, or more if the machine is busy.
-    let mut again = (0..8).map(|_| ask(&mut Provider::new(), &request()));
+    let mut again = (0..8).map(|_| ask(&mut Provider::default(), &request()));
     assert!(again.any(|answer| answer.is_ok()));
 }
 
@@ -251,18 +251,21 @@ fn the_hosts_own_address_is_not_steered_away() {
     let own: Mac = show("v0")["address"].as_str().unwrap().parse().unwrap();
     let asked =
         |macs| XskRequest { steer: Steer::Macs { macs, broadcast: false, multicast: false }, ..request() };
-    let refused = ask(&mut Provider::new(), &asked(vec![GUEST, own])).unwrap_err();
+    let refused = ask(&mut Provider::default(), &asked(vec![GUEST, own])).unwrap_err();
     assert_eq!(refused, Refusal::Bad(BadRequest::Steer));
     let pinned = Request::XskPinned(asked(vec![own]));
-    assert_eq!(Provider::new().provide(&pinned, UID, &LIMITS).unwrap_err(), Refusal::Bad(BadRequest::Steer));
-    assert!(ask(&mut Provider::new(), &asked(vec![GUEST])).is_ok());
+    assert_eq!(
+        Provider::default().provide(&pinned, UID, &LIMITS).unwrap_err(),
+        Refusal::Bad(BadRequest::Steer)
+    );
+    assert!(ask(&mut Provider::default(), &asked(vec![GUEST])).is_ok());
 }
 
 /// What was allowed is a name; a socket is bound to an index.
 #[test]
 fn a_ticket_is_void_once_its_interface_has_another_name() {
     veth("");
-    let mut provider = Provider::new();
+    let mut provider = Provider::default();
     let (grant, _fds) = ask(&mut provider, &request()).unwrap();
     ip("link set v0 name w0");
     let refused = |errno| Refusal::Failed { step: Step::FindInterface, errno };
@@ -281,7 +284,7 @@ fn what_is_handed_out_is_confined() {
     veth("");
     ip("link add w0 type veth peer name w1");
     ip("link set w0 up");
-    let mut provider = Provider::new();
+    let mut provider = Provider::default();
     let (_grant, fds) = ask(&mut provider, &request()).unwrap();
     let elsewhere = u32::try_from(show("w0")["ifindex"].as_i64().unwrap()).unwrap();
     assert!(bind(fds[0].as_fd(), elsewhere).is_err(), "a bound socket is never re-targeted");
@@ -297,18 +300,18 @@ fn what_is_handed_out_is_confined() {
 #[test]
 fn tickets_and_quotas_hold() {
     veth("");
-    let mut provider = Provider::new();
+    let mut provider = Provider::default();
     assert_eq!(activate(&mut provider, 1).unwrap_err(), Refusal::Ticket);
     let (grant, _fds) = ask(&mut provider, &request()).unwrap();
     let _link = activate(&mut provider, grant.ticket).unwrap();
     assert_eq!(activate(&mut provider, grant.ticket).unwrap_err(), Refusal::Ticket, "used");
     assert_eq!(
-        activate(&mut Provider::new(), grant.ticket).unwrap_err(),
+        activate(&mut Provider::default(), grant.ticket).unwrap_err(),
         Refusal::Ticket,
         "another session's"
     );
     assert_eq!(provider.umem_bytes(), 2048 * 64);
-    let limits = Limits { max_umem: 2048 * 64 * 2 - 1, ..LIMITS };
+    let limits = Quota { umem: 2048 * 64 * 2 - 1, ..LIMITS };
     let more = provider.provide(&Request::Xsk(request()), UID, &limits);
     assert_eq!(more.unwrap_err(), Refusal::Limit);
 }
@@ -318,10 +321,10 @@ fn wrong_places_are_refused_with_the_step() {
     veth("");
     let cases = [("none", Step::FindInterface, libc::ENODEV), ("lo", Step::FindInterface, libc::EOPNOTSUPP)];
     for (interface, step, errno) in cases {
-        let refused = ask(&mut Provider::new(), &XskRequest { interface: name(interface), ..request() });
+        let refused = ask(&mut Provider::default(), &XskRequest { interface: name(interface), ..request() });
         assert_eq!(refused.unwrap_err(), Refusal::Failed { step, errno }, "{interface}");
     }
-    let refused = ask(&mut Provider::new(), &XskRequest { start_queue: 9, ..request() }).unwrap_err();
+    let refused = ask(&mut Provider::default(), &XskRequest { start_queue: 9, ..request() }).unwrap_err();
     assert_eq!(refused, Refusal::Failed { step: Step::BindQueue, errno: libc::EINVAL });
 }
 
@@ -331,7 +334,7 @@ fn a_pinned_socket_binds_here_and_nowhere_else_and_lives_with_the_session() {
         veth("");
         ip("link add w0 type veth peer name w1");
         ip("link set w0 up");
-        let mut provider = Provider::new();
+        let mut provider = Provider::default();
         let asked = Request::XskPinned(XskRequest { mode: Some(mode), ..request() });
         let (grant, mut fds) = provider.provide(&asked, UID, &LIMITS).unwrap();
         assert_eq!((grant.fds(), fds.len()), (vec![FdKind::Xsk], 1));

@@ -17,16 +17,16 @@ struct Form {
     ours: String,
     /// The largest frame in bytes that both take.
     most: usize,
-    /// Over IP.
+    /// Over IP: QEMU has the capability, we have a helper.
     raw: bool,
 }
 
-/// The command as the user without rights, but for the one that a form needs at both ends.
-fn as_user(scene: &Scene, form: &Form, of: &Command) -> Command {
+/// The command as the user without rights; `raw`: but for the one that QEMU needs for L2TPv3 over IP.
+fn as_user(scene: &Scene, raw: bool, of: &Command) -> Command {
     let user = USER.to_string();
     let mut command = Command::new("setpriv");
     command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]);
-    if form.raw {
+    if raw {
         command.args(["--inh-caps", "+net_raw", "--ambient-caps", "+net_raw"]);
     }
     command.arg(of.get_program()).args(of.get_args()).current_dir(scene.path(""));
@@ -69,11 +69,12 @@ impl Stage {
         {
             command.args(["-netdev", netdev]);
         }
-        let qemu = scene.host.spawn("qemu", as_user(scene, form, &command)).unwrap();
+        let qemu = scene.host.spawn("qemu", as_user(scene, form.raw, &command)).unwrap();
         let device = "stream,netdev=n0,server=on,addr.type=unix,addr.path=vmm";
         let mut ours = Command::new(scene.program("netreeve"));
         ours.args(["run", "--json", "--netdev", &form.ours, "--device", device]);
-        let reeve = scene.start(as_user(scene, form, &ours)).unwrap();
+        ours.arg("--helper-socket").arg(scene.helper_socket());
+        let reeve = scene.start(as_user(scene, false, &ours)).unwrap();
         let vmm = UnixStream::connect(scene.path("vmm")).unwrap();
         vmm.set_read_timeout(Some(PATIENCE)).unwrap();
         let until = Instant::now() + PATIENCE;
@@ -249,7 +250,23 @@ fn l2tpv3_over_udp_is_qemus_in_every_form() {
 
 #[test]
 fn l2tpv3_over_ip_is_qemus_in_every_form() {
-    let scene = stage();
+    let mut scene = stage();
+    let rule = |peer| format!("allow uid:{USER} l2tpv3 {peer} session=7\n");
+    scene.help(&(rule("10.99.0.1") + &rule("fd99::1") + "limit any requests=1000\n")).unwrap();
     tunnels(&scene, true, "", ["10.99.0.1", "10.99.0.2"]);
     tunnels(&scene, true, ",ipv6=on", ["fd99::1", "fd99::2"]);
+    // Another session, another peer: the helper's log tells the line, and its caller hears one word.
+    for (peer, session, said) in [("10.99.0.1", 8, "policy.conf:1(session)"), ("10.99.0.2", 7, "rule=none")] {
+        let netdev = format!("l2tpv3,id=n0,src=10.99.0.2,dst={peer},txsession={session}");
+        let device = "stream,netdev=n0,server=on,addr.type=unix,addr.path=vmm";
+        let socket = scene.helper_socket();
+        let socket = socket.to_str().unwrap();
+        let arguments = ["run", "--helper-socket", socket, "--netdev", &netdev, "--device", device];
+        let mut denied = scene.host.spawn("netreeve run", scene.netreeve(&arguments)).unwrap();
+        let end = denied.wait(PATIENCE).unwrap();
+        assert_eq!(end.code, 77, "{}", end.text);
+        let fix = format!("l2tpv3 {peer} session={session}");
+        assert!(end.text.contains("denied") && end.text.contains(&fix), "{}", end.text);
+        assert!(scene.helper().unwrap().text().contains(said), "{}", scene.helper().unwrap().text());
+    }
 }

@@ -152,7 +152,7 @@ fn qemu_asks_our_bridge_helper() {
 /// The helper's other door: `netreeve` starts it, with file capabilities or setuid, and there is no service at all.
 #[test]
 fn netreeve_starts_the_helper_itself() {
-    let capabilities = "cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock=p";
+    let capabilities = "cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock,cap_net_bind_service=p";
     for (road, mode, how) in [
         (Road::Bridge, 0o755, "capabilities"),
         (Road::AfXdp, 0o755, "capabilities"),

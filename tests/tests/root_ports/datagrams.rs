@@ -7,6 +7,7 @@ use netreeve_dataplane::port::{Port, dgram};
 use netreeve_dataplane::spec::dgram::{Dgram, Ends, Host};
 use netreeve_dataplane::spec::l2tpv3::L2tpv3;
 use netreeve_dataplane::stats::Reason;
+use netreeve_dataplane::supervise::ask::{Asker, Door};
 use netreeve_dataplane::supervise::datagram::{self, Opened};
 use netreeve_dataplane::sys::fd::raw_socket;
 use netreeve_tests::netns::{Netns, veth};
@@ -36,7 +37,7 @@ fn port(opened: Opened) -> Box<dyn Port> {
 fn tunnel(ns: &Netns, from: &str, to: &str, session: Session) -> Box<dyn Port> {
     let at = if session.carrier == Carrier::Udp { 1701 } else { 0 };
     let spec = L2tpv3 { src: host(from, at), dst: host(to, at), session };
-    ns.enter(|| port(datagram::l2tp("t", &spec).unwrap())).unwrap()
+    ns.enter(|| port(datagram::l2tp("t", &spec, &mut Asker::new(Door::default())).unwrap())).unwrap()
 }
 
 fn session(carrier: Carrier, tx: u32, rx: u32) -> Session {

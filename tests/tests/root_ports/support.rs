@@ -12,7 +12,7 @@ use netreeve_dataplane::lane::{Lane, Outcome, Side};
 use netreeve_dataplane::mem::{Buf, Pool};
 use netreeve_dataplane::port::{Port, Queues, tap, xsk};
 use netreeve_dataplane::stats::Stats;
-use netreeve_helper::provide::{Limits, Provider};
+use netreeve_helper::provide::{Provider, Quota};
 use netreeve_shared::grant::{Grant, TapGrant, XskGrant};
 use netreeve_shared::ifname::IfName;
 use netreeve_shared::request::{Request, Steer, TapRequest, XdpMode, XskRequest};
@@ -25,7 +25,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 
 pub(crate) const UID: u32 = 4243;
-pub(crate) const LIMITS: Limits = Limits { max_taps: 16, max_umem: 1 << 30 };
+pub(crate) const LIMITS: Quota = Quota { sessions: 1, requests: 1, taps: 16, umem: 1 << 30 };
 
 /// IEEE's EtherType for local experiments: no stack answers to it.
 pub(crate) const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
@@ -38,7 +38,7 @@ pub(crate) fn name(text: &str) -> IfName {
 pub(crate) fn tap_grant(ns: &Netns, link: &str, queues: u16, vnet_header: bool) -> (TapGrant, Vec<OwnedFd>) {
     let asked =
         TapRequest { name: Some(name(link)), persist: false, queues, vnet_header, mtu: None, bridge: None };
-    let made = ns.enter(|| Provider::new().provide(&Request::Tap(asked), UID, &LIMITS)).unwrap().unwrap();
+    let made = ns.enter(|| Provider::default().provide(&Request::Tap(asked), UID, &LIMITS)).unwrap().unwrap();
     let Grant::Tap(grant) = made.0 else { panic!("{:?}", made.0) };
     (grant, made.1)
 }
@@ -76,7 +76,7 @@ impl Xdp {
             chunks: ring * 2,
             steer: Steer::All,
         };
-        let mut session = Provider::new();
+        let mut session = Provider::default();
         let made = ns.enter(|| session.provide(&Request::Xsk(asked), UID, &LIMITS)).unwrap().unwrap();
         let Grant::Xsk(grant) = made.0 else { panic!("{:?}", made.0) };
         let plan = plan(&grant);
