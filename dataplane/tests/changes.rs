@@ -35,7 +35,7 @@ fn member() -> PortPlan {
     PortPlan::Stream(stream::Plan::default())
 }
 
-fn place(hub: i32) -> PortPlan {
+fn place(hub: i64) -> PortPlan {
     PortPlan::Hub(hub::Plan { hub, learning: None, isolated: false })
 }
 

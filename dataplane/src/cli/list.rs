@@ -87,7 +87,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "vde",
-        what: "a port of a VDE switch",
+        what: "a port of a VDE switch, or the switch (server=on)",
         queues: 1,
         offloads: false,
         capabilities: &[],

@@ -132,8 +132,8 @@ fn check(config: &Config) -> Result<(), Fault> {
         let example = "netreeve run --netdev tap,id=n0,br=br0 --device vhost-user,netdev=n0,path=vm.sock";
         return usage("no --netdev and no --device", example);
     }
-    // A place in a hub may wait for its member.
-    match config.unjoined().find(|p| !matches!(p.kind, Kind::Hub(_))) {
+    // A place in a hub may wait for its member, and a switch has clients.
+    match config.unjoined().find(|p| !matches!(p.kind, Kind::Hub(_) | Kind::Switch(_))) {
         None => Ok(()),
         Some(port) => {
             let why = format!("netdev {} has no peer", port.id);

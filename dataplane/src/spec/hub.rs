@@ -16,9 +16,8 @@ pub const DEFAULT_LEARNED: u16 = 256;
 pub const MOST_LEARNED: u16 = 8192;
 
 /// QEMU's `int32`: decimal or, after `0x`, hexadecimal; with a sign.
-fn number(f: &mut Fields) -> Result<i32, Fault> {
-    let text = f.need("hubid", "number the hub: hubid=0")?;
-    let (negative, digits) = text.strip_prefix('-').map_or((false, text.as_str()), |d| (true, d));
+pub(super) fn number(f: &Fields, text: &str) -> Result<i32, Fault> {
+    let (negative, digits) = text.strip_prefix('-').map_or((false, text), |d| (true, d));
     let n = integer(digits).and_then(|n| i64::try_from(n).ok()).map(|n| if negative { -n } else { n });
     let n =
         n.ok_or_else(|| f.fault("Parameter 'hubid' expects an int64 value", "number the hub: hubid=0"))?;
@@ -31,8 +30,19 @@ fn number(f: &mut Fields) -> Result<i32, Fault> {
 /// # Errors
 /// QEMU's complaints and rules.
 pub fn read(f: &mut Fields) -> Result<Plan, Fault> {
-    let hub = number(f)?;
-    let learns = f.flag("learning")?.unwrap_or(false);
+    let text = f.need("hubid", "number the hub: hubid=0")?;
+    let hub = number(f, &text)?.into();
+    let learning = learning(f, false)?;
+    let isolated = f.flag("isolated")?.unwrap_or(false);
+    Ok(Plan { hub, learning, isolated })
+}
+
+/// Reads how addresses are learned, if they are; `unless_said`: they are.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn learning(f: &mut Fields, unless_said: bool) -> Result<Option<Learning>, Fault> {
+    let learns = f.flag("learning")?.unwrap_or(unless_said);
     let ageing = f.number32("ageing", 1, 1_000_000)?;
     let most = f.number16("max-learned", 1, MOST_LEARNED)?;
     for (key, given) in [("ageing", ageing.is_some()), ("max-learned", most.is_some())] {
@@ -40,10 +50,8 @@ pub fn read(f: &mut Fields) -> Result<Plan, Fault> {
             return Err(f.fault(format!("'{key}' is of no use without learning=on"), "add learning=on"));
         }
     }
-    let isolated = f.flag("isolated")?.unwrap_or(false);
-    let learning = learns.then(|| Learning {
+    Ok(learns.then(|| Learning {
         ageing: ageing.unwrap_or(DEFAULT_AGEING),
         most: most.unwrap_or(DEFAULT_LEARNED),
-    });
-    Ok(Plan { hub, learning, isolated })
+    }))
 }

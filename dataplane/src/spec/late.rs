@@ -21,6 +21,8 @@ pub const HOTPLUG: &[(&str, PortKind)] = &[
     ("socket", PortKind::Stream),
     ("socket", PortKind::Dgram),
     ("vde", PortKind::Dgram),
+    // A switch of ours.
+    ("vde", PortKind::Hub),
     ("vhost-user", PortKind::VhostUser),
     ("hubport", PortKind::Hub),
 ];

@@ -31,6 +31,7 @@ const TEXTS: &[(&str, &str)] = &[
     ("dgram", "dgram,id=a,local.type=fd,local.str=5"),
     ("socket", "socket,id=a,udp=h:1,localaddr=h:2"),
     ("vde", "vde,id=a"),
+    ("vde", "vde,id=a,server=on,sock=s"),
     ("l2tpv3", "l2tpv3,id=a,src=s,dst=d,udp=on,srcport=1,dstport=2,txsession=1"),
     ("hubport", "hubport,id=a,hubid=0"),
 ];

@@ -61,6 +61,8 @@ pub enum Kind {
     Socket(i32),
     /// A port of a VDE switch.
     Vde(vde::Vde),
+    /// A VDE switch of ours.
+    Switch(vde::Server),
     /// L2TPv3.
     L2tpv3(l2tpv3::L2tpv3),
     /// A vhost-user device.
@@ -247,7 +249,9 @@ impl Config {
             Kind::Hub(_) => format!("hub port {} has no peer", p.id),
             _ => format!("netdev {} has no peer", p.id),
         };
-        let lone: Vec<String> = self.unjoined().map(lone).collect();
+        // A switch has clients.
+        let is_lone = |p: &&Port| !matches!(p.kind, Kind::Switch(_));
+        let lone: Vec<String> = self.unjoined().filter(is_lone).map(lone).collect();
         self.warnings.extend(lone);
         self.check_queues()?;
         self.check_descriptors()
@@ -301,6 +305,7 @@ impl Kind {
             | Self::Dgram(_)
             | Self::Socket(_)
             | Self::Vde(_)
+            | Self::Switch(_)
             | Self::L2tpv3(_)
             | Self::Hub(_) => 1,
             Self::VhostUser(v) => v.queues.into(),
@@ -328,7 +333,7 @@ impl Kind {
             Self::Stream(_) => "stream",
             Self::Dgram(_) => "dgram",
             Self::Socket(_) => "socket",
-            Self::Vde(_) => "vde",
+            Self::Vde(_) | Self::Switch(_) => "vde",
             Self::L2tpv3(_) => "l2tpv3",
             Self::VhostUser(_) => "vhost-user",
             Self::Hub(_) => "hubport",
@@ -397,7 +402,7 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
         "dgram" => dgram::read(f, role == Role::Device).map(Kind::Dgram),
         "socket" => socket(f),
         "l2tpv3" => l2tpv3::read(f).map(Kind::L2tpv3),
-        "vde" => vde::read(f).map(Kind::Vde),
+        "vde" => vde::read(f),
         "vhost-user" => vhost_user::read(f).map(Kind::VhostUser),
         "hubport" => hub::read(f).map(Kind::Hub),
         later if LATER.contains(&later) => {

@@ -1,13 +1,16 @@
 //! `vde`: a port of a VDE switch (`vde_switch`), as QEMU's backend of that name has it, without libvdeplug.
 //!
 //! QEMU hands `sock=` to libvdeplug, which knows many more networks than switches (VNLs, vde_plug(1)): here it is a
-//! switch's directory, and what else there is is reached by `vde_plug` on a descriptor.
+//! switch's directory, and what else there is is reached by `vde_plug` on a descriptor. With `server=on`, which is ours, it
+//! is the switch itself: others plug into a hub.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 
 use crate::fault::Fault;
+use crate::port::hub::Learning;
 use crate::spec::fields::Fields;
+use crate::spec::{Kind, hub};
 
 /// A port of a switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +30,31 @@ pub struct Vde {
     pub mtu: u16,
 }
 
+/// A switch of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// The hub that clients are joined to; none: one of its own.
+    pub hub: Option<i32>,
+    /// Most clients at a time.
+    pub clients: u16,
+    /// The group that may plug in.
+    pub group: Option<String>,
+    /// The permission bits of its control socket.
+    pub mode: Option<u32>,
+    /// The largest MTU in bytes of what clients get.
+    pub mtu: u16,
+    /// Addresses are learned.
+    pub learning: Option<Learning>,
+    /// Clients reach each other no more than isolated members of the hub.
+    pub isolated: bool,
+}
+
+/// Clients of a switch, unless given: as many as `vde_switch` has ports.
+const CLIENTS: u16 = 32;
+/// The most that may be asked for.
+pub const MOST_CLIENTS: u16 = 128;
 /// Longest path of a switch's directory: `/ctl` stands behind it, or a name of at most 17 bytes.
 const MAX_DIR: usize = 89;
 /// `vde_switch` cuts off what is longer, without a word.
@@ -38,7 +66,30 @@ const MAX_MTU: u16 = 9216;
 ///
 /// # Errors
 /// What cannot stand.
-pub fn read(f: &mut Fields) -> Result<Vde, Fault> {
+pub fn read(f: &mut Fields) -> Result<Kind, Fault> {
+    if f.flag("server")?.unwrap_or(false) { serve(f).map(Kind::Switch) } else { plug(f).map(Kind::Vde) }
+}
+
+fn serve(f: &mut Fields) -> Result<Server, Fault> {
+    let sock = f.need("sock", "name the switch's directory: sock=DIR")?;
+    let (dir, port) = switch(f, &sock)?;
+    if port.is_some() {
+        let fix = "leave [PORT] out: clients say which port they want";
+        return Err(f.fault(format!("sock={sock} is a port of a switch, not a switch"), fix));
+    }
+    f.refuse("port", "clients say which port they want", "leave it out")?;
+    f.refuse("reconnect-ms", "a switch is plugged into", "leave it out")?;
+    let hub = f.text("hubid").map(|text| hub::number(f, &text)).transpose()?;
+    let clients = f.number16("clients", 1, MOST_CLIENTS)?.unwrap_or(CLIENTS);
+    let group = f.text("group");
+    let mode = f.number32("mode", 0, 0o777)?;
+    let mtu = f.number16("mtu", 68, MAX_MTU)?.unwrap_or(MTU);
+    let learning = hub::learning(f, true)?;
+    let isolated = f.flag("isolated")?.unwrap_or(false);
+    Ok(Server { dir, hub, clients, group, mode, mtu, learning, isolated })
+}
+
+fn plug(f: &mut Fields) -> Result<Vde, Fault> {
     let sock = f.text("sock");
     let (dir, in_sock) = match sock.as_deref() {
         None => (None, None),
@@ -87,7 +138,7 @@ fn switch(f: &Fields, text: &str) -> Result<(PathBuf, Option<u16>), Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Config, Kind};
+    use crate::spec::Config;
 
     fn vde(text: &str) -> Result<Vde, String> {
         let config = Config::read(&[text.to_owned()], &[], None).map_err(|f| f.why)?;
@@ -119,6 +170,60 @@ mod tests {
         for (text, want) in table {
             assert_eq!(vde(text), Ok(want), "{text}");
         }
+    }
+
+    fn server(text: &str) -> Result<(Server, Vec<String>), String> {
+        let config = Config::read(&[text.to_owned()], &[], None).map_err(|f| f.why)?;
+        match &config.ports[0].kind {
+            Kind::Switch(s) => Ok((s.clone(), config.warnings)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_option_of_a_switch() {
+        let learns = |ageing, most| Some(Learning { ageing, most });
+        let plain = Server {
+            dir: "/run/s".into(),
+            hub: None,
+            clients: 32,
+            group: None,
+            mode: None,
+            mtu: 1500,
+            learning: learns(300, 256),
+            isolated: false,
+        };
+        let table = [
+            ("", plain.clone()),
+            (",hubid=-1", Server { hub: Some(-1), ..plain.clone() }),
+            (",clients=128,mtu=9216", Server { clients: 128, mtu: 9216, ..plain.clone() }),
+            (
+                ",mode=0660,group=kvm",
+                Server { mode: Some(0o660), group: Some("kvm".into()), ..plain.clone() },
+            ),
+            (",learning=off,isolated=on", Server { learning: None, isolated: true, ..plain.clone() }),
+            (",ageing=7,max-learned=8", Server { learning: learns(7, 8), ..plain }),
+        ];
+        for (more, want) in table {
+            let got = server(&format!("vde,id=n,server=on,sock=/run/s{more}"));
+            assert_eq!(got, Ok((want, vec![])), "{more}: nobody has to be its peer");
+        }
+        let table = [
+            ("", "Parameter 'sock' is missing"),
+            (",sock=/s[1]", "sock=/s[1] is a port of a switch"),
+            (",sock=/s,port=1", "port= is refused"),
+            (",sock=/s,reconnect-ms=1", "reconnect-ms= is refused"),
+            (",sock=/s,clients=129", "Parameter 'clients' expects a value from 1 to 128"),
+            (",sock=/s,clients=0", "Parameter 'clients' expects a value from 1 to 128"),
+            (",sock=/s,hubid=x", "Parameter 'hubid' expects an int64 value"),
+            (",sock=/s,learning=off,ageing=1", "'ageing' is of no use without learning=on"),
+        ];
+        for (more, why) in table {
+            let said = server(&format!("vde,id=n,server=on{more}")).unwrap_err();
+            assert!(said.starts_with(why), "{more}: {said}");
+        }
+        let text = "vde,id=n,sock=/s,hubid=1".to_owned();
+        assert!(vde(&text).unwrap_err().contains("'hubid'"), "a plug is in no hub of ours");
     }
 
     #[test]

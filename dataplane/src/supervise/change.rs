@@ -17,6 +17,7 @@ use crate::supervise::Supervisor;
 use crate::supervise::ask::Asker;
 use crate::supervise::control::Key;
 use crate::supervise::control::message::Refusal;
+use crate::supervise::slot::Slot;
 
 /// Something that the dataplane does at once or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +62,8 @@ pub(super) struct Change {
     id: Option<Value>,
     /// The first one is what the dataplane was asked for last.
     steps: VecDeque<Step>,
-    /// The slot that it has added.
-    added: Option<u16>,
+    /// Slots that it has added.
+    added: Vec<u16>,
     /// Why it is being undone.
     failed: Option<Refusal>,
     /// AF_XDP: the session of the grant, which lets frames come.
@@ -72,7 +73,7 @@ pub(super) struct Change {
 impl Change {
     /// A change of these steps.
     pub(super) fn of(steps: impl Into<VecDeque<Step>>) -> Self {
-        Self { by: 0, id: None, steps: steps.into(), added: None, failed: None, asker: None }
+        Self { by: 0, id: None, steps: steps.into(), added: Vec::new(), failed: None, asker: None }
     }
 
     /// Who is to be answered.
@@ -88,11 +89,19 @@ impl Change {
         self
     }
 
-    fn adding(&self) -> Option<u16> {
-        match self.steps.front() {
-            Some(Step::Add { slot }) => Some(*slot),
-            _ => None,
-        }
+    /// Slots that it is still to add.
+    fn adding(&self) -> impl Iterator<Item = u16> {
+        self.steps.iter().filter_map(|s| if let Step::Add { slot } = s { Some(*slot) } else { None })
+    }
+
+    /// It has to do with a slot.
+    fn concerns(&self, slot: u16) -> bool {
+        let named = |s: &Step| match s {
+            Step::Add { slot: n } | Step::Remove { slot: n } => *n == slot,
+            Step::Join(wire) => wire.netdev == slot || wire.device == slot,
+            _ => false,
+        };
+        self.added.contains(&slot) || self.steps.iter().any(named)
     }
 }
 
@@ -101,12 +110,23 @@ impl Change {
 pub(super) struct Changes {
     open: VecDeque<(u32, Change)>,
     last: u32,
+    /// Those that begin when a connection is there.
+    waiting: Vec<Change>,
 }
 
 impl Changes {
     /// The dataplane does not have this slot yet.
     pub(super) fn adds(&self, slot: u16) -> bool {
-        self.open.iter().any(|(_, c)| c.adding() == Some(slot))
+        self.all().any(|c| c.adding().any(|n| n == slot))
+    }
+
+    /// One that is under way has to do with a slot.
+    pub(super) fn concern(&self, slot: u16) -> bool {
+        self.all().any(|c| c.concerns(slot))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Change> {
+        self.open.iter().map(|(_, c)| c).chain(&self.waiting)
     }
 }
 
@@ -119,13 +139,18 @@ impl Supervisor {
     /// Starts a change: tells the dataplane its first step.
     pub(super) fn begin(&mut self, mut change: Change, now: Instant) {
         let Some(step) = change.steps.front() else { return self.conclude(change, now) };
+        if let Step::Add { slot } = *step
+            && self.slots.get(slot).is_some_and(Slot::is_awaited)
+        {
+            return self.changes.waiting.push(change);
+        }
         self.changes.last = self.changes.last.wrapping_add(1);
         let ask = self.changes.last;
         match self.tell_step(ask, step) {
             Ok(()) => self.changes.open.push_back((ask, change)),
             Err(why) => {
                 // Not told, so not done: a port that was to be undone stays, and can be seen and taken out.
-                if let Some(slot) = change.adding() {
+                for slot in change.adding() {
                     self.slots.take(slot);
                 }
                 if let Some(Step::Capture { number } | Step::Uncapture { number, .. }) = change.steps.front()
@@ -167,7 +192,7 @@ impl Supervisor {
         let Some(mut change) = self.answered(ask) else { return false };
         let Some(step) = change.steps.pop_front() else { return false };
         if let Step::Add { slot } = step {
-            change.added = Some(slot);
+            change.added.push(slot);
             if let Some(s) = self.slots.get_mut(slot) {
                 s.fresh = None;
             }
@@ -206,6 +231,18 @@ impl Supervisor {
         true
     }
 
+    /// Begins changes whose connections are there, and gives up those whose will not come.
+    pub(super) fn begin_awaited(&mut self, now: Instant) {
+        for mut change in std::mem::take(&mut self.changes.waiting) {
+            let slots: Vec<u16> = change.adding().collect();
+            let why = slots.iter().find_map(|n| self.slots.get_mut(*n)?.failed.take());
+            if let Some(why) = why {
+                self.undo(&mut change, Refusal::generic(why));
+            }
+            self.begin(change, now);
+        }
+    }
+
     fn answered(&mut self, ask: u32) -> Option<Change> {
         let next = self.changes.open.front().is_some_and(|(n, _)| *n == ask);
         if next { self.changes.open.pop_front().map(|(_, change)| change) } else { None }
@@ -214,7 +251,11 @@ impl Supervisor {
     /// What is left to do is to take back what was done.
     fn undo(&mut self, change: &mut Change, why: Refusal) {
         change.failed.get_or_insert(why);
-        change.steps = change.added.take().map(|slot| Step::Remove { slot }).into_iter().collect();
+        for slot in change.adding() {
+            self.slots.take(slot);
+        }
+        change.steps =
+            std::mem::take(&mut change.added).into_iter().map(|slot| Step::Remove { slot }).collect();
     }
 
     /// Makes a step here as well.
@@ -256,17 +297,21 @@ impl Supervisor {
 
     /// The dataplane is dead: what it was asked for is not answered any more.
     pub(super) fn changes_died(&mut self, now: Instant) {
-        for (_, mut change) in std::mem::take(&mut self.changes.open) {
+        let waiting = std::mem::take(&mut self.changes.waiting);
+        let open = std::mem::take(&mut self.changes.open).into_iter().map(|(_, change)| change);
+        for mut change in open.chain(waiting) {
             let undoing = change.failed.is_some();
+            for slot in change.adding() {
+                self.slots.take(slot);
+            }
             match change.steps.front().cloned() {
-                Some(Step::Add { slot }) => drop(self.slots.take(slot)),
                 Some(step @ (Step::Remove { .. } | Step::Uncapture { .. })) => self.apply(&step),
                 Some(Step::Capture { number }) => self.end_capture(number),
                 _ => {}
             }
             let gone = matches!(change.steps.front(), Some(Step::Remove { .. } | Step::Uncapture { .. }));
             let gone = gone && !undoing;
-            if let Some(slot) = change.added.take() {
+            for slot in std::mem::take(&mut change.added) {
                 self.apply(&Step::Remove { slot });
             }
             if !gone {

@@ -45,6 +45,8 @@ impl Supervisor {
             self.serve_clients(now);
         }
         self.dial(now);
+        self.begin_awaited(now);
+        self.serve_switches(now);
         self.ask_estates(now);
         self.check_deadline(now)
     }
@@ -72,6 +74,9 @@ impl Supervisor {
         for (fd, flags) in self.slots.iter().filter_map(|(_, s)| s.plug.as_ref()?.fd()) {
             add(fd, flags);
         }
+        for fd in self.switch_fds() {
+            add(fd, PollFlags::POLLIN);
+        }
         match poll(&mut fds, self.timeout()) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(Fault::new(Exit::General, "waiting for events", e, "")),
@@ -97,6 +102,7 @@ impl Supervisor {
         let aims = self.slots.iter().filter_map(|(_, s)| s.aim.as_ref()).map(Aim::due);
         let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.reception.as_ref()?.due()));
         let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.plug.as_ref()?.due()));
+        let aims = aims.chain(self.switches_due());
         let clients = self.control.as_ref().and_then(|c| c.due(now)).into_iter().chain(self.counters_due());
         let times = dials.chain(aims).chain(deadline).chain(self.start_at).chain(estates).chain(clients);
         let Some(next) = times.min() else {
@@ -164,12 +170,12 @@ impl Supervisor {
 
     /// A slot's place in a switch.
     fn plug(&mut self, slot: u16, now: Instant) {
-        let runs = self.dataplane.is_some();
+        // One for the dataplane that runs, one for those that come after it. A port that is being added comes with it.
+        let runs = self.dataplane.is_some() && !self.changes.adds(slot);
         let Some(s) = self.slots.get_mut(slot) else { return };
         let said = match s.plug.as_mut().map(|p| p.step(now)) {
             None | Some(vde::Step::Pending) => return,
             Some(vde::Step::Plugged(socket)) => {
-                // One for the dataplane that runs, one for those that come after it.
                 s.fresh = if runs { socket.try_clone().ok() } else { None };
                 s.kept = vec![socket];
                 return;
@@ -179,7 +185,10 @@ impl Supervisor {
                 s.gone |= s.plug.as_ref().is_none_or(|p| !p.persists());
                 format!("port '{}': the switch is gone", s.id)
             }
-            Some(vde::Step::Failed(e)) => format!("port '{}': plugging in failed: {e}", s.id),
+            Some(vde::Step::Failed(e)) => {
+                s.failed = Some(format!("plugging into the switch failed: {e}"));
+                format!("port '{}': plugging in failed: {e}", s.id)
+            }
         };
         self.voice.say_of_others(&said);
         self.end_if_nothing_is_left(&said);
@@ -197,6 +206,7 @@ impl Supervisor {
                 Some(Step::Connected(fd)) => s.fresh = Some(fd),
                 Some(Step::Failed(e)) => {
                     let text = format!("port '{}': connecting failed: {e}", s.id);
+                    s.failed = Some(format!("connecting failed: {e}"));
                     self.voice.say_of_others(&text);
                 }
                 Some(Step::Pending) | None => {}

@@ -106,6 +106,11 @@ pub fn bind(what: &str, path: &Path, mode: u32, kind: SockType) -> Result<(Owned
     Ok((socket, file))
 }
 
+/// True if there is a socket at the path that nobody holds any more.
+pub(super) fn is_dead(path: &Path) -> bool {
+    UnixAddr::new(path).is_ok_and(|address| is_dead_socket(path, &address).unwrap_or(false))
+}
+
 /// True if the path is a socket at which nobody listens.
 fn is_dead_socket(path: &Path, address: &UnixAddr) -> io::Result<bool> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {

@@ -20,6 +20,7 @@ pub mod datagram;
 pub mod dial;
 pub mod estate;
 mod events;
+mod granted;
 mod life;
 pub mod link_watch;
 pub mod listen;
@@ -43,7 +44,7 @@ use nix::sys::signal::Signal;
 
 use crate::fault::Fault;
 use crate::handover::{Level, Plan, RunPlan, Wire};
-use crate::spec::{Config, late};
+use crate::spec::{Config, Kind, late};
 use ask::{Asker, Door};
 use back_off::BackOff;
 use capture::Capture;
@@ -56,7 +57,7 @@ use link_watch::LinkWatch;
 use ready::{PidFile, Ready};
 use say::Voice;
 pub(crate) use signals::Signals;
-use slot::Slot;
+use slot::{How, Slot};
 use slots::Slots;
 
 /// How long the kernel may take to remove an interface that nobody holds any more.
@@ -169,6 +170,10 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     let control = Control::open(options.control)?;
     let mut asker = Asker::new(options.door.clone());
     let mut later: Vec<_> = options.hotplug.iter().flat_map(|t| late::hotplug(t)).collect();
+    // Its clients are ports that come later.
+    if config.ports.iter().any(|p| matches!(p.kind, Kind::Switch(_))) {
+        later.extend(late::hotplug("vde"));
+    }
     later.sort_unstable();
     later.dedup();
     let (slots, wires) = open_ports(config, given, &mut asker, options.socket_mode)?;
@@ -223,7 +228,7 @@ fn open_ports(
     for (port, fds) in config.ports.into_iter().zip(given) {
         let wire = config.wires.iter().find(|w| w.device == slots.len());
         let device = wire.is_some() && port.kind.name() != "hubport";
-        let open = Slot::open(port, fds, asker, mode)?;
+        let open = Slot::open(port, fds, asker, How { mode, wait: true })?;
         slots.push(Slot { device, lock_mac: wire.and_then(|w| w.lock_mac), ..open });
     }
     let index = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);

@@ -6,14 +6,12 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use netreeve_shared::fdkind;
-use netreeve_shared::grant::{FdKind, Grant, TapGrant, XskGrant};
+use netreeve_shared::grant::Grant;
 use netreeve_shared::mac::Mac;
 use netreeve_shared::request::Request;
-use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{self, SockType, sockopt};
 
 use crate::fault::{Exit, Fault};
@@ -23,21 +21,32 @@ use crate::port::stream::framing::Framing;
 use crate::spec::addr::Addr;
 use crate::spec::dgram::{Dgram, Ends};
 use crate::spec::stream::Stream;
+use crate::spec::vde::{Server, Vde};
 use crate::spec::{self, Kind};
 use crate::supervise::ask::Asker;
 use crate::supervise::datagram::{self, Aim, Opened};
 use crate::supervise::dial::{self, Dialler, Step, Target};
 use crate::supervise::estate::{self, Estate};
+use crate::supervise::granted::{granted_tap, granted_xsk, handed_tap, mtu_of};
 use crate::supervise::link_watch;
 use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::reception::Reception;
-use crate::supervise::vde::{self, Plug};
+use crate::supervise::vde::{self, Client, Plug, Switch};
 use crate::sys;
 
 /// Bytes of an Ethernet header with one VLAN tag.
-const ETHER: u32 = 18;
+pub(super) const ETHER: u32 = 18;
 /// How long the first connection of a port without `reconnect-ms` may take.
 const FIRST_DIAL: Duration = Duration::from_secs(10);
+
+/// How a port is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// Permission bits of unix sockets.
+    pub mode: u32,
+    /// A connection that is made only once is waited for; else it is on its way when the port is there.
+    pub wait: bool,
+}
 
 /// One port.
 #[derive(Debug)]
@@ -70,12 +79,20 @@ pub struct Slot {
     pub reception: Option<Reception>,
     /// Its place in a VDE switch.
     pub plug: Option<Plug>,
+    /// The VDE switch that it is a port of.
+    pub switch: Option<Box<Switch>>,
+    /// It is the place in a hub of such a client.
+    pub of_client: bool,
+    /// Why what was on its way will not come.
+    pub failed: Option<String>,
     /// The interface behind it, watched if it is in our network namespace.
     pub link: Option<Link>,
     /// The interface goes with its last descriptor.
     pub fleeting: bool,
-    /// The file of its listening socket.
+    /// The file of its socket.
     pub file: Option<SocketFile>,
+    /// The client of a VDE switch that it is there for. After its socket's file: it has the directory.
+    pub client: Option<Client>,
     /// AF_XDP: names the grant until it is activated.
     pub ticket: Option<u32>,
     /// AF_XDP: closing the last copy detaches the program.
@@ -117,7 +134,7 @@ impl Slot {
     ///
     /// # Errors
     /// It cannot be had.
-    pub fn open(port: spec::Port, fds: Vec<OwnedFd>, asker: &mut Asker, mode: u32) -> Result<Self, Fault> {
+    pub fn open(port: spec::Port, fds: Vec<OwnedFd>, asker: &mut Asker, how: How) -> Result<Self, Fault> {
         let what = format!("port '{}'", port.id);
         let kind = port.kind.name();
         match port.kind {
@@ -140,24 +157,19 @@ impl Slot {
                     port::stream::Plan { server: s.server, redial, framing: s.framing, undone: s.undone };
                 let plan = PortPlan::Stream(plan);
                 let end =
-                    End { addr: s.addr, server: s.server, reconnect_ms: s.reconnect_ms, mode, kind: kind_of };
+                    End { addr: s.addr, server: s.server, reconnect_ms: s.reconnect_ms, how, kind: kind_of };
                 end.open(Self::bare(port.id, kind, plan), &what, fds)
             }
             Kind::Dgram(d) => {
-                let opened = datagram::open(&what, &d, fds, mode)?;
+                let opened = datagram::open(&what, &d, fds, how.mode)?;
                 Ok(datagrams(port.id, kind, opened))
             }
             Kind::Socket(n) => {
                 let kind = inherited_kind(&what, n, &fds)?;
-                Self::open(spec::Port { id: port.id, kind }, fds, asker, mode)
+                Self::open(spec::Port { id: port.id, kind }, fds, asker, how)
             }
-            Kind::Vde(v) => {
-                let max_frame = u32::from(v.mtu) + ETHER;
-                let (plug, socket) = vde::open(&what, v)?;
-                let plan = port::dgram::Plan::plugged(max_frame);
-                let kept = socket.into_iter().collect();
-                Ok(Self { kept, plug: Some(plug), ..Self::bare(port.id, kind, PortPlan::Dgram(plan)) })
-            }
+            Kind::Vde(v) => plug(port.id, kind, &what, v, how),
+            Kind::Switch(s) => switch(port.id, kind, &what, s),
             Kind::L2tpv3(l) => {
                 let opened = datagram::l2tp(&what, &l, asker)?;
                 Ok(datagrams(port.id, kind, opened))
@@ -173,7 +185,7 @@ impl Slot {
                 };
                 let kind_of = SockType::Stream;
                 let end =
-                    End { addr: v.addr, server: v.server, reconnect_ms: v.reconnect_ms, mode, kind: kind_of };
+                    End { addr: v.addr, server: v.server, reconnect_ms: v.reconnect_ms, how, kind: kind_of };
                 end.open(Self::bare(port.id, kind, PortPlan::VhostUser(plan)), &what, fds)
             }
         }
@@ -196,6 +208,10 @@ impl Slot {
             aim: None,
             reception: None,
             plug: None,
+            switch: None,
+            client: None,
+            of_client: false,
+            failed: None,
             link: None,
             fleeting: false,
             file: None,
@@ -212,7 +228,16 @@ impl Slot {
             PortPlan::VhostUser(p) => estate::most_descriptors(p.queues),
             _ => 0,
         };
-        self.kept.len() as u64 + estate + 4
+        let clients = self.switch.as_ref().map_or(0, |s| 2 * u64::from(s.spec().clients) + 32);
+        self.kept.len() as u64 + estate + clients + 4
+    }
+
+    /// It is made of a connection that is on its way, and of nothing before that is there.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        let dials = self.dialler.as_ref().is_some_and(|d| !d.persists()) && self.fresh.is_none();
+        let plugs = self.plug.as_ref().is_some_and(Plug::must_be_there) && self.kept.is_empty();
+        dials || plugs
     }
 
     /// Another dataplane could use it.
@@ -280,12 +305,27 @@ fn datagrams(id: String, kind: &'static str, opened: Opened) -> Slot {
     Slot { kept: sockets, aim, reception, file, ..Slot::bare(id, kind, PortPlan::Dgram(plan)) }
 }
 
+/// A plug in a switch.
+fn plug(id: String, kind: &'static str, what: &str, v: Vde, how: How) -> Result<Slot, Fault> {
+    let max_frame = u32::from(v.mtu) + ETHER;
+    let (plug, socket) = vde::open(what, v, how.wait)?;
+    let plan = PortPlan::Dgram(port::dgram::Plan::plugged(max_frame));
+    Ok(Slot { kept: socket.into_iter().collect(), plug: Some(plug), ..Slot::bare(id, kind, plan) })
+}
+
+/// A switch, which is a place in its hub.
+fn switch(id: String, kind: &'static str, what: &str, s: Server) -> Result<Slot, Fault> {
+    let (switch, plan) = Switch::open(what, s)?;
+    let addr = Some(Addr::Unix(switch.home().ctl()));
+    Ok(Slot { switch: Some(Box::new(switch)), addr, ..Slot::bare(id, kind, PortPlan::Hub(plan)) })
+}
+
 /// One end of a stream socket.
 struct End {
     addr: Addr,
     server: bool,
     reconnect_ms: Option<u32>,
-    mode: u32,
+    how: How,
     kind: SockType,
 }
 
@@ -305,8 +345,8 @@ impl End {
         match &self.addr {
             Addr::Unix(path) => {
                 let (socket, file) = match self.kind {
-                    SockType::SeqPacket => listen::seqpacket(what, path, self.mode)?,
-                    _ => listen::unix(what, path, self.mode)?,
+                    SockType::SeqPacket => listen::seqpacket(what, path, self.how.mode)?,
+                    _ => listen::unix(what, path, self.how.mode)?,
                 };
                 slot.kept.push(socket);
                 slot.file = Some(file);
@@ -366,7 +406,7 @@ impl End {
         let again = self.reconnect_ms.map(|ms| Duration::from_millis(u64::from(ms)));
         let mut dialler = Dialler::new(target, again).with(self.kind);
         dialler.dial(Instant::now());
-        if again.is_none() {
+        if again.is_none() && self.how.wait {
             slot.fresh = Some(first(&mut dialler).map_err(|e| {
                 let exit = if e.kind() == std::io::ErrorKind::PermissionDenied {
                     Exit::Denied
@@ -397,76 +437,6 @@ fn first(dialler: &mut Dialler) -> std::io::Result<OwnedFd> {
             dialler.fd().map(|fd| PollFd::new(fd, PollFlags::POLLOUT)).into_iter().collect();
         let _ready = poll(&mut fds, PollTimeout::from(100_u8));
     }
-}
-
-fn handed_tap(id: String, what: &str, fds: Vec<OwnedFd>) -> Result<Slot, Fault> {
-    let bad =
-        |why: String| Fault::new(Exit::Config, what, why, "pass the queues of one tap, made with IFF_NO_PI");
-    let mut first: Option<fdkind::Tap> = None;
-    for fd in &fds {
-        fdkind::attest(fd.as_fd(), FdKind::Tap)
-            .map_err(|e| bad(format!("Unable to query TUNGETIFF: {}", e.why)))?;
-        let tap = fdkind::tap(fd.as_fd()).map_err(|e| bad(format!("Unable to query TUNGETIFF: {e}")))?;
-        if let Some(f) = first.filter(|f| *f != tap) {
-            let why = "vnet_hdr not consistent across given tap fds, or they are of several taps";
-            return Err(bad(format!("{why} ({} and {})", f.name, tap.name)));
-        }
-        first = Some(tap);
-    }
-    let tap = first.ok_or_else(|| bad("no descriptor".into()))?;
-    let header = header_of(&fds, tap.flags).map_err(|e| bad(e.to_string()))?;
-    let queues = u16::try_from(fds.len()).unwrap_or(u16::MAX);
-    let name = tap.name.to_string();
-    let mtu = mtu_of(&name);
-    let plan = PortPlan::Tap(port::tap::Plan { queues, vnet_header: header, mtu });
-    let link = Link { index: if_nametoindex(name.as_str()).ok(), name };
-    Ok(Slot { kept: fds, link: Some(link), ..Slot::bare(id, "tap", plan) })
-}
-
-/// Bytes of virtio-net header before each frame.
-fn header_of(fds: &[OwnedFd], flags: u16) -> std::io::Result<u8> {
-    let has = i32::from(flags) & libc::IFF_VNET_HDR != 0;
-    match fds.first() {
-        Some(fd) if has => {
-            let bytes = sys::tun::vnet_header(fd.as_fd())?;
-            u8::try_from(bytes).map_err(|_| std::io::ErrorKind::InvalidData.into())
-        }
-        _ => Ok(0),
-    }
-}
-
-fn granted_tap(id: String, grant: &TapGrant, fds: Vec<OwnedFd>) -> Slot {
-    let plan = port::tap::Plan { queues: grant.queues, vnet_header: grant.vnet_header, mtu: grant.mtu };
-    let link = here(&grant.name.to_string(), grant.ifindex);
-    Slot { kept: fds, link: Some(link), ..Slot::bare(id, "tap", PortPlan::Tap(plan)) }
-}
-
-fn granted_xsk(id: String, grant: &XskGrant, fds: Vec<OwnedFd>) -> Slot {
-    let plan = port::xsk::Plan {
-        queues: grant.queues,
-        mtu: grant.mtu,
-        ring: grant.ring,
-        chunk: grant.chunk,
-        chunks: grant.chunks,
-        headroom: grant.headroom,
-        multi_buffer: grant.multi_buffer,
-        resume: false,
-    };
-    let link = here(&grant.name.to_string(), grant.ifindex);
-    let ticket = Some(grant.ticket);
-    Slot { kept: fds, link: Some(link), ticket, ..Slot::bare(id, "af-xdp", PortPlan::Xsk(plan)) }
-}
-
-/// The helper may live in another network namespace: then the index means nothing here.
-fn here(name: &str, index: u32) -> Link {
-    let index = if_nametoindex(name).ok().filter(|i| *i == index);
-    Link { name: name.to_owned(), index }
-}
-
-/// The interface's MTU in bytes as sysfs tells everybody; 1500 if it cannot be read.
-fn mtu_of(name: &str) -> u32 {
-    let path = Path::new("/sys/class/net").join(name).join("mtu");
-    std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(1500)
 }
 
 fn unresolved(what: &str, addr: &Addr, e: &std::io::Error) -> Fault {
@@ -553,7 +523,8 @@ mod tests {
     #[test]
     fn descriptors_must_be_what_the_options_say() {
         let kind = SockType::Stream;
-        let end = |server| End { addr: Addr::Fd(9), server, reconnect_ms: None, mode: 0o600, kind };
+        let how = How { mode: 0o600, wait: true };
+        let end = |server| End { addr: Addr::Fd(9), server, reconnect_ms: None, how, kind };
         assert!(end(false).open(stream(), "p", vec![socket()]).unwrap().fresh.is_some());
         assert!(end(true).open(stream(), "p", vec![socket()]).unwrap_err().why.contains("does not listen"));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -5,6 +5,7 @@
 
 use crate::handover::PortPlan;
 use crate::spec::MAX_PORTS;
+use crate::spec::vde::MOST_CLIENTS;
 use crate::supervise::slot::Slot;
 
 /// All slots.
@@ -47,8 +48,17 @@ impl Slots {
 
     /// Puts a port into the first free slot; none: there are as many as there may be.
     pub fn put(&mut self, port: Slot) -> Option<u16> {
+        self.put_below(MAX_PORTS, port)
+    }
+
+    /// The same for what belongs to a client of a switch; there is room for those of one.
+    pub fn put_client(&mut self, port: Slot) -> Option<u16> {
+        self.put_below(MAX_PORTS + 2 * usize::from(MOST_CLIENTS), port)
+    }
+
+    fn put_below(&mut self, most: usize, port: Slot) -> Option<u16> {
         let free = self.0.iter().position(Option::is_none).unwrap_or(self.0.len());
-        if free >= MAX_PORTS {
+        if free >= most {
             return None;
         }
         if free == self.0.len() {
@@ -91,5 +101,6 @@ mod tests {
         assert_eq!(all.put(port("d")), Some(1));
         let more = (3..MAX_PORTS).all(|_| all.put(port("x")).is_some());
         assert!(more && all.put(port("y")).is_none());
+        assert_eq!(all.put_client(port("y")), Some(64));
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use netreeve_tests::bins;
@@ -211,4 +211,83 @@ fn framings_of_vde_plug() {
         // The end of our connection is that of its.
         until("vde_plug's end", || plug.try_wait().unwrap());
     }
+}
+
+/// `vde_plug` to this network, and its standard streams.
+fn vde_plug(to: &str) -> (Child, UnixStream) {
+    let (ours, theirs) = pair(SockType::Stream);
+    let mut command = Command::new(bins::peer("vde_plug").unwrap());
+    command.arg(to).stdin(theirs.try_clone().unwrap()).stdout(theirs);
+    (command.spawn().unwrap(), ours.into())
+}
+
+fn wire16(f: &[u8]) -> Vec<u8> {
+    [&(f.len() as u16).to_be_bytes(), f].concat()
+}
+
+fn read16(from: &mut UnixStream) -> Option<Vec<u8>> {
+    let mut len = [0; 2];
+    from.read_exact(&mut len).ok()?;
+    let mut f = vec![0; u16::from_be_bytes(len).into()];
+    from.read_exact(&mut f).unwrap();
+    Some(f)
+}
+
+/// The other way round: `netreeve` is the switch, and nobody who plugs in knows the difference.
+#[test]
+fn qemu_vde_plug_and_netreeve_in_a_switch_of_ours() {
+    let dir = Dir::new();
+    let sw = dir.at("sw");
+    let reeve = Reeve::run(&dir, &format!("vde,id=n0,server=on,sock={sw}"), &[]);
+    let mut vm = reeve.vm();
+    let qemu = Qemu::run(&dir, &format!("vde,sock={sw}"));
+    exchange(&qemu, &mut vm);
+    let (mut plug, mut plugged) = vde_plug(&format!("vde://{sw}[7]"));
+    // What was sent before it was plugged in is nobody's.
+    plugged.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let got = until("vde_plug", || {
+        vm.send(&broadcast(60, 1, 2));
+        read16(&mut plugged)
+    });
+    plugged.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(got, broadcast(60, 1, 2));
+    let other = Reeve::run(&dir, &format!("vde,id=n0,sock={sw}[9],reconnect-ms=50"), &[]);
+    let mut far = other.vm();
+    until("the other netreeve", || {
+        far.send(&broadcast(60, 2, 4));
+        vm.drain(Duration::from_millis(50)).contains(&broadcast(60, 2, 4)).then_some(())
+    });
+    // Everybody hears everybody, at every size.
+    let hear = |who: &mut dyn FnMut() -> Vec<u8>, f: &[u8]| until("a frame", || (who() == f).then_some(()));
+    for (n, len) in (10..).zip([60, 64, 342, 1514, 1518]) {
+        let f = broadcast(len, n, 3);
+        plugged.write_all(&wire16(&f)).unwrap();
+        hear(&mut || qemu.recv(), &f);
+        hear(&mut || vm.recv(), &f);
+        hear(&mut || far.recv(), &f);
+        let f = broadcast(len, n + 100, 4);
+        far.send(&f);
+        hear(&mut || qemu.recv(), &f);
+        hear(&mut || vm.recv(), &f);
+        hear(&mut || read16(&mut plugged).unwrap(), &f);
+    }
+    // They stay plugged in when the dataplane dies.
+    let ready: serde_json::Value =
+        serde_json::from_str(&reeve.proc.wait_for("\"ready\"", PATIENCE).unwrap().text).unwrap();
+    kill(Pid::from_raw(ready["dataplane"].as_i64().unwrap() as i32), Signal::SIGKILL).unwrap();
+    let mut vm = reeve.vm();
+    exchange(&qemu, &mut vm);
+    // vde_plug does nothing else while nobody reads what it writes.
+    plugged.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    while read16(&mut plugged).is_some() {}
+    plugged.write_all(&wire16(&broadcast(60, 99, 3))).unwrap();
+    hear(&mut || vm.recv(), &broadcast(60, 99, 3));
+    hear(&mut || far.recv(), &broadcast(60, 99, 3));
+    drop(plugged);
+    until("vde_plug's end", || plug.try_wait().unwrap());
+    until("its port's end", || (!fs::exists(format!("{sw}/007.fd")).unwrap()).then_some(()));
+    drop(qemu);
+    other.end();
+    reeve.end();
+    assert!(!fs::exists(format!("{sw}/ctl")).unwrap());
 }

@@ -29,7 +29,13 @@ pub(super) struct Outbox {
     cut_below: u32,
     /// What the kernel is short of is waited for.
     waits: bool,
+    /// How often it was, one time after the other.
+    short: u32,
 }
+
+/// So often in a row, what the kernel is short of is asked for again. It does not say when it has it, and calls the socket
+/// writable meanwhile: to wait for ever would be to ask without end.
+const SHORT: u32 = 32;
 
 /// The frames of a message that goes next: up to which frame of the batch.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,7 +61,7 @@ enum Verdict {
 impl Outbox {
     pub(super) fn new(plan: &Plan) -> Self {
         let cut_below = if plan.cut { u32::MAX } else { 0 };
-        Self { l2tp: plan.l2tp, count: 0, cut_below, waits: plan.waits }
+        Self { l2tp: plan.l2tp, count: 0, cut_below, waits: plan.waits, short: 0 }
     }
 
     /// Sends the frames of `b` that wait; says how many went or were passed over.
@@ -85,7 +91,7 @@ impl Outbox {
                     let sent = runs.get(n.saturating_sub(1)).map_or(0, |r| r.end);
                     self.sent(rest.get(..sent).unwrap_or_default(), stats);
                     at += if n == out.len() { passed } else { sent };
-                    again = false;
+                    (again, self.short) = (false, 0);
                 }
                 Err(e) => match self.judge(&e, first, std::mem::replace(&mut again, true)) {
                     Verdict::Wait => return Ok(at),
@@ -194,7 +200,10 @@ impl Outbox {
                 Verdict::Lost(Reason::Unreachable)
             }
             Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN) => Verdict::Again,
-            Some(libc::ENOBUFS | libc::ENOMEM) if self.waits => Verdict::Wait,
+            Some(libc::ENOBUFS | libc::ENOMEM) if self.waits && self.short < SHORT => {
+                self.short += 1;
+                Verdict::Wait
+            }
             Some(libc::ENOBUFS | libc::ENOMEM) => Verdict::Lost(Reason::Full),
             Some(libc::EBADF | libc::ENOTSOCK) => Verdict::Dead,
             _ => Verdict::Lost(Reason::Refused),
@@ -205,5 +214,27 @@ impl Outbox {
 fn count(frames: &[Frame], why: Reason, stats: &mut Stats) {
     for _ in frames.iter().filter(|f| !f.dropped) {
         stats.drop(why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::dgram::Sources;
+
+    #[test]
+    fn what_the_kernel_is_short_of_is_asked_for_again_but_not_for_ever() {
+        let short = io::Error::from_raw_os_error(libc::ENOBUFS);
+        let run = Run { end: 1, segment: 0 };
+        let mut plugged = Outbox::new(&Plan::plugged(1518));
+        for _ in 0..2 {
+            let waits = (0..1000).take_while(|_| matches!(plugged.judge(&short, run, true), Verdict::Wait));
+            assert_eq!(waits.count(), SHORT as usize);
+            assert!(matches!(plugged.judge(&short, run, true), Verdict::Lost(Reason::Full)));
+            // A frame that goes makes good.
+            plugged.short = 0;
+        }
+        let udp = Plan { sources: Sources::Any, cut: true, waits: false, ..Plan::plugged(1518) };
+        assert!(matches!(Outbox::new(&udp).judge(&short, run, true), Verdict::Lost(Reason::Full)));
     }
 }

@@ -33,8 +33,8 @@ pub use queue::{BYTES, FRAMES};
 /// A place in a hub. All places that name the same hub are one hub.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// The hub's number.
-    pub hub: i32,
+    /// The hub's number: one of 32 bits that was given, or one of our own beyond those.
+    pub hub: i64,
     /// Source addresses of the member's frames are learned, so that frames for them go to it alone. None: they are not,
     /// and frames for it go to every member.
     pub learning: Option<Learning>,
@@ -62,10 +62,10 @@ pub const OPENS: &[Call] = &[Call::only(
 
 /// The hubs of a dataplane, by number. One is there as long as it has a place.
 #[derive(Debug, Default)]
-pub struct Hubs(BTreeMap<i32, Weak<Mutex<Hub>>>);
+pub struct Hubs(BTreeMap<i64, Weak<Mutex<Hub>>>);
 
 impl Hubs {
-    fn get(&mut self, number: i32) -> Arc<Mutex<Hub>> {
+    fn get(&mut self, number: i64) -> Arc<Mutex<Hub>> {
         self.0.retain(|_, hub| hub.strong_count() > 0);
         if let Some(hub) = self.0.get(&number).and_then(Weak::upgrade) {
             return hub;

@@ -64,6 +64,8 @@ pub const OPENS: &[Call] = &[Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_S
 
 /// Space in the inbox below which a read is not worth its call while frames are there.
 const WORTH: u32 = 4096;
+/// Empty messages in a row that are told from the end of a connection.
+const EMPTY: u64 = 16;
 
 struct Stream {
     plan: Plan,
@@ -176,17 +178,25 @@ impl Stream {
         }
     }
 
-    /// Reads messages, at most `most` of them. True: some came.
+    /// Reads messages, at most `most` of them. True: some came. An empty message looks like the end, which stays.
     fn read_packets(&mut self, may_move: bool, most: usize) -> bool {
-        let mut came = false;
-        for _ in 0..most {
+        let (mut came, mut left, mut empty) = (false, most, 0);
+        while left > 0 {
             let Some(conn) = &self.conn else { break };
             let space = self.inbox.space(may_move && !came);
             if space.is_empty() {
                 break;
             }
-            match sys::recv(conn.as_fd(), &space, libc::MSG_DONTWAIT | libc::MSG_TRUNC) {
-                // The end. (An empty message looks the same.)
+            let said = sys::recv(conn.as_fd(), &space, libc::MSG_DONTWAIT | libc::MSG_TRUNC);
+            if matches!(said, Ok(0)) && empty < EMPTY {
+                empty += 1;
+                continue;
+            }
+            left -= 1;
+            if !matches!(said, Ok(0)) {
+                self.stats.drop_n(Reason::Runt, std::mem::take(&mut empty));
+            }
+            match said {
                 Ok(0) => {
                     self.lose();
                     break;

@@ -367,6 +367,16 @@ fn messages_both_ways() {
     raw_send(peer.as_raw_fd(), &[2; 60], MsgFlags::empty()).unwrap();
     assert_eq!(recv(p.as_mut(), &mut b), [[2; 60]]);
     assert_eq!(p.stats().drops[Reason::Oversize as usize], 1);
+    // Empty ones are no frames, and not the end.
+    for n in 0..3 {
+        raw_send(peer.as_raw_fd(), &[], MsgFlags::empty()).unwrap();
+        assert!(recv(p.as_mut(), &mut b).is_empty());
+        raw_send(peer.as_raw_fd(), &[], MsgFlags::empty()).unwrap();
+        raw_send(peer.as_raw_fd(), &[], MsgFlags::empty()).unwrap();
+        raw_send(peer.as_raw_fd(), &[n; 60], MsgFlags::empty()).unwrap();
+        assert_eq!(recv(p.as_mut(), &mut b), [[n; 60]]);
+    }
+    assert_eq!(p.stats().drops[Reason::Runt as usize], 9);
     drop(peer);
     assert!(recv(p.as_mut(), &mut b).is_empty());
     let mut w = Watch::default();

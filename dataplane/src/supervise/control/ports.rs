@@ -17,8 +17,9 @@ use crate::handover::Wire;
 use crate::spec::late::{self, Late};
 use crate::supervise::ask::Asker;
 use crate::supervise::change::{Change, Step};
+use crate::supervise::dial;
 use crate::supervise::link_watch::LinkWatch;
-use crate::supervise::slot::Slot;
+use crate::supervise::slot::{How, Slot};
 use crate::supervise::{Supervisor, make_room};
 
 /// Placeholders for named descriptors begin here: the options know no lower ones.
@@ -75,7 +76,11 @@ fn remove(s: &Supervisor, mut arguments: Arguments, device: bool) -> Result<Outc
     let id = arguments.need_text("id")?;
     arguments.end()?;
     let slot = s.find(&id, device)?;
-    Ok(change([Step::Remove { slot }]))
+    if s.slots.get(slot).is_some_and(|p| p.of_client) {
+        let client = id.strip_suffix(".hub").unwrap_or(&id);
+        return Err(Refusal::generic(format!("'{id}' goes with its client: delete '{client}'")));
+    }
+    Ok(Outcome::Change(Box::new(Change::of(s.removal(slot)))))
 }
 
 fn add(s: &mut Supervisor, key: Key, options: Map<String, Value>, device: bool) -> Result<Outcome, Refusal> {
@@ -100,7 +105,7 @@ fn add(s: &mut Supervisor, key: Key, options: Map<String, Value>, device: bool) 
         s.voice.say(&format!("warning: {warning}"));
     }
     let mut asker = Asker::new(s.door.clone());
-    let port = Slot::open(new.port, fds, &mut asker, s.socket_mode)?;
+    let port = Slot::open(new.port, fds, &mut asker, How { mode: s.socket_mode, wait: false })?;
     make_room(s.slots.iter().map(|(_, p)| p).chain([&port]).map(Slot::descriptors).sum());
     if s.links.is_none() && port.link.as_ref().is_some_and(|l| l.index.is_some()) {
         s.links = LinkWatch::new().ok();
@@ -207,10 +212,10 @@ impl Supervisor {
     /// A port that dials begins at once, so that it comes with its connection.
     fn dial_now(&mut self, slot: u16) {
         let Some(s) = self.slots.get_mut(slot) else { return };
-        if let Some(crate::supervise::dial::Step::Connected(fd)) =
-            s.dialler.as_mut().map(|d| d.step(Instant::now()))
-        {
-            s.fresh = Some(fd);
+        match s.dialler.as_mut().map(|d| d.step(Instant::now())) {
+            Some(dial::Step::Connected(fd)) => s.fresh = Some(fd),
+            Some(dial::Step::Failed(e)) => s.failed = Some(format!("connecting failed: {e}")),
+            Some(dial::Step::Pending) | None => {}
         }
     }
 }

@@ -1,7 +1,9 @@
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use super::*;
+use crate::supervise::vde::words::address;
 
 /// A directory of a test's own.
 struct Dir(PathBuf);
@@ -119,23 +121,6 @@ fn a_switch_that_refuses_or_is_not_there_or_says_nonsense_is_an_error() {
     assert_eq!(e.kind(), io::ErrorKind::TimedOut);
     let nobody = Vde { group: Some("no such group of users".into()), ..dir.spec() };
     assert!(Plug::new(nobody, Instant::now()).unwrap_err().to_string().contains("no such group"));
-}
-
-#[test]
-fn addresses_are_read_as_they_are_written() {
-    let path = b"/run/vde/1.ctl/007.fd";
-    let a = read_address(&address(path)).unwrap();
-    assert_eq!(a.path().unwrap().as_os_str().as_bytes(), path);
-    let long = [b'y'; 107];
-    assert_eq!(read_address(&address(&long)).unwrap().path().unwrap().as_os_str().as_bytes(), long);
-    let mut name = address(b"");
-    name[3..8].copy_from_slice(b"hello");
-    let a = read_address(&name).unwrap();
-    assert_eq!(a.as_abstract().unwrap()[..5], *b"hello");
-    assert_eq!(a.as_abstract().unwrap().len(), 107, "clients bind the whole field");
-    assert!(read_address(&address(b"")).is_err());
-    assert!(read_address(&[0; 110]).is_err());
-    assert!(read_address(b"").is_err());
 }
 
 #[test]

@@ -1,28 +1,15 @@
-//! A plug in a VDE switch: the handshake of `vde_switch`'s protocol, version 3, spoken by ourselves.
+//! A plug in a VDE switch: its protocol's handshake, spoken by ourselves.
 //!
-//! The switch listens at `DIR/ctl`. Whoever wants a port of it connects there, binds a datagram socket, and says in one
-//! message where that is and which port it wants; the switch answers with the address of the port's own datagram socket.
-//! One datagram is one frame. The connection stays open and silent: its end is the end of the port, on either side.
+//! The data socket's file is needed until both ends are connected; then it is removed, so that nothing is left behind and
+//! nobody else finds it.
 //!
-//! | request | bytes | in the machine's order |
-//! |---|---|---|
-//! | magic `feedface`, version 3 | 4 + 4 | |
-//! | what: 0, a new port; and above 8 bits the port that is wanted, 0: any | 4 | |
-//! | the data socket's address | 110 | `struct sockaddr_un` |
-//! | description | up to 127 | text |
-//!
-//! The answer is an address of 110 bytes, or the end where the port is taken or not for us. The data socket's file is
-//! needed until both ends are connected; then it is removed, so that nothing is left behind and nobody else finds it.
-//!
-//! The supervisor keeps connection and data socket: a dataplane gets a copy of the latter, and its successor the same.
-//!
-//! Trust: the switch may send what it likes; only an address is read from it. Promise: nothing here waits.
+//! Trust: the switch may send what it likes; only an address is read from it. Promise: nothing here waits but [`open`], at
+//! the start.
 #![forbid(unsafe_code)]
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,23 +19,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Gid, Group, User, chown, geteuid};
+use nix::unistd::{Gid, User, chown, geteuid};
 
 use crate::fault::{Exit, Fault};
 use crate::spec::vde::Vde;
+use crate::supervise::vde::home::group_id;
+use crate::supervise::vde::words::{self, ADDRESS, read_address};
 
 /// How long the switch may take for its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How soon a switch that is gone is looked for again.
 const AGAIN: Duration = Duration::from_secs(1);
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
-const MAGIC: u32 = 0xfeed_face;
-const VERSION: u32 = 3;
-/// Bytes of a `struct sockaddr_un`, and of the path in it.
-const ADDRESS: usize = 110;
-const SUN_PATH: usize = 108;
-/// Most bytes of a description.
-const DESCRIPTION: usize = 127;
 
 /// A plug, in a switch or on its way.
 #[derive(Debug)]
@@ -104,16 +86,7 @@ impl Plug {
     /// # Errors
     /// There is no such group.
     pub fn new(spec: Vde, now: Instant) -> io::Result<Self> {
-        let group = match &spec.group {
-            None => None,
-            Some(name) => match name.parse::<u32>() {
-                Ok(n) => Some(Gid::from_raw(n)),
-                Err(_) => {
-                    let known = Group::from_name(name)?;
-                    Some(known.ok_or_else(|| io::Error::other(format!("there is no group '{name}'")))?.gid)
-                }
-            },
-        };
+        let group = spec.group.as_deref().map(group_id).transpose()?;
         let again = match spec.reconnect_ms {
             None => Some(AGAIN),
             Some(0) => None,
@@ -217,7 +190,7 @@ impl Plug {
         socket::connect(ctl.as_raw_fd(), &UnixAddr::new(&listens)?)?;
         let data = self.data(&dir)?;
         self.open_to_the_switch(&data.path, &listens)?;
-        let request = request(self.spec.port, &data.path, &describe(&data.path));
+        let request = words::request(self.spec.port, &data.path, &describe(&data.path));
         let sent = socket::send(ctl.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
         if sent != request.len() {
             return Err(io::ErrorKind::WriteZero.into());
@@ -276,16 +249,16 @@ impl Plug {
     }
 }
 
-/// Plugs in: waits for that where the switch has to be there.
+/// Plugs in: where the switch has to be there, it is waited for, or its socket comes later by [`Plug::step`].
 ///
 /// # Errors
-/// It is not, or refuses.
-pub fn open(what: &str, spec: Vde) -> Result<(Plug, Option<OwnedFd>), Fault> {
+/// It is not there, or refuses.
+pub fn open(what: &str, spec: Vde, wait: bool) -> Result<(Plug, Option<OwnedFd>), Fault> {
     let at = spec.dir.as_ref().map_or_else(|| "a switch".to_owned(), |d| d.display().to_string());
     let what = format!("{what}: plugging into {at}");
     let mut plug = Plug::new(spec, Instant::now())
         .map_err(|e| Fault::new(Exit::Config, what.clone(), e, "name a group of /etc/group"))?;
-    while plug.must_be_there() {
+    while wait && plug.must_be_there() {
         match plug.step(Instant::now()) {
             Step::Plugged(socket) => return Ok((plug, Some(socket))),
             Step::Pending => {
@@ -308,67 +281,19 @@ pub fn open(what: &str, spec: Vde) -> Result<(Plug, Option<OwnedFd>), Fault> {
     Ok((plug, None))
 }
 
-/// The connection lasts. What the switch says on it means nothing.
+/// The connection lasts. What the switch says on it means nothing, and costs it a turn for each so many bytes.
 fn is_open(ctl: &OwnedFd) -> bool {
-    let mut sink = [0; 256];
-    loop {
-        match socket::recv(ctl.as_raw_fd(), &mut sink, MsgFlags::MSG_DONTWAIT) {
-            Ok(n) if n > 0 => {}
-            Err(Errno::EAGAIN | Errno::EINTR) => return true,
-            Ok(_) | Err(_) => return false,
-        }
+    let mut sink = [0; 4096];
+    match socket::recv(ctl.as_raw_fd(), &mut sink, MsgFlags::MSG_DONTWAIT) {
+        Ok(n) => n > 0,
+        Err(e) => matches!(e, Errno::EAGAIN | Errno::EINTR),
     }
 }
 
 /// How we appear in the switch's lists.
 fn describe(path: &Path) -> String {
     let user = User::from_uid(geteuid()).ok().flatten().map_or_else(|| geteuid().to_string(), |u| u.name);
-    let text = format!("netreeve user={user} PID={} SOCK={}", std::process::id(), path.display());
-    text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(DESCRIPTION).collect()
-}
-
-/// The request for a port.
-fn request(port: u16, path: &Path, description: &str) -> Vec<u8> {
-    let mut r = Vec::with_capacity(256);
-    for word in [MAGIC, VERSION, u32::from(port) << 8] {
-        r.extend(word.to_ne_bytes());
-    }
-    r.extend(address(path.as_os_str().as_bytes()));
-    r.extend(description.as_bytes().iter().take(DESCRIPTION));
-    r
-}
-
-/// A `struct sockaddr_un`.
-pub(super) fn address(path: &[u8]) -> [u8; ADDRESS] {
-    let mut a = [0; ADDRESS];
-    let family = u16::try_from(libc::AF_UNIX).unwrap_or(1).to_ne_bytes();
-    let (f, p) = a.split_at_mut(2);
-    f.copy_from_slice(&family);
-    for (to, from) in p.iter_mut().zip(path.iter().take(SUN_PATH - 1)) {
-        *to = *from;
-    }
-    a
-}
-
-/// The address in a `struct sockaddr_un`: a file's, or, where the path begins with NUL, a name in the abstract namespace,
-/// padded with NULs as it stands.
-///
-/// # Errors
-/// It is none.
-pub(super) fn read_address(raw: &[u8]) -> io::Result<UnixAddr> {
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, "this is no address of a UNIX socket");
-    let (family, path) = raw.split_first_chunk::<2>().ok_or_else(bad)?;
-    if i32::from(u16::from_ne_bytes(*family)) != libc::AF_UNIX || path.len() != SUN_PATH {
-        return Err(bad());
-    }
-    match path.split_first() {
-        Some((0, name)) if name.iter().any(|b| *b != 0) => Ok(UnixAddr::new_abstract(name)?),
-        Some((1.., _)) => {
-            let path = path.split(|b| *b == 0).next().unwrap_or_default();
-            Ok(UnixAddr::new(path)?)
-        }
-        _ => Err(bad()),
-    }
+    format!("netreeve user={user} PID={} SOCK={}", std::process::id(), path.display())
 }
 
 /// Connects our socket to the port's.
@@ -379,5 +304,5 @@ fn plug_in(answer: &[u8], mut data: Data) -> io::Result<OwnedFd> {
 }
 
 #[cfg(test)]
-#[path = "vde_tests.rs"]
+#[path = "plug_tests.rs"]
 mod tests;

@@ -1,0 +1,182 @@
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::UnixAddr;
+use nix::unistd::geteuid;
+
+use super::*;
+use crate::spec::vde::Server;
+use crate::supervise::vde::words::{Place, request};
+
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("netreeve-switch-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    fn spec(&self) -> Server {
+        Server {
+            dir: self.0.join("sw"),
+            hub: None,
+            clients: 2,
+            group: None,
+            mode: None,
+            mtu: 1500,
+            learning: None,
+            isolated: false,
+        }
+    }
+
+    fn open(&self) -> Switch {
+        Switch::open("t", self.spec()).unwrap().0
+    }
+
+    fn sees(&self) -> Vec<String> {
+        let names =
+            fs::read_dir(self.0.join("sw")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().mode() & 0o7777
+}
+
+/// What the switch makes of these bytes.
+fn said(switch: &mut Switch, bytes: &[u8], now: Instant) -> (UnixStream, Vec<Result<Asked, String>>) {
+    let mut s = UnixStream::connect(switch.home().ctl()).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    s.write_all(bytes).unwrap();
+    let heard = switch.step(now);
+    (s, heard)
+}
+
+#[test]
+fn a_request_becomes_a_port_that_only_its_client_sends_to() {
+    let dir = Dir::new("port");
+    let mut switch = dir.open();
+    let theirs = dir.0.join("client");
+    let data = UnixDatagram::bind(&theirs).unwrap();
+    let now = Instant::now();
+    let (mut ctl, mut heard) = said(&mut switch, &request(0, &theirs, "me")[..50], now);
+    assert!(heard.is_empty() && switch.due() == Some(now + PATIENCE));
+    ctl.write_all(&request(0, &theirs, "me")[50..]).unwrap();
+    heard.extend(switch.step(now));
+    let asked = heard.remove(0).unwrap();
+    assert_eq!((asked.request.port, asked.request.description.as_str()), (0, "me"));
+    let (client, socket, file) = asked.welcome(&switch, 7).unwrap();
+    let mut client = client.at(3);
+    assert_eq!(dir.sees(), ["007.fd", "ctl"]);
+    assert!(client.stays());
+    let mut answer = [0; ADDRESS];
+    ctl.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, address(file.path().as_os_str().as_encoded_bytes()));
+    data.connect(file.path()).unwrap();
+    let ours = UnixDatagram::from(socket);
+    data.send(b"there").unwrap();
+    ours.send(b"back").unwrap();
+    let mut got = [0; 9];
+    assert_eq!((ours.recv(&mut got).unwrap(), data.recv(&mut got).unwrap()), (5, 4));
+    let stranger = UnixDatagram::unbound().unwrap();
+    assert_eq!(stranger.send_to(b"x", file.path()).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    // The rest of a description that was cut may come, and no more.
+    ctl.write_all(b"and more").unwrap();
+    assert!(client.stays());
+    ctl.write_all(&[0; 256]).unwrap();
+    assert!(!client.stays());
+    drop(ctl);
+    assert!(!client.stays());
+    drop((file, client, switch));
+    assert!(!dir.0.join("sw").exists(), "nothing is left");
+}
+
+#[test]
+fn who_asks_for_nothing_sensible_is_turned_away() {
+    let dir = Dir::new("no");
+    let mut switch = dir.open();
+    let now = Instant::now();
+    let refused = |switch: &mut Switch, bytes: &[u8]| {
+        let (mut ctl, heard) = said(switch, bytes, now);
+        assert!(matches!(&heard[..], [Err(_)]), "{heard:?}");
+        assert_eq!(ctl.read(&mut [0; 9]).unwrap_or(0), 0, "closed");
+    };
+    refused(&mut switch, b"GET / HTTP/1.0\r\n\r\n");
+    refused(&mut switch, &[0xff; 300]);
+    refused(&mut switch, &[&request(0, Path::new("/x"), "")[..], &[b'y'; 200]].concat());
+    // One that says nothing, or not all, is given up after a while, or when too many are at it.
+    let (_ctl, heard) = said(&mut switch, b"", now);
+    assert!(heard.is_empty());
+    assert!(matches!(&switch.step(now + PATIENCE)[..], [Err(_)]));
+    let silent: Vec<UnixStream> = (0..ASKING + 4).map(|_| said(&mut switch, b"", now).0).collect();
+    assert_eq!(switch.asking.len(), ASKING);
+    for (i, mut s) in silent.into_iter().enumerate() {
+        s.set_nonblocking(true).unwrap();
+        assert_eq!(s.read(&mut [0; 1]).is_ok(), i < 4, "the oldest go");
+    }
+    assert!(switch.step(now).is_empty() && switch.asking.is_empty());
+    // Its data socket is its own, and a socket.
+    let us = geteuid().as_raw();
+    let home = switch.home();
+    let theirs = dir.0.join("client");
+    let _data = UnixDatagram::bind(&theirs).unwrap();
+    let why = |place: &Place, uid| home.socket(1, place, uid).unwrap_err().to_string();
+    assert!(why(&Place::File(theirs.clone()), us + 1).contains("not its own"));
+    fs::write(dir.0.join("file"), "").unwrap();
+    assert!(why(&Place::File(dir.0.join("file")), us).contains("no socket"));
+    std::os::unix::fs::symlink(&theirs, dir.0.join("link")).unwrap();
+    home.socket(1, &Place::File(dir.0.join("link")), us).unwrap_err();
+    home.socket(1, &Place::File(dir.0.join("nothing")), us).unwrap_err();
+    let name = Place::Abstract(UnixAddr::new_abstract(b"nt-nobody").unwrap());
+    assert!(why(&name, us + 1).contains("abstract"));
+    home.socket(1, &name, us).unwrap_err();
+    assert_eq!(dir.sees(), ["ctl"], "nothing is left of any");
+}
+
+#[test]
+fn directories_are_made_taken_over_and_left_alone() {
+    let dir = Dir::new("home");
+    let sw = dir.0.join("sw");
+    for (bits, of_dir) in [(None, 0o700), (Some(0o660), 0o3770), (Some(0o666), 0o3777), (Some(0o640), 0o700)]
+    {
+        let switch = Switch::open("t", Server { mode: bits, ..dir.spec() }).unwrap().0;
+        assert_eq!((mode(&sw), mode(&sw.join("ctl"))), (of_dir, bits.unwrap_or(0o600)));
+        let again = Switch::open("t", dir.spec()).unwrap_err();
+        assert!(again.why.contains("in use"), "{again}");
+        drop(switch);
+        assert!(!sw.exists());
+    }
+    // What a dead switch and its plugs have left.
+    fs::create_dir(&sw).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(sw.join("ctl")).unwrap());
+    drop(UnixDatagram::bind(sw.join(".00001-00000")).unwrap());
+    drop(dir.open());
+    assert!(!sw.exists());
+    // One that was made for us stays, and so does what is in it.
+    fs::create_dir(&sw).unwrap();
+    fs::set_permissions(&sw, fs::Permissions::from_mode(0o755)).unwrap();
+    drop(dir.open());
+    assert!(sw.exists());
+    fs::remove_dir(&sw).unwrap();
+    fs::write(&sw, "").unwrap();
+    assert!(Switch::open("t", dir.spec()).unwrap_err().why.contains("no directory"));
+    let nobody = Server { group: Some("no such group of users".into()), ..dir.spec() };
+    assert!(Switch::open("t", nobody).unwrap_err().why.contains("no such group"));
+    let (a, plan) = Switch::open("t", Server { dir: dir.0.join("a"), ..dir.spec() }).unwrap();
+    let (b, other) = Switch::open("t", Server { dir: dir.0.join("b"), ..dir.spec() }).unwrap();
+    assert!(plan.hub != other.hub && a.place().hub == plan.hub && i32::try_from(plan.hub).is_err());
+    drop((a, b));
+}
