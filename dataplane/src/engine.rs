@@ -7,7 +7,9 @@
 //! owned at once; what cannot be built is one clear sentence to the supervisor and a clean exit.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod changes;
+mod ends;
 mod filters;
 pub mod kinds;
 mod link;
@@ -24,16 +26,17 @@ use netreeve_shared::codec::kind;
 use netreeve_shared::mac::Mac;
 
 use crate::handover::{FromDataplane, Level, Plan, ToDataplane, Wire};
-use crate::lane::{Lane, Side};
+use crate::lane::Lane;
 use crate::port::absent::Absent;
 use crate::port::hub::Hubs;
-use crate::port::{Change, FarEnd, Left, OpenError, Piece, Port, Queues};
+use crate::port::{Change, Left, OpenError, Piece, Port, Queues};
 use crate::sandbox::call::{Call, Cond};
 use crate::sandbox::seccomp::LOCKS;
 use crate::sandbox::{self, Needs};
-use crate::stats::Stats;
-use crate::worker::{Floor, NOBODY, Outside, Seat, Seated, Worker};
+use crate::stage::aside::Asides;
+use crate::worker::{Floor, NOBODY, Outside, Seated, Worker};
 use changes::Changes;
+use ends::Ends;
 use link::Link;
 
 /// Kind of the messages in both directions.
@@ -106,6 +109,7 @@ struct Ready {
     first: Worker,
     level: Level,
     changes: Changes,
+    asides: Asides,
     left: Vec<Left>,
 }
 
@@ -115,10 +119,10 @@ impl Ready {
         let mut engine = Engine {
             link,
             changes: self.changes,
+            asides: self.asides,
             told: BTreeSet::new(),
             floor: self.floor.clone(),
-            ends: BTreeMap::new(),
-            looked: (Instant::now(), 0),
+            ends: Ends::default(),
         };
         for (slot, left) in (0u16..).zip(std::mem::take(&mut self.left)) {
             if !left.is_empty() {
@@ -156,7 +160,8 @@ fn start(link: &mut Link) -> Result<Ready, Trouble> {
     let mut calls = vec![CALLS];
     calls.extend(kinds::of_plan(&plan));
     let mut hubs = Hubs::default();
-    let lanes = build(&plan, fds, filters, &mut hubs)?;
+    let mut asides = Asides::default();
+    let lanes = build(&plan, fds, filters, &mut hubs, &mut asides)?;
     let workers = workers(plan.run.workers.into(), &lanes, processors);
     if workers > 1 {
         calls.push(LOCKS);
@@ -178,7 +183,7 @@ fn start(link: &mut Link) -> Result<Ready, Trouble> {
         None => Level::Off,
         Some(w) => w.seal(&calls).map_err(|e| Trouble::new(e.to_string()))?,
     };
-    Ok(Ready { floor, first, level, changes, left })
+    Ok(Ready { floor, first, level, changes, asides, left })
 }
 
 /// How many workers there are to be: never more than lanes, which would leave some without work.
@@ -232,8 +237,8 @@ fn gather(link: &Link) -> Result<Handed, Trouble> {
     let mut filters = Vec::new();
     loop {
         match hear()? {
-            (ToDataplane::Filter { slot, filter: number, plan, .. }, fds) => {
-                filters.push(filters::Handed { slot, number, plan, fds });
+            (ToDataplane::Filter { slot, filter: number, before, plan, .. }, fds) => {
+                filters.push(filters::Handed { slot, number, before, plan, fds });
             }
             (ToDataplane::Fds { slot }, fds) => {
                 let to = slots.get_mut(usize::from(slot)).ok_or_else(|| Trouble::new("no such slot"))?;
@@ -255,8 +260,10 @@ fn build(
     fds: Vec<Vec<OwnedFd>>,
     filters: Vec<filters::Handed>,
     hubs: &mut Hubs,
+    asides: &mut Asides,
 ) -> Result<Vec<Seated>, Trouble> {
     let mut ports = Vec::new();
+    let mut facing = BTreeMap::new();
     for (slot, (p, fds)) in (0u16..).zip(plan.ports.iter().zip(fds)) {
         let opened = p.as_ref().map(|p| kinds::open(p, fds, hubs).map_err(|e| Trouble::open(slot, &e)));
         ports.push(opened.transpose()?);
@@ -265,7 +272,8 @@ fn build(
         let slot = f.slot;
         let queues = ports.get_mut(usize::from(slot)).and_then(Option::as_mut);
         let queues = queues.ok_or_else(|| Trouble::new("a filter on no port"))?;
-        f.put(queues).map_err(|e| Trouble { slot: Some(slot), ..Trouble::io("a filter", &e) })?;
+        let faces = f.put(queues, asides);
+        facing.extend(faces.map_err(|e| Trouble { slot: Some(slot), ..Trouble::io("a filter", &e) })?);
     }
     let mut lanes = Vec::new();
     for w in &plan.wires {
@@ -278,8 +286,15 @@ fn build(
     }
     for (slot, queues) in (0u16..).zip(ports) {
         for port in queues.into_iter().flatten() {
-            lanes.push(seated(Box::<Absent>::default(), port, None, (NOBODY, slot))?);
+            let faces = facing.remove(&slot).unwrap_or_else(|| Box::<Absent>::default());
+            lanes.push(seated(faces, port, None, (NOBODY, slot))?);
         }
+    }
+    if let Some((slot, _)) = facing.pop_first() {
+        return Err(Trouble {
+            slot: Some(slot),
+            ..Trouble::new("a filter's port has a peer, or is not there")
+        });
     }
     Ok(lanes)
 }
@@ -308,18 +323,12 @@ fn wire(w: &Wire, netdev: Queues, device: Queues) -> Result<Vec<Seated>, Trouble
 struct Engine {
     link: Link,
     changes: Changes,
+    asides: Asides,
     /// Slots of which the supervisor knows that what it keeps is no longer true.
     told: BTreeSet<u16>,
     floor: Arc<Floor>,
-    /// Far ends, as the supervisor knows them.
-    ends: BTreeMap<u16, FarEnd>,
-    /// Since when, and how often in that second, something was said of far ends.
-    looked: (Instant, u32),
+    ends: Ends,
 }
-
-/// Times in a second that far ends are told of: a peer that comes and goes in a loop shall not look like a dataplane that
-/// sends without end.
-const MOST_ENDS: u32 = 100;
 
 impl Engine {
     fn connect(&mut self, floor: &Floor, slot: u16, fds: Vec<OwnedFd>) {
@@ -362,10 +371,17 @@ impl Engine {
     fn change(&mut self, floor: &Floor, message: ToDataplane) -> io::Result<()> {
         if let ToDataplane::Remove { slot, .. } = message {
             self.told.remove(&slot);
-            self.ends.remove(&slot);
+            self.ends.forget(slot);
+            self.asides.forget(slot);
         }
+        let removes = matches!(message, ToDataplane::Remove { .. });
         let added = if let ToDataplane::Add { slot, .. } = message { Some(slot) } else { None };
-        match self.changes.make(floor, message) {
+        let answer = self.changes.make(floor, message);
+        if removes {
+            // The port's filters went with it.
+            filters::unface(floor, &mut self.asides);
+        }
+        match answer {
             Some(answer) => {
                 self.link.say(&answer)?;
                 added.filter(|slot| self.changes.uses(*slot)).into_iter().for_each(|slot| self.look(slot));
@@ -379,61 +395,10 @@ impl Engine {
     fn look(&mut self, slot: u16) {
         let Some(seat) = self.floor.seat(slot) else { return };
         let end = self.floor.visit(seat.lane, |l| l.port(seat.side).far_end()).flatten();
-        let Some(end) = end.filter(|end| self.ends.get(&slot) != Some(end)) else { return };
-        if self.looked.0.elapsed() > Duration::from_secs(1) {
-            self.looked = (Instant::now(), 0);
-        }
-        self.looked.1 += 1;
-        // What is not told now is at the next change, or when counters are asked for.
-        if self.looked.1 > MOST_ENDS {
-            return;
-        }
+        let Some(end) = end.filter(|end| self.ends.is_news(slot, *end, Instant::now())) else { return };
         if self.link.say(&FromDataplane::FarEnd { slot, end }).is_ok() {
-            self.ends.insert(slot, end);
+            self.ends.told(slot, end);
         }
-    }
-
-    /// What became of a filter, unless nobody wants to know.
-    fn answer(&mut self, ask: u32, done: io::Result<()>) -> io::Result<()> {
-        match done {
-            _ if ask == 0 => Ok(()),
-            Ok(()) => self.link.say(&FromDataplane::Done { ask }),
-            Err(e) => {
-                let errno = e.raw_os_error().unwrap_or(0);
-                self.link.say(&FromDataplane::Refused { ask, errno, why: e.to_string() })
-            }
-        }
-    }
-
-    fn stats(&mut self, floor: &Floor, of: Option<u16>) -> io::Result<()> {
-        self.changes.used().collect::<Vec<_>>().into_iter().for_each(|slot| self.look(slot));
-        match self.say_stats(floor, of) {
-            // It does not read now, and asks again if it wants to.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            said => said,
-        }
-    }
-
-    fn say_stats(&mut self, floor: &Floor, of: Option<u16>) -> io::Result<()> {
-        for (number, waits) in (0u16..).zip(floor.waits()).filter(|_| of.is_none()) {
-            self.link.say(&FromDataplane::Worker { number, waits })?;
-        }
-        for slot in self.changes.used().filter(|s| of.is_none_or(|of| of == *s)) {
-            let mut sum = Stats::default();
-            let mut up = false;
-            for lane in 0..floor.len() {
-                for side in Side::BOTH {
-                    if floor.slot(Seat { lane, side }) != Some(slot) {
-                        continue;
-                    }
-                    let seen = floor.visit(lane, |l| (l.stats(side), l.is_up(side)));
-                    sum.add(&seen.map_or_else(Stats::default, |s| s.0));
-                    up |= seen.is_some_and(|s| s.1);
-                }
-            }
-            self.link.say(&FromDataplane::Stats { slot, stats: sum, up })?;
-        }
-        Ok(())
     }
 }
 
@@ -450,12 +415,17 @@ impl Outside for Engine {
             ToDataplane::Stats { slot } => self.stats(floor, slot)?,
             ToDataplane::Quit => return Ok(false),
             ToDataplane::Keep { slot } => self.keep(floor, slot),
-            ToDataplane::Filter { ask, slot, filter: number, plan } => {
-                let done = filters::Handed { slot, number, plan, fds }.attach(floor);
+            ToDataplane::Filter { ask, slot, filter: number, before, plan } => {
+                let handed = filters::Handed { slot, number, before, plan, fds };
+                let done = handed.attach(floor, &mut self.asides);
                 self.answer(ask, done)?;
             }
             ToDataplane::Unfilter { ask, slot, filter } => {
-                let found = filters::detach(floor, slot, filter);
+                let found = filters::detach(floor, &mut self.asides, slot, filter);
+                self.answer(ask, if found { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) })?;
+            }
+            ToDataplane::Status { ask, slot, filter, on } => {
+                let found = filters::set_on(floor, slot, filter, on);
                 self.answer(ask, if found { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) })?;
             }
             ToDataplane::Add { .. }

@@ -33,8 +33,15 @@ pub fn count(taken: &[Frame], stats: &mut Stats) {
 }
 
 impl Filter {
+    /// [`Filter::judge`], of a batch that waited while its taker changed.
+    #[cold]
+    #[inline(never)]
+    pub fn judge_again(&self, b: &mut Batch, to: &Traits) -> Judgement {
+        self.judge(b, to)
+    }
+
     /// Marks the frames of a batch that may not go on to a port with traits `to`.
-    #[inline]
+    #[inline(always)]
     pub fn judge(&self, b: &mut Batch, to: &Traits) -> Judgement {
         let mut j = Judgement::default();
         for f in b.frames_mut() {
@@ -48,7 +55,8 @@ impl Filter {
                 unfit(f, to, asks)
             };
             let why = why.or_else(|| self.source(f.head()));
-            if why.is_some() {
+            // What was taken out of the way by a stage is nobody's any more.
+            if why.is_some() && !f.dropped {
                 f.dropped = true;
                 f.why = why;
                 j.drops = true;

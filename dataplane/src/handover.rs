@@ -117,6 +117,8 @@ pub enum ToDataplane {
         slot: u16,
         /// The filter's number, of the supervisor's choice.
         filter: u16,
+        /// It goes before the filter with this number, on the same port; none: to the tail.
+        before: Option<u16>,
         /// What it does.
         plan: FilterPlan,
     },
@@ -128,6 +130,17 @@ pub enum ToDataplane {
         slot: u16,
         /// The filter's number.
         filter: u16,
+    },
+    /// Turn a filter on or off.
+    Status {
+        /// Number for the answer.
+        ask: u32,
+        /// The port's slot.
+        slot: u16,
+        /// The filter's number.
+        filter: u16,
+        /// On.
+        on: bool,
     },
     /// End in order: flush, close, exit 0.
     Quit,
@@ -240,6 +253,8 @@ pub struct Plan {
     /// Kinds of ports that may be added while it runs: their system calls, those of opening included, are in the filter
     /// from the start. None of them is ever `socket`, `connect` or `bind`. Empty: no port is ever added.
     pub later: Vec<PortKind>,
+    /// Filters that step in are there or may come: what they call is in the filter from the start.
+    pub filters: bool,
     /// How it waits and how it is locked in.
     pub run: RunPlan,
 }
@@ -248,7 +263,14 @@ impl Plan {
     /// A plan of ports that stay as they are.
     #[must_use]
     pub fn new(ports: Vec<PortPlan>, wires: Vec<Wire>, run: RunPlan) -> Self {
-        Self { ports: ports.into_iter().map(Some).collect(), wires, down: Vec::new(), later: Vec::new(), run }
+        Self {
+            ports: ports.into_iter().map(Some).collect(),
+            wires,
+            down: Vec::new(),
+            later: Vec::new(),
+            filters: false,
+            run,
+        }
     }
 }
 
@@ -295,6 +317,11 @@ pub enum Level {
 pub enum FilterPlan {
     /// A capture; descriptors: the spool's memory, with a section for each of the port's queues, and its bell.
     Capture(stage::capture::Plan),
+    /// A mirror or a redirector; descriptors: a bell for the port where frames go, then two for the one from which they
+    /// come, its own and the filter's.
+    Divert(stage::divert::Plan),
+    /// A buffer; descriptors: a timer for each of the port's queues, which goes off again and again.
+    Hold(stage::hold::Plan),
 }
 
 /// One port, as the dataplane opens it.

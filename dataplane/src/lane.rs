@@ -17,6 +17,7 @@ use crate::frame::{BATCH, Batch};
 use crate::mem::Pool;
 use crate::offload::{self, At, Joiner};
 use crate::port::{Change, Interest, Keep, Left, Port, Traits, Watch};
+use crate::stage;
 use crate::stats::{Reason, Stats};
 
 /// One of the two ends of a lane.
@@ -116,6 +117,7 @@ impl Path {
             && takes.lends
             && (gives.parks || !takes.shared)
             && gives.gives.within(takes.takes)
+            && !gives.withheld
             && self.filter.lock_mac.is_none();
         // In memory of the giver's own it can wait for the taker to come back.
         self.held &= gives.up && (takes.up || gives.joinable);
@@ -123,7 +125,7 @@ impl Path {
         self.partly = self.held && (self.partly || self.joined);
         self.joined = false;
         if self.held {
-            self.found = self.filter.judge(&mut self.batch, &takes);
+            self.found = self.filter.judge_again(&mut self.batch, &takes);
         }
         self.joins = gives.joinable && offload::pays(takes.takes);
         self.gives = gives;
@@ -233,8 +235,9 @@ impl Path {
         self.pool.lend(&mut self.batch.landing);
         from.recv(&mut self.batch)?;
         let n = self.batch.len();
+        let lost = self.batch.frames().iter().filter(|f| !f.dropped).count();
         from.release(&self.batch, n);
-        from.stats_mut().drop_n(Reason::PeerDown, n as u64);
+        from.stats_mut().drop_n(Reason::PeerDown, lost as u64);
         Ok(if n == 0 { Outcome::Dry } else { Outcome::Moved })
     }
 }
@@ -270,6 +273,7 @@ impl Lane {
 
     /// Follows a change of either port's traits, and tells each what its peer takes.
     pub fn rewire(&mut self) {
+        [&mut self.netdev, &mut self.device].into_iter().for_each(stage::tidy);
         for side in [Side::Netdev, Side::Device] {
             let peer = self.traits(side.peer());
             self.port(side).peer_takes(peer.takes);
@@ -301,16 +305,21 @@ impl Lane {
 
     /// Puts another port at an end and gives back the one that was there. What the lane held of it is lost and counted.
     pub fn replace(&mut self, side: Side, port: Box<dyn Port>) -> Box<dyn Port> {
-        self.to_device.forget(self.netdev.as_mut());
-        self.to_netdev.forget(self.device.as_mut());
-        let (place, dead, off) = match side {
-            Side::Netdev => (&mut self.netdev, &mut self.dead.0, &mut self.off.0),
-            Side::Device => (&mut self.device, &mut self.dead.1, &mut self.off.1),
+        self.forget();
+        let (dead, off) = match side {
+            Side::Netdev => (&mut self.dead.0, &mut self.off.0),
+            Side::Device => (&mut self.dead.1, &mut self.off.1),
         };
         (*dead, *off) = (false, false);
-        let old = std::mem::replace(place, port);
+        let old = std::mem::replace(self.place(side), port);
         self.rewire();
         old
+    }
+
+    /// Lets go of what waits of both ends, because some of it lies in memory that goes.
+    pub fn forget(&mut self) {
+        self.to_device.forget(self.netdev.as_mut());
+        self.to_netdev.forget(self.device.as_mut());
     }
 
     /// Frames from the device must come from this address.
@@ -331,10 +340,7 @@ impl Lane {
     /// What [`Lane::set_dead`] and [`Lane::set_off`] said of an end.
     #[must_use]
     pub fn marks(&self, side: Side) -> (bool, bool) {
-        match side {
-            Side::Netdev => (self.dead.0, self.off.0),
-            Side::Device => (self.dead.1, self.off.1),
-        }
+        if side == Side::Netdev { (self.dead.0, self.off.0) } else { (self.dead.1, self.off.1) }
     }
 
     /// Tells both ends whether they have a link: the other one is up, and neither was taken down.
@@ -345,11 +351,8 @@ impl Lane {
     }
 
     fn traits(&self, side: Side) -> Traits {
-        let (dead, off, port) = match side {
-            Side::Netdev => (self.dead.0, self.off.0, &self.netdev),
-            Side::Device => (self.dead.1, self.off.1, &self.device),
-        };
-        let t = port.traits();
+        let (dead, off) = self.marks(side);
+        let t = if side == Side::Netdev { self.netdev.traits() } else { self.device.traits() };
         Traits { up: t.up && !dead && !off, ..t }
     }
 
@@ -438,10 +441,7 @@ impl Lane {
     /// Counters of an end.
     #[must_use]
     pub fn stats(&self, side: Side) -> Stats {
-        match side {
-            Side::Netdev => self.netdev.stats(),
-            Side::Device => self.device.stats(),
-        }
+        if side == Side::Netdev { self.netdev.stats() } else { self.device.stats() }
     }
 
     /// One pass in the direction that `giver` gives.
@@ -467,7 +467,7 @@ impl Lane {
         }
         let waiting = path.batch.len();
         if waiting == 0 && !path.direct {
-            return Outcome::Dry;
+            return if path.takes.withheld && to.is_stuck() { Outcome::Full } else { Outcome::Dry };
         }
         let sent = path.send(to);
         let taken = *sent.as_ref().unwrap_or(&waiting);
@@ -486,7 +486,7 @@ impl Lane {
                 Outcome::Dead(giver.peer(), e)
             }
             Ok(_) if taken < waiting => Outcome::Full,
-            // The giver has frames that what was lent may not hold: only the taker can change that.
+            // What was lent may not hold the giver's next frame: only the taker can change that.
             Ok(_) if waiting == 0 && path.batch.landing.is_stopped() => Outcome::Full,
             Ok(_) if waiting == BATCH || (waiting > 0 && path.gives.needs_memory) => Outcome::Moved,
             Ok(_) if waiting > 0 => Outcome::Last,

@@ -49,6 +49,9 @@ const OUTSIDE: u64 = u64::MAX;
 /// The epoll token of the bell.
 const BELL: u64 = u64::MAX - 1;
 
+/// A connection's peer has gone, or has closed its half.
+const GONE: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
+
 /// Whom the first worker reports to: the engine behind it.
 pub trait Outside {
     /// Descriptor to watch for messages.
@@ -84,6 +87,7 @@ struct Reg {
     takes: bool,
     room: bool,
     control: bool,
+    gone: bool,
     mask: EpollFlags,
 }
 
@@ -308,6 +312,7 @@ impl Worker {
             (reg.gives && reads, Interest::Gives),
             (reg.room && reads, Interest::Room),
             (reg.takes && writes, Interest::Takes),
+            (reg.gone && ready.intersects(GONE), Interest::Gone),
         ];
         for why in whys.into_iter().filter_map(|(on, why)| on.then_some(why)) {
             let Some(mut lane) = floor.lane(reg.seat.lane) else { return false };
@@ -365,7 +370,7 @@ impl Worker {
     fn woken(&mut self, at: usize, side: Side, why: Interest) {
         let Some(mut place) = self.places.get(at).copied() else { return };
         let (giver, waited) = match why {
-            Interest::Control => return,
+            Interest::Control | Interest::Gone => return,
             Interest::Gives => (side, State::Dry),
             Interest::Room | Interest::Takes => (side.peer(), State::Full),
         };
@@ -427,8 +432,8 @@ impl Worker {
     fn enter(&mut self, fd: RawFd, seat: Seat, place: Option<usize>, why: Interest) {
         let at = self.regs.iter().position(|r| r.fd == fd && r.seat == seat).unwrap_or_else(|| {
             let mask = EpollFlags::empty();
-            let (gives, takes, room, control) = (false, false, false, false);
-            self.regs.push(Reg { fd, seat, place, gives, takes, room, control, mask });
+            let (gives, takes, room, control, gone) = (false, false, false, false, false);
+            self.regs.push(Reg { fd, seat, place, gives, takes, room, control, gone, mask });
             self.regs.len() - 1
         });
         if let Some(r) = self.regs.get_mut(at) {
@@ -437,6 +442,7 @@ impl Worker {
                 Interest::Takes => r.takes = true,
                 Interest::Room => r.room = true,
                 Interest::Control => r.control = true,
+                Interest::Gone => r.gone = true,
             }
         }
     }
@@ -465,6 +471,9 @@ fn mask(r: &Reg, p: &Place) -> EpollFlags {
     }
     if r.takes && p.stand(r.seat.side.peer()).state == State::Full {
         m |= EpollFlags::EPOLLOUT;
+    }
+    if r.gone {
+        m |= EpollFlags::EPOLLRDHUP;
     }
     m
 }

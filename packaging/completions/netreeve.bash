@@ -25,7 +25,7 @@ _netreeve() {
             return ;;
         --object)
             compopt -o nospace
-            COMPREPLY=($(compgen -W 'filter-dump,id=' -- "$cur"))
+            COMPREPLY=($(compgen -W 'filter-dump,id= filter-mirror,id= filter-redirector,id= filter-buffer,id=' -- "$cur"))
             return ;;
         --sandbox) COMPREPLY=($(compgen -W 'full landlock seccomp off' -- "$cur")); return ;;
         --config | --helper | --helper-socket | --dataplane | --pid | --control) COMPREPLY=($(compgen -f -- "$cur")); return ;;

@@ -28,7 +28,7 @@ complete -c netreeve -n "__fish_seen_subcommand_from $ports" -l helper-socket -r
 complete -c netreeve -n "__fish_seen_subcommand_from $ports" -l helper -r -F -d 'Start this helper'
 complete -c netreeve -n '__fish_seen_subcommand_from run doctor' -l dataplane -r -F -d 'The dataplane'
 complete -c netreeve -n '__fish_seen_subcommand_from run add' -l device -x -a 'vhost-user,netdev= stream,netdev=' -d 'VM side'
-complete -c netreeve -n '__fish_seen_subcommand_from run' -l object -x -a 'filter-dump,id=' -d 'What looks on at a port'
+complete -c netreeve -n '__fish_seen_subcommand_from run' -l object -x -a 'filter-dump,id= filter-mirror,id= filter-redirector,id= filter-buffer,id=' -d 'What looks on at a port'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l sandbox -x -a 'full landlock seccomp off' -d 'Least sandbox'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l busy-poll -x -d 'Microseconds to look before sleeping'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l workers -x -d 'Threads that carry frames'

@@ -17,7 +17,7 @@ use crate::worker::{Cannot, Floor, NOBODY};
 const MOST_WAITING: usize = 1024;
 
 /// A refusal: an error's number and a sentence.
-type No = (i32, String);
+pub(super) type No = (i32, String);
 
 /// What may still come, and what is here.
 #[derive(Default)]
@@ -100,11 +100,12 @@ fn join(floor: &Floor, wire: &Wire) -> Result<(), No> {
     floor.join(wire.netdev, wire.device, wire.lock_mac).map_err(|c| no(&c))
 }
 
-fn no(c: &Cannot) -> No {
+pub(super) fn no(c: &Cannot) -> No {
     match c {
         Cannot::NoPort(slot) => (0, format!("no port at slot {slot}")),
         Cannot::Alone => (0, "a port cannot be its own peer".into()),
         Cannot::Queues(n, d) => (0, format!("queues differ: the netdev has {n}, the device {d}")),
+        Cannot::Taken(slot) => (0, format!("the port at slot {slot} has a peer")),
         Cannot::Room(errno) => (*errno, "no room for one more lane".into()),
     }
 }

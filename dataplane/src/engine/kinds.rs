@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use crate::handover::{Plan, PortKind, PortPlan};
 use crate::port::{self, OpenError, Queues, hub::Hubs};
 use crate::sandbox::call::Call;
+use crate::stage;
 
 /// Opens a port's queues.
 pub(super) fn open(plan: &PortPlan, fds: Vec<OwnedFd>, hubs: &mut Hubs) -> Result<Queues, OpenError> {
@@ -52,5 +53,6 @@ pub fn opens(kind: PortKind) -> &'static [Call] {
 pub(super) fn of_plan(plan: &Plan) -> Vec<&'static [Call]> {
     let now = plan.ports.iter().flatten().map(|p| calls(p.kind()));
     let later = plan.later.iter().flat_map(|kind| [calls(*kind), opens(*kind)]);
-    now.chain(later).collect()
+    let filters = plan.filters.then_some(stage::aside::CALLS);
+    now.chain(later).chain(filters).collect()
 }

@@ -25,7 +25,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{Batch, MAX_FRAME, MIN_FRAME};
-use crate::stats::Stats;
+use crate::stats::{Reason, Stats};
 pub use vhost_user::Piece;
 
 /// Work that a frame's virtio-net header may leave to its taker. Bits of [`Offloads`].
@@ -99,6 +99,9 @@ pub struct Traits {
     /// Frames that it gives are as they were on a link, in memory that it alone writes; each says where it begins
     /// ([`crate::frame::Frame::lead`]), so that segments of a flow can be joined.
     pub joinable: bool,
+    /// Some of what it gives may be kept from the lane, and what it is given from its memory: neither is put straight into
+    /// the other's (`stage`).
+    pub withheld: bool,
     /// Frames can pass. A port that is down gives nothing, and what is sent to it is dropped and counted.
     pub up: bool,
 }
@@ -117,6 +120,7 @@ impl Default for Traits {
             needs_memory: false,
             rewinds: false,
             joinable: false,
+            withheld: false,
             up: true,
         }
     }
@@ -133,6 +137,9 @@ pub enum Interest {
     Room,
     /// Readable: [`Port::control`] has work. Always watched.
     Control,
+    /// The peer of its connection has closed it, or its half (`EPOLLRDHUP`). Always watched, so only to be asked for while
+    /// nothing is read.
+    Gone,
 }
 
 /// The descriptors that a port wants watched, level-triggered.
@@ -177,6 +184,8 @@ pub enum FarEnd {
     Nobody,
     /// Somebody is; with his address if it is in numbers and he came to us.
     Somebody(Option<SocketAddr>),
+    /// Nobody is: whoever was sent what cannot be, and was closed.
+    Refused(Reason),
 }
 
 /// Takes one piece of what a port leaves, with its descriptors: [`Port::estate`].
@@ -260,6 +269,12 @@ pub trait Port: Send {
     /// About to sleep until this port takes frames: ask for a notification. True: there is room after all. If the giver
     /// could not use what was lent last ([`crate::landing::Landing::is_stopped`]), room means more than that.
     fn arm_takes(&mut self) -> bool {
+        false
+    }
+
+    /// Frames that did not come by the lane wait for it to take them: until then it takes no others. Asked of a port whose
+    /// traits are [`Traits::withheld`].
+    fn is_stuck(&self) -> bool {
         false
     }
 

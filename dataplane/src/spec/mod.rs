@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+mod asides;
 pub mod dgram;
 pub mod fields;
 pub mod filter;
@@ -141,6 +142,7 @@ impl Config {
         for fields in objects {
             config.filter(fields)?;
         }
+        config.check_asides()?;
         config.check()?;
         Ok(config)
     }
@@ -157,13 +159,18 @@ impl Config {
             })?;
             self.filter(Fields::new(format!("--object {text}"), parsed))?;
         }
+        self.check_asides()?;
+        let faced: Vec<String> = self.asides().map(|p| format!("netdev {} has no peer", p.id)).collect();
+        self.warnings.retain(|w| !faced.contains(w));
         self.check_descriptors()
     }
 
     fn filter(&mut self, fields: Fields) -> Result<(), Fault> {
         let ids: Vec<String> = self.ports.iter().map(|p| p.id.clone()).collect();
-        let warnings = filter::add(&mut self.filters, fields, &ids)?;
-        self.warnings.extend(warnings);
+        let chain = self.filters.iter().map(|f| (f.id().to_owned(), f.port())).collect();
+        let read = filter::read(&chain, fields, &ids)?;
+        self.warnings.extend(read.warnings);
+        self.filters.insert(read.at.min(self.filters.len()), read.filter);
         Ok(())
     }
 
@@ -239,7 +246,8 @@ impl Config {
 
     /// Ports that no wire joins.
     pub fn unjoined(&self) -> impl Iterator<Item = &Port> {
-        let joined = |i: usize| self.wires.iter().any(|w| w.netdev == i || w.device == i);
+        let aside = |i: usize| self.steps().any(|s| s.asides().any(|a| a == i));
+        let joined = move |i: usize| self.wires.iter().any(|w| w.netdev == i || w.device == i) || aside(i);
         self.ports.iter().enumerate().filter(move |(i, _)| !joined(*i)).map(|(_, p)| p)
     }
 
@@ -258,7 +266,7 @@ impl Config {
     }
 
     fn check_descriptors(&self) -> Result<(), Fault> {
-        let captures = self.filters.iter().filter_map(|f| f.output.inherited());
+        let captures = self.filters.iter().filter_map(filter::Filter::inherited);
         let mut fds: Vec<i32> = self.ports.iter().flat_map(|p| p.kind.inherited()).chain(captures).collect();
         fds.sort_unstable();
         let twice = fds.windows(2).find_map(|w| match w {

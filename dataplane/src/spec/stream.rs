@@ -48,7 +48,7 @@ pub fn read(f: &mut Fields) -> Result<Stream, Fault> {
     let framing = match f.text("framing") {
         None => Framing::Qemu,
         Some(name) => Framing::named(&name).ok_or_else(|| {
-            f.bad_value("framing", &name, "the framings are qemu, u16le, u16be and seqpacket")
+            f.bad_value("framing", &name, "the framings are qemu, u16le, u16be, seqpacket and vnet")
         })?,
     };
     if framing == Framing::Packets && matches!(addr, Addr::Inet(_) | Addr::Vsock(..)) {

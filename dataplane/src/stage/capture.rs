@@ -90,9 +90,9 @@ impl Capture {
 }
 
 impl Filter for Capture {
-    fn given(&mut self, b: &Batch, again: usize) {
+    fn given(&mut self, b: &Batch, again: usize) -> Option<usize> {
         if !self.plan.queue.tx() || b.len() <= again {
-            return;
+            return None;
         }
         let (time, mut seen, mut lost) = (now(), 0, 0);
         for f in b.frames().iter().skip(again) {
@@ -105,12 +105,13 @@ impl Filter for Capture {
             }
         }
         self.spool.publish(self.spool.mark(), seen, lost);
+        None
     }
 
-    fn offered(&mut self, b: &Batch) {
+    fn offered(&mut self, b: &Batch) -> Option<usize> {
         self.n = 0;
         if !self.plan.queue.rx() {
-            return;
+            return None;
         }
         let time = now();
         let mut after = After { mark: self.spool.mark(), owed: self.lost, ..After::default() };
@@ -130,9 +131,10 @@ impl Filter for Capture {
                 self.n += 1;
             }
         }
+        None
     }
 
-    fn took(&mut self, taken: usize) {
+    fn took(&mut self, _: &Batch, taken: usize) {
         let last = taken.min(self.n).checked_sub(1).and_then(|i| self.offered.get(i)).copied();
         self.n = 0;
         match last {

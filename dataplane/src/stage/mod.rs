@@ -1,29 +1,38 @@
-//! The stage: what stands between a port and its lane while somebody looks on (a capture) or steps in (QEMU's filters).
+//! The stage: what stands between a port and its lane while somebody looks on (a capture, a mirror) or steps in
+//! (QEMU's redirector and buffer).
 //!
 //! A [`Stage`] is a port around a port: it passes every call on, and shows what is given and what is taken to its
 //! filters. It is put around a port when the first filter comes and taken away with the last one, so a port without
 //! filters has no stage: no branch, no time stamp, no copy.
 //!
+//! Filters stand in a chain, as in QEMU: what the port sends passes them from head to tail, what it receives from tail to
+//! head. One that **steps in** may take frames out of the way, and put frames into it behind itself. While one does, the
+//! stage has work of its own ([`steps`]); a stage of captures and mirrors has not.
+//!
 //! What a filter sees is what crosses the port's own border: frames of a netdev that takes super-frames are
 //! super-frames, those that were segmented or joined for it are as it got them, and what it did not take is not shown.
 //! Frames in QEMU's words: **tx** is what the port sends into netreeve (it *gives* it), **rx** what it receives (*takes*).
 //!
-//! Trust: as the port's. Promise: a filter never makes the port wait; what it cannot do it counts.
+//! Trust: as the port's. Promise: no filter waits for anything outside; what it cannot do it counts. Only a buffer that
+//! is full makes the port wait, for its own time to come.
 #![forbid(unsafe_code)]
 
+pub mod aside;
 pub mod capture;
+pub mod divert;
+pub mod hold;
+mod port;
 pub mod record;
+mod steps;
 
-use std::any::Any;
-use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
 use crate::frame::Batch;
 use crate::port::absent::Absent;
-use crate::port::{Change, FarEnd, Interest, Keep, Left, Offloads, Port, Traits, Watch};
-use crate::stats::Stats;
+use crate::port::{Port, Watch};
+use steps::Steps;
 
 /// Which frames a filter is for, in QEMU's words (`queue=`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,28 +58,110 @@ impl Queue {
     pub fn tx(self) -> bool {
         self != Self::Rx
     }
+
+    /// Frames that go this way are among them.
+    #[must_use]
+    pub fn has(self, way: Way) -> bool {
+        match way {
+            Way::Tx => self.tx(),
+            Way::Rx => self.rx(),
+        }
+    }
 }
 
-/// Looks on at one queue of a port.
+/// Which way frames go, in QEMU's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The port sends them.
+    Tx,
+    /// The port receives them.
+    Rx,
+}
+
+impl Way {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Tx, Self::Rx];
+}
+
+/// Looks on or steps in at one queue of a port.
 pub trait Filter: Send {
-    /// The port gave these frames. The first `again` were shown before and not taken.
-    fn given(&mut self, b: &Batch, again: usize);
+    /// The port gave these frames. The first `again` were shown before, and came again because they were not taken. Says
+    /// how many of them, from the first, it takes out of the way for good; none: they pass.
+    fn given(&mut self, b: &Batch, again: usize) -> Option<usize>;
 
-    /// These frames are about to be offered to the port.
-    fn offered(&mut self, b: &Batch);
+    /// These frames are about to be offered to the port. Says as in [`Filter::given`].
+    fn offered(&mut self, b: &Batch) -> Option<usize>;
 
-    /// The port took the first `taken` of what was offered last.
-    fn took(&mut self, taken: usize);
+    /// Of those that were offered last, and that it let pass, the first `taken` were taken.
+    fn took(&mut self, b: &Batch, taken: usize);
+
+    /// It may take frames out of the way or put some in.
+    fn steps_in(&self) -> bool {
+        false
+    }
+
+    /// Its own descriptors.
+    fn watch(&self, _w: &mut Watch) {}
+
+    /// A descriptor is readable. False: it is not this filter's.
+    fn event(&mut self, _fd: RawFd) -> bool {
+        false
+    }
+
+    /// So many frames are to be put in, this way, now.
+    fn waiting(&self, _way: Way) -> usize {
+        0
+    }
+
+    /// Gives the first of those; they stay until they are [`Filter::gone`].
+    fn give(&mut self, _way: Way, _b: &mut Batch) {}
+
+    /// The first `taken` of those that it gave last went on.
+    fn gone(&mut self, _way: Way, _taken: usize) {}
+
+    /// Nothing may come to it this way for now: it has no room, or what it holds goes first.
+    fn is_closed(&self, _way: Way) -> bool {
+        false
+    }
+
+    /// What it puts in goes before anything that comes from the port.
+    fn is_first(&self) -> bool {
+        false
+    }
+
+    /// `status=`.
+    fn set_on(&mut self, _on: bool) {}
+
+    /// It is to go: it takes nothing more. True: it holds nothing, and can go at once.
+    fn leave(&mut self) -> bool {
+        true
+    }
+}
+
+/// A filter in its chain.
+struct Link {
+    /// The supervisor's number for it.
+    number: u16,
+    /// Nobody else's, ever.
+    key: u64,
+    /// Of what it put in towards the lane last, so much comes again.
+    again: usize,
+    /// It goes when it holds nothing any more.
+    leaves: bool,
+    filter: Box<dyn Filter>,
 }
 
 /// A port with filters around it.
 pub struct Stage {
     inner: Box<dyn Port>,
-    /// With their numbers, from QEMU's head to its tail.
-    filters: Vec<(u16, Box<dyn Filter>)>,
+    /// From QEMU's head to its tail.
+    links: Vec<Link>,
+    keys: u64,
     /// So many frames were given and not taken: the port gives them again.
     again: usize,
     rewinds: bool,
+    /// There, if some filter steps in.
+    steps: Option<Box<Steps>>,
 }
 
 /// Takes a port from its place, for a moment.
@@ -78,149 +169,79 @@ fn take(port: &mut Box<dyn Port>) -> Box<dyn Port> {
     std::mem::replace(port, Box::new(Absent::default()))
 }
 
-/// Puts a filter around a port, behind those that are there.
-pub fn attach(port: &mut Box<dyn Port>, number: u16, filter: Box<dyn Filter>) {
+/// Puts a filter around a port: before the one with number `before`, or behind those that are there. The lane has to be
+/// rewired.
+pub fn attach(port: &mut Box<dyn Port>, number: u16, before: Option<u16>, filter: Box<dyn Filter>) {
     if stage(port.as_mut()).is_none() {
         let inner = take(port);
         let rewinds = inner.traits().rewinds;
-        *port = Box::new(Stage { inner, filters: Vec::new(), again: 0, rewinds });
+        *port = Box::new(Stage { inner, links: Vec::new(), keys: 0, again: 0, rewinds, steps: None });
     }
     if let Some(s) = stage(port.as_mut()) {
-        s.filters.push((number, filter));
+        let at = before.and_then(|n| s.place(n)).unwrap_or(s.links.len());
+        s.keys += 1;
+        s.links.insert(at, Link { number, key: s.keys, again: 0, leaves: false, filter });
+        s.settle();
     }
 }
 
-/// Takes a filter away; with the last one the stage goes. False: it is not there.
+/// Takes a filter away, once it has given back what it holds; with the last one the stage goes. The lane has to be
+/// rewired. False: it is not there.
 pub fn detach(port: &mut Box<dyn Port>, number: u16) -> bool {
     let Some(s) = stage(port.as_mut()) else { return false };
-    let before = s.filters.len();
-    s.filters.retain(|(n, _)| *n != number);
-    let found = s.filters.len() < before;
-    if s.filters.is_empty() {
+    let Some(at) = s.place(number) else { return false };
+    let Some(link) = s.links.get_mut(at) else { return false };
+    if link.filter.leave() {
+        s.links.remove(at);
+    } else {
+        link.leaves = true;
+    }
+    s.settle();
+    tidy(port);
+    true
+}
+
+/// Turns a filter on or off. False: it is not there.
+pub fn set_on(port: &mut dyn Port, number: u16, on: bool) -> bool {
+    let Some(s) = stage(port) else { return false };
+    let Some(link) = s.place(number).and_then(|at| s.links.get_mut(at)) else { return false };
+    link.filter.set_on(on);
+    true
+}
+
+/// Frames of a filter's own memory may lie in the lane: it is to forget them before the filter goes.
+#[must_use]
+pub fn lends_to_lane(port: &mut dyn Port, number: u16) -> bool {
+    let Some(s) = stage(port) else { return false };
+    let key = s.steps.as_ref().and_then(|t| t.giving);
+    key.is_some() && s.links.iter().any(|l| l.number == number && Some(l.key) == key)
+}
+
+/// Takes the stage away from a port that has no filters any more.
+pub fn tidy(port: &mut Box<dyn Port>) {
+    if let Some(s) = stage(port.as_mut())
+        && s.links.is_empty()
+    {
         let inner = take(&mut s.inner);
         *port = inner;
     }
-    found
 }
 
 fn stage(port: &mut dyn Port) -> Option<&mut Stage> {
     port.around()?.downcast_mut()
 }
 
-impl Port for Stage {
-    fn traits(&self) -> Traits {
-        self.inner.traits()
-    }
-
-    fn watch(&self, w: &mut Watch) {
-        self.inner.watch(w);
-    }
-
-    fn peer_takes(&mut self, o: Offloads) {
-        // The lane is being rewired.
-        self.rewinds = self.inner.traits().rewinds;
-        self.inner.peer_takes(o);
-    }
-
-    fn peer_spare(&mut self, spare: bool) {
-        self.inner.peer_spare(spare);
-    }
-
-    fn lend(&mut self, b: &mut Batch) {
-        self.inner.lend(b);
-    }
-
-    fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
-        let again = std::mem::take(&mut self.again);
-        self.inner.recv(b)?;
-        if !b.is_empty() {
-            self.filters.iter_mut().for_each(|(_, f)| f.given(b, again));
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, b: &Batch) -> io::Result<usize> {
-        if b.is_empty() {
-            return self.inner.send(b);
-        }
-        self.filters.iter_mut().rev().for_each(|(_, f)| f.offered(b));
-        let taken = self.inner.send(b);
-        let n = taken.as_ref().map_or(0, |n| *n);
-        self.filters.iter_mut().rev().for_each(|(_, f)| f.took(n));
-        taken
-    }
-
-    fn release(&mut self, b: &Batch, taken: usize) {
-        if self.rewinds {
-            self.again = b.len().saturating_sub(taken);
-        }
-        self.inner.release(b, taken);
-    }
-
-    fn arm_gives(&mut self) -> bool {
-        self.inner.arm_gives()
-    }
-
-    fn arm_takes(&mut self) -> bool {
-        self.inner.arm_takes()
-    }
-
-    fn event(&mut self, fd: RawFd, why: Interest) -> io::Result<Change> {
-        let change = self.inner.event(fd, why)?;
-        self.follow(change);
-        Ok(change)
-    }
-
-    fn connect(&mut self, fd: OwnedFd) -> io::Result<Change> {
-        let change = self.inner.connect(fd)?;
-        self.follow(change);
-        Ok(change)
-    }
-
-    fn estate(&self, keep: &mut Keep<'_>) -> io::Result<bool> {
-        self.inner.estate(keep)
-    }
-
-    fn inherit(&mut self, left: Left) -> io::Result<Change> {
-        let change = self.inner.inherit(left)?;
-        self.follow(change);
-        Ok(change)
-    }
-
-    fn peer_link(&mut self, up: bool) {
-        self.inner.peer_link(up);
-    }
-
-    fn peer_up(&mut self, up: bool) {
-        self.inner.peer_up(up);
-    }
-
-    fn follows(&self) -> bool {
-        self.inner.follows()
-    }
-
-    fn far_end(&self) -> Option<FarEnd> {
-        self.inner.far_end()
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
-    }
-
-    fn stats_mut(&mut self) -> &mut Stats {
-        self.inner.stats_mut()
-    }
-
-    fn around(&mut self) -> Option<&mut dyn Any> {
-        Some(self)
-    }
-}
-
 impl Stage {
-    /// The port may have been changed into one that gives nothing again.
-    fn follow(&mut self, change: Change) {
-        if change.rewire {
-            self.again = 0;
+    fn place(&self, number: u16) -> Option<usize> {
+        self.links.iter().position(|l| l.number == number && !l.leaves)
+    }
+
+    /// Filters came or went.
+    fn settle(&mut self) {
+        if !self.links.iter().any(|l| l.filter.steps_in()) {
+            self.steps = None;
+        } else if self.steps.is_none() {
+            self.steps = Some(Box::default());
         }
     }
 }

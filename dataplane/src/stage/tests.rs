@@ -1,6 +1,10 @@
 //! Tests of the stage and of captures: what is shown, what is not, and that nothing is passed by.
 
+mod steps;
+
 use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use netreeve_shared::vnet::{self, Vnet};
@@ -11,6 +15,8 @@ use super::*;
 use crate::frame::Frame;
 use crate::mem::spool::{self, Reader};
 use crate::mem::{Buf, Seg};
+use crate::port::{Change, Interest, Traits};
+use crate::stats::Stats;
 
 /// A port that gives what it is told and takes so many.
 struct Fake {
@@ -93,7 +99,7 @@ fn look(fake: Fake, queue: Queue, keep: u32) -> Look {
     let (memory, bell) = (spool::memory(1).unwrap(), Arc::new(spool::bell().unwrap()));
     let capture = Capture::new(Plan { queue, keep }, &memory, 0, bell).unwrap();
     let mut port: Box<dyn Port> = Box::new(fake);
-    attach(&mut port, 1, Box::new(capture));
+    attach(&mut port, 1, None, Box::new(capture));
     Look { reader: Reader::new(&memory, 0).unwrap(), port }
 }
 
@@ -251,7 +257,7 @@ fn the_stage_goes_with_its_last_filter() {
     let mut l = look(Fake::new(true), Queue::All, 64);
     let (memory, bell) = (spool::memory(1).unwrap(), Arc::new(spool::bell().unwrap()));
     let more = Capture::new(Plan { queue: Queue::All, keep: 9 }, &memory, 0, bell).unwrap();
-    attach(&mut l.port, 2, Box::new(more));
+    attach(&mut l.port, 2, None, Box::new(more));
     assert!(!detach(&mut l.port, 3));
     assert!(detach(&mut l.port, 1) && l.reader.has_ended());
     assert!(l.port.around().is_some());
@@ -270,7 +276,7 @@ fn every_call_is_passed_on() {
     let port = include_str!("../port/mod.rs");
     let (_, port) = port.split_once("pub trait Port: Send {").unwrap();
     let (port, _) = port.split_once("\n}\n").unwrap();
-    let (_, stage) = include_str!("mod.rs").split_once("impl Port for Stage {").unwrap();
+    let (_, stage) = include_str!("port.rs").split_once("impl Port for Stage {").unwrap();
     let (stage, _) = stage.split_once("\n}\n").unwrap();
     let (port, stage) = (names(port), names(stage));
     assert!(port.len() > 15);

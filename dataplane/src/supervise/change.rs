@@ -46,7 +46,28 @@ pub(super) enum Step {
         /// Its number.
         number: u16,
     },
+    /// Put a filter that steps in around a port.
+    Filter {
+        /// Its number.
+        number: u16,
+    },
     /// Take it away.
+    Unfilter {
+        /// Its number.
+        number: u16,
+        /// The port's slot.
+        slot: u16,
+    },
+    /// Turn it on or off.
+    Status {
+        /// Its number.
+        number: u16,
+        /// The port's slot.
+        slot: u16,
+        /// On.
+        on: bool,
+    },
+    /// Take a capture away.
     Uncapture {
         /// Its number.
         number: u16,
@@ -157,6 +178,9 @@ impl Supervisor {
                 {
                     self.end_capture(*number);
                 }
+                if let Some(Step::Filter { number }) = change.steps.front() {
+                    self.chain.remove(*number);
+                }
                 change.failed.get_or_insert_with(|| Refusal::generic(why));
                 self.conclude(change, now);
             }
@@ -167,11 +191,17 @@ impl Supervisor {
         if let Step::Capture { number } = *step {
             return self.tell_capture(ask, number);
         }
+        if let Step::Filter { number } = *step {
+            return self.tell_filter(ask, number);
+        }
         let d = self.dataplane.as_ref().filter(|d| d.ready.is_some());
         let d = d.ok_or("the dataplane is being replaced: try again")?;
         let message = match *step {
-            Step::Capture { .. } => return Ok(()),
-            Step::Uncapture { number, slot } => ToDataplane::Unfilter { ask, slot, filter: number },
+            Step::Capture { .. } | Step::Filter { .. } => return Ok(()),
+            Step::Uncapture { number, slot } | Step::Unfilter { number, slot } => {
+                ToDataplane::Unfilter { ask, slot, filter: number }
+            }
+            Step::Status { number, slot, on } => ToDataplane::Status { ask, slot, filter: number, on },
             Step::Remove { slot } => ToDataplane::Remove { ask, slot },
             Step::Join(ref wire) => ToDataplane::Join { ask, wire: wire.clone() },
             Step::Link { slot, up } => ToDataplane::Link { ask, slot, up },
@@ -218,8 +248,9 @@ impl Supervisor {
         match step {
             Step::Add { slot } => drop(self.slots.take(slot)),
             Step::Capture { number } => self.end_capture(number),
+            Step::Filter { number } => self.chain.remove(number),
             // It is not there, which is what was wanted.
-            Step::Uncapture { .. } => {
+            Step::Uncapture { .. } | Step::Unfilter { .. } => {
                 self.apply(&step);
                 self.begin(change, now);
                 return true;
@@ -261,14 +292,16 @@ impl Supervisor {
     /// Makes a step here as well.
     fn apply(&mut self, step: &Step) {
         match *step {
-            Step::Add { .. } | Step::Capture { .. } => {}
+            Step::Add { .. } | Step::Capture { .. } | Step::Filter { .. } => {}
+            Step::Unfilter { number, .. } => self.chain.remove(number),
+            Step::Status { number, on, .. } => self.filter_is(number, on),
             Step::Uncapture { number, .. } => self.end_capture(number),
             Step::Remove { slot } => {
                 let wires = &mut self.plan.wires;
                 wires.retain(|w| w.netdev != slot && w.device != slot);
                 self.plan.down.retain(|s| *s != slot);
                 // Filters go with their port: the slot will be another's.
-                self.end_captures_of(slot);
+                self.end_filters_of(slot);
                 if let Some(port) = self.slots.take(slot)
                     && port.device
                 {
@@ -305,11 +338,17 @@ impl Supervisor {
                 self.slots.take(slot);
             }
             match change.steps.front().cloned() {
-                Some(step @ (Step::Remove { .. } | Step::Uncapture { .. })) => self.apply(&step),
+                Some(step @ (Step::Remove { .. } | Step::Uncapture { .. } | Step::Unfilter { .. })) => {
+                    self.apply(&step);
+                }
                 Some(Step::Capture { number }) => self.end_capture(number),
+                Some(Step::Filter { number }) => self.chain.remove(number),
                 _ => {}
             }
-            let gone = matches!(change.steps.front(), Some(Step::Remove { .. } | Step::Uncapture { .. }));
+            let gone = matches!(
+                change.steps.front(),
+                Some(Step::Remove { .. } | Step::Uncapture { .. } | Step::Unfilter { .. })
+            );
             let gone = gone && !undoing;
             for slot in std::mem::take(&mut change.added) {
                 self.apply(&Step::Remove { slot });

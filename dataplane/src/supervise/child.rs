@@ -18,6 +18,7 @@ use crate::engine::KIND;
 use crate::fault::{Exit, Fault};
 use crate::handover::{FilterPlan, FromDataplane, Plan, ToDataplane};
 use crate::supervise::capture::Capture;
+use crate::supervise::filters::Chain;
 use crate::supervise::overheard::Overheard;
 use crate::supervise::say;
 use crate::supervise::slots::Slots;
@@ -76,6 +77,7 @@ impl Program {
         plan: &Plan,
         slots: &mut Slots,
         captures: &mut [Capture],
+        chain: &Chain,
     ) -> Result<Dataplane, Fault> {
         let mut command = Command::new(&self.path);
         command
@@ -93,7 +95,7 @@ impl Program {
         let now = Instant::now();
         let mut new =
             Dataplane { channel, child, born: now, ready: None, last_words: None, errors, window: (now, 0) };
-        match new.hand_over(plan, slots, captures) {
+        match new.hand_over(plan, slots, captures, chain) {
             Ok(()) => Ok(new),
             // It is dead already: what it said and how it died is heard as with any other.
             Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
@@ -121,7 +123,13 @@ impl Program {
 }
 
 impl Dataplane {
-    fn hand_over(&mut self, plan: &Plan, slots: &mut Slots, captures: &mut [Capture]) -> io::Result<()> {
+    fn hand_over(
+        &mut self,
+        plan: &Plan,
+        slots: &mut Slots,
+        captures: &mut [Capture],
+        chain: &Chain,
+    ) -> io::Result<()> {
         self.channel.set_nonblocking(true)?;
         self.tell(&ToDataplane::Plan(plan.clone()), &[])?;
         for (slot, s) in slots.iter_mut() {
@@ -135,20 +143,24 @@ impl Dataplane {
                 self.tell(&ToDataplane::Inherit { slot, piece: piece.clone() }, &fds)?;
             }
         }
-        for c in captures.iter_mut().filter(|c| c.is_wanted()) {
-            self.capture(c, 0)?;
+        for number in chain.order() {
+            if let Some(step) = chain.step(number) {
+                step.give(self, 0, None)?;
+            } else if let Some(c) = captures.iter_mut().find(|c| c.number == number && c.is_wanted()) {
+                self.capture(c, 0, None)?;
+            }
         }
         self.tell(&ToDataplane::Begin, &[])
     }
 
-    /// Gives it a capture, with a spool of its own.
+    /// Gives it a capture, with a spool of its own, before the filter of number `before`.
     ///
     /// # Errors
     /// No memory, or it is gone.
-    pub fn capture(&self, c: &mut Capture, ask: u32) -> io::Result<()> {
+    pub fn capture(&self, c: &mut Capture, ask: u32, before: Option<u16>) -> io::Result<()> {
         let (memory, bell) = c.spool()?;
         let plan = FilterPlan::Capture(c.plan);
-        let message = ToDataplane::Filter { ask, slot: c.slot, filter: c.number, plan };
+        let message = ToDataplane::Filter { ask, slot: c.slot, filter: c.number, before, plan };
         self.tell(&message, &[memory.as_fd(), bell.as_fd()])
     }
 

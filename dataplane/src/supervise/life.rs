@@ -32,7 +32,7 @@ impl Supervisor {
         }
         self.start_at = None;
         self.plan.ports = self.slots.plan();
-        match self.program.start(&self.plan, &mut self.slots, &mut self.captures) {
+        match self.program.start(&self.plan, &mut self.slots, &mut self.captures, &self.chain) {
             Ok(new) => {
                 self.dataplane = Some(new);
                 Ok(())

@@ -20,6 +20,7 @@ pub mod datagram;
 pub mod dial;
 pub mod estate;
 mod events;
+pub mod filters;
 mod granted;
 mod life;
 pub mod link_watch;
@@ -53,6 +54,7 @@ use child::{Dataplane, Program};
 use control::commands::Pending;
 use control::{Control, Where};
 use counters::Counters;
+use filters::Chain;
 use link_watch::LinkWatch;
 use ready::{PidFile, Ready};
 use say::Voice;
@@ -98,6 +100,7 @@ struct Supervisor {
     plan: Plan,
     slots: Slots,
     captures: Vec<Capture>,
+    chain: Chain,
     program: Program,
     asker: Option<Asker>,
     ready: Ready,
@@ -166,6 +169,7 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
         say::say(&format!("warning: {warning}"));
     }
     let captures = capture::begin(&config, outputs)?;
+    let chain = Chain::of(&config)?;
     let of_captures = capture::DESCRIPTORS * captures.len() as u64;
     let control = Control::open(options.control)?;
     let mut asker = Asker::new(options.door.clone());
@@ -179,12 +183,14 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     let (slots, wires) = open_ports(config, given, &mut asker, options.socket_mode)?;
     make_room(slots.iter().map(|(_, s)| s.descriptors()).sum::<u64>() + of_captures);
     let watched = slots.iter().any(|(_, s)| s.link.as_ref().is_some_and(|l| l.index.is_some()));
-    let plan = Plan { ports: slots.plan(), wires, down: Vec::new(), later, run: options.run };
+    let filters = control.is_some() || !chain.steps.is_empty();
+    let plan = Plan { ports: slots.plan(), wires, down: Vec::new(), later, filters, run: options.run };
     let json = options.ready.json;
     Ok(Supervisor {
         plan,
         slots,
         captures,
+        chain,
         program: options.program,
         asker: Some(asker),
         ready: options.ready,

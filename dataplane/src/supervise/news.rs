@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use serde_json::json;
 
 use crate::port::FarEnd;
+use crate::stats::Reason;
 use crate::supervise::Supervisor;
 use crate::supervise::control::report;
 
@@ -26,7 +27,21 @@ impl Supervisor {
         match end {
             FarEnd::Nobody => self.connected(slot, false, None),
             FarEnd::Somebody(from) => self.connected(slot, true, from),
+            FarEnd::Refused(why) => {
+                self.refused(slot, why);
+                self.connected(slot, false, None);
+            }
         }
+    }
+
+    /// A peer sent what cannot be, and its connection was closed.
+    fn refused(&mut self, slot: u16, why: Reason) {
+        let Some(id) = self.slots.get(slot).map(|s| s.id.clone()) else { return };
+        let name = Reason::ALL.iter().find(|(r, _)| *r == why).map_or("protocol", |(_, name)| name);
+        let what = "its peer sent a length that no frame has, and was closed";
+        self.voice.say_of_others(&format!("port '{id}': {what} ({name})"));
+        self.voice.event(&json!({ "event": "refused", "id": id, "reason": name }));
+        self.tell("NETREEVE_PEER_REFUSED", json!({ "id": id, "reason": name }));
     }
 
     fn connected(&mut self, slot: u16, connected: bool, from: Option<SocketAddr>) {

@@ -31,6 +31,23 @@ impl Timer {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// A timer that goes off every `interval` (a microsecond at least), from now on, for ever.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn every(interval: Duration) -> Result<OwnedFd> {
+        let timer = Self::new()?;
+        let interval = interval.max(Duration::from_micros(1));
+        // SAFETY: itimerspec is plain integers.
+        let mut spec: libc::itimerspec = unsafe { std::mem::zeroed() };
+        spec.it_interval.tv_sec = libc::time_t::try_from(interval.as_secs()).unwrap_or(libc::time_t::MAX);
+        spec.it_interval.tv_nsec = libc::c_long::from(interval.subsec_nanos().cast_signed());
+        spec.it_value = spec.it_interval;
+        // SAFETY: `spec` is valid for the call, and the old setting is not asked for.
+        let r = unsafe { libc::timerfd_settime(timer.fd(), 0, &raw const spec, ptr::null_mut()) };
+        if r < 0 { Err(Error::last_os_error()) } else { Ok(timer.0) }
+    }
+
     /// To be watched for reading.
     #[must_use]
     pub fn fd(&self) -> RawFd {

@@ -20,8 +20,8 @@ use netreeve_shared::mac::Mac;
 
 use super::floor::{Desk, Floor, NOBODY, Seated, lock};
 use crate::lane::{Lane, Side};
-use crate::port::Queues;
 use crate::port::absent::Absent;
+use crate::port::{Port, Queues};
 
 /// Why a port cannot go where it is to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub enum Cannot {
     Queues(usize, usize),
     /// No memory, or no place: the error's number.
     Room(i32),
+    /// It has a peer.
+    Taken(u16),
 }
 
 impl From<io::Error> for Cannot {
@@ -130,9 +132,11 @@ impl Floor {
         let gone: Queues = self.hold(&desks, |held| {
             let leave = |h: &mut Held<'_>| {
                 h.desk.set_slots((NOBODY, NOBODY));
-                h.lane.replace(Side::Device, Box::<Absent>::default())
+                // Who faces a port without a peer goes with it.
+                let faced = h.lane.replace(Side::Netdev, Box::<Absent>::default());
+                [h.lane.replace(Side::Device, Box::<Absent>::default()), faced]
             };
-            held.iter_mut().map(leave).collect()
+            held.iter_mut().flat_map(leave).collect()
         });
         drop(gone);
         // A hub may have lost a member with it.
@@ -208,6 +212,28 @@ impl Floor {
         Ok(())
     }
 
+    /// Puts a port that has no slot to the other end of the lane of one that has no peer, in place of who was there.
+    ///
+    /// # Errors
+    /// There is no such port, it has a peer, or more than one queue.
+    pub fn face(&self, slot: u16, port: Box<dyn Port>) -> Result<(), Cannot> {
+        let desks: Vec<usize> = self.seats(slot).into_iter().map(|(i, _)| i).collect();
+        match desks.len() {
+            0 => return Err(Cannot::NoPort(slot)),
+            1 if self.has_two(&desks) => return Err(Cannot::Taken(slot)),
+            1 => {}
+            n => return Err(Cannot::Queues(1, n)),
+        }
+        let was = self.hold(&desks, |held| {
+            let h = held.first_mut()?;
+            let was = h.lane.replace(Side::Netdev, port);
+            h.lane.tell_links();
+            Some(was)
+        });
+        drop(was);
+        Ok(())
+    }
+
     /// Takes a port's link down, or up again.
     ///
     /// # Errors
@@ -258,6 +284,7 @@ fn unite(lanes: &mut [&mut Held<'_>], netdev: u16, device: u16, lock_mac: Option
     for (f, t) in from.into_iter().zip(to) {
         let Ok([from, to]) = lanes.get_disjoint_mut([f, t]) else { continue };
         move_port(&mut from.lane, Side::Device, &mut to.lane, Side::Netdev);
+        from.lane.replace(Side::Netdev, Box::<Absent>::default());
         from.desk.set_slots((NOBODY, NOBODY));
         to.desk.set_slots((netdev, device));
         to.lane.set_lock_mac(lock_mac);

@@ -16,7 +16,7 @@ fn frames(framing: Framing, data: &[u8], piece: usize) -> Vec<Vec<u8>> {
                 seg.copy_out(&mut v);
                 out.push(v);
             }
-            Next::Empty => {}
+            Next::Empty { .. } => {}
             Next::Oversize => return out,
             Next::Partial if rest.is_empty() => return out,
             Next::Partial => {
@@ -31,7 +31,7 @@ fn frames(framing: Framing, data: &[u8], piece: usize) -> Vec<Vec<u8>> {
 
 fuzz_target!(|data: &[u8]| {
     let Some((&cut, data)) = data.split_first() else { return };
-    for framing in [Framing::Qemu, Framing::Little16, Framing::Big16] {
+    for framing in [Framing::Qemu, Framing::Little16, Framing::Big16, Framing::Vnet] {
         assert_eq!(frames(framing, data, usize::from(cut) + 1), frames(framing, data, usize::MAX));
     }
 });

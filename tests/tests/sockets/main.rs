@@ -12,6 +12,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod filters;
 mod reconnect;
 mod stream;
 mod support;

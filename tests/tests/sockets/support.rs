@@ -79,6 +79,10 @@ impl Vm {
         Self(s)
     }
 
+    pub(crate) fn at(path: &str) -> Self {
+        Self::new(UnixStream::connect(path).unwrap())
+    }
+
     pub(crate) fn send(&mut self, frame: &[u8]) {
         self.0.write_all(&[&(frame.len() as u32).to_be_bytes(), frame].concat()).unwrap();
     }
@@ -163,6 +167,11 @@ pub(crate) struct Qemu {
 
 impl Qemu {
     pub(crate) fn run(dir: &Dir, netdev: &str) -> Self {
+        Self::with(dir, netdev, &[])
+    }
+
+    /// With more arguments.
+    pub(crate) fn with(dir: &Dir, netdev: &str, more: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let ours = dir.at(&format!("qemu{n}"));
@@ -171,7 +180,7 @@ impl Qemu {
         command.args(["-M", "none", "-nodefaults", "-display", "none", "-netdev"]);
         command.arg(format!("stream,id=i,addr.type=unix,addr.path={ours}"));
         command.args(["-netdev", "hubport,id=h0,hubid=0,netdev=i", "-netdev", &format!("{netdev},id=p")]);
-        command.args(["-netdev", "hubport,id=h1,hubid=0,netdev=p"]);
+        command.args(["-netdev", "hubport,id=h1,hubid=0,netdev=p"]).args(more);
         let proc = Proc::spawn("qemu", command).unwrap();
         let end = Vm::new(listener.accept().unwrap().0);
         let reader = Mutex::new(Vm(end.0.try_clone().unwrap()));
@@ -187,6 +196,11 @@ impl Qemu {
 
     pub(crate) fn recv(&self) -> Vec<u8> {
         self.reader.lock().unwrap().recv()
+    }
+
+    /// What comes within `quiet` of each other.
+    pub(crate) fn drain(&self, quiet: Duration) -> Vec<Vec<u8>> {
+        self.reader.lock().unwrap().drain(quiet)
     }
 
     /// Sends until something arrives at the VM, both ways; what was sent before is taken away.

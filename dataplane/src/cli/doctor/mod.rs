@@ -24,6 +24,7 @@ use crate::mem::uring::Uring;
 use crate::spec::{Config, Kind, tap::Tap};
 use crate::supervise::ask::{Asker, Door};
 use crate::supervise::child::{Program, READY_WITHIN, in_words};
+use crate::supervise::filters::Chain;
 use crate::supervise::ready::{level_name, print_line};
 use crate::supervise::slots::Slots;
 
@@ -200,8 +201,9 @@ fn sandbox(program: &Program) -> Finding {
 fn try_sandbox(program: &Program) -> Result<Level, String> {
     let run = RunPlan { at_least: Level::Seccomp, sandbox_off: false, busy_poll_us: 0, workers: 1 };
     let plan = Plan::new(Vec::new(), Vec::new(), run);
-    let mut dataplane =
-        program.start(&plan, &mut Slots::default(), &mut []).map_err(|f| format!("{}: {}", f.what, f.why))?;
+    let mut dataplane = program
+        .start(&plan, &mut Slots::default(), &mut [], &Chain::default())
+        .map_err(|f| format!("{}: {}", f.what, f.why))?;
     let until = Instant::now() + READY_WITHIN;
     while Instant::now() < until {
         match dataplane.hear(Instant::now()) {

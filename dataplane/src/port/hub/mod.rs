@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod members;
-mod queue;
+pub(crate) mod queue;
 mod table;
 
 use std::collections::BTreeMap;

@@ -28,7 +28,7 @@ struct Record {
 
 /// The queue.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     buf: Buf,
     records: Box<[Record]>,
     /// The oldest record.
@@ -43,18 +43,18 @@ impl Queue {
     ///
     /// # Errors
     /// No memory.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let records = vec![Record::default(); FRAMES].into_boxed_slice();
         Ok(Self { buf: Buf::reserve(BYTES)?, records, first: 0, n: 0, next: 0 })
     }
 
     /// Frames that wait.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.n
     }
 
     /// Forgets all; says how many.
-    pub(super) fn clear(&mut self) -> usize {
+    pub(crate) fn clear(&mut self) -> usize {
         self.next = 0;
         std::mem::take(&mut self.n)
     }
@@ -79,17 +79,17 @@ impl Queue {
     }
 
     /// There is room for a frame of `len` bytes.
-    pub(super) fn has_room(&self, len: u32) -> bool {
+    pub(crate) fn has_room(&self, len: u32) -> bool {
         self.place(len).is_some()
     }
 
     /// There is room for any frame.
-    pub(super) fn is_roomy(&self) -> bool {
+    pub(crate) fn is_roomy(&self) -> bool {
         self.has_room(MAX_FRAME)
     }
 
     /// Copies a frame behind the others. False: there is no room for it.
-    pub(super) fn push(&mut self, f: &Frame, body: &[Seg]) -> bool {
+    pub(crate) fn push(&mut self, f: &Frame, body: &[Seg]) -> bool {
         let Some(at) = self.place(f.len) else { return false };
         let room = self.buf.seg(at, f.len);
         // What counts is what was copied, so that no byte of an earlier frame is ever part of this one.
@@ -107,7 +107,7 @@ impl Queue {
     }
 
     /// Puts the oldest frames into a batch; they stay.
-    pub(super) fn give(&self, b: &mut Batch) {
+    pub(crate) fn give(&self, b: &mut Batch) {
         for i in 0..self.n.min(b.room()) {
             let (Some(r), Some(f)) = (self.record(i), b.push()) else { return };
             let seg = self.buf.seg(r.at, r.len);
@@ -122,7 +122,7 @@ impl Queue {
     }
 
     /// Drops the `n` oldest frames; says how many bytes they had.
-    pub(super) fn pop(&mut self, n: usize) -> u64 {
+    pub(crate) fn pop(&mut self, n: usize) -> u64 {
         let n = n.min(self.n);
         let bytes = (0..n).filter_map(|i| self.record(i)).map(|r| u64::from(r.len)).sum();
         self.first = (self.first + n) % FRAMES;

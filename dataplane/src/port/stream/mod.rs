@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use netreeve_shared::fdkind;
+use netreeve_shared::vnet::Vnet;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{Shutdown, shutdown};
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,12 @@ struct Stream {
     from: Option<SocketAddr>,
     /// The connection is of no more use, and was shut down so that its descriptor becomes ready and says so.
     lost: bool,
+    /// That, or the last one's end, is because its peer broke the framing.
+    broken: bool,
+    /// Frames can pass to and from the peer on the lane.
+    peer_up: bool,
+    /// Frames that come are looked at for work that is left to do.
+    looks: bool,
     connected_before: bool,
     inbox: Inbox,
     outbox: Outbox,
@@ -99,6 +106,9 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         conn: None,
         from: None,
         lost: false,
+        broken: false,
+        peer_up: true,
+        looks: plan.undone.is_some() || plan.framing == Framing::Vnet,
         connected_before: false,
         inbox: Inbox::new(plan.framing).map_err(fail("no memory for a stream"))?,
         outbox: Outbox::new(plan.framing).map_err(fail("no memory for a stream"))?,
@@ -132,6 +142,7 @@ impl Stream {
         self.inbox.reset();
         self.outbox.reset();
         self.lost = false;
+        self.broken = false;
         self.conn = Some(fd);
         self.from = None;
         if self.connected_before {
@@ -220,30 +231,67 @@ impl Stream {
     /// Gives the frames that are here. Anything odd is dealt with only when it stands first: then what was given
     /// before it has gone on, and it is counted once.
     fn give(&mut self, b: &mut Batch) {
-        while b.room() > 0 && (b.is_empty() || !self.inbox.is_odd()) {
-            match self.inbox.next() {
-                Next::Frame { at, seg } => {
+        while b.room() > 0 {
+            match self.inbox.peek() {
+                Next::Frame { at, seg, end } => {
+                    let v = if self.looks { self.header(at, seg.len()) } else { Some(Vnet::default()) };
+                    let Some(v) = v else {
+                        if b.is_empty() {
+                            self.stats.drop(Reason::BadHeader);
+                            self.inbox.pass(end);
+                            continue;
+                        }
+                        return;
+                    };
+                    self.inbox.pass(end);
                     let Some(f) = b.push() else { return };
                     f.cookie = at.into();
                     f.len = seg.len();
                     f.set_lead(seg);
                     let n = f.head_from(&seg);
-                    if let Some(mtu) = self.plan.undone {
-                        offload::recognise(f, mtu);
+                    if self.looks {
+                        f.vnet = v;
+                        self.look(f);
                     }
                     b.push_seg(seg.skip(n));
                 }
-                Next::Empty => self.stats.drop(Reason::Runt),
                 Next::Partial => return,
+                _ if !b.is_empty() => return,
+                Next::Empty { end } => {
+                    self.inbox.pass(end);
+                    self.stats.drop(Reason::Runt);
+                }
                 Next::Oversize => {
                     self.stats.drop(Reason::Oversize);
                     // Nothing after it can be believed.
                     self.inbox.reset();
+                    self.broken = true;
                     self.lose();
                     return;
                 }
             }
         }
+    }
+
+    /// What the header before a frame of `len` bytes says; none: it cannot be its.
+    fn header(&self, at: u32, len: u32) -> Option<Vnet> {
+        if self.plan.framing != Framing::Vnet {
+            return Some(Vnet::default());
+        }
+        let v = self.inbox.header(at);
+        v.check(len).is_ok().then_some(v)
+    }
+
+    /// Finds out what is left to do on a frame that comes without a header.
+    fn look(&self, f: &mut Frame) {
+        if let Some(mtu) = self.plan.undone.filter(|_| self.plan.framing != Framing::Vnet) {
+            offload::recognise(f, mtu);
+        }
+    }
+
+    /// The framing has a place for what is left to do.
+    fn offloads(&self) -> Offloads {
+        if self.plan.framing == Framing::Vnet { Offloads::ALL } else { Offloads::NONE }
     }
 }
 
@@ -253,7 +301,8 @@ impl Port for Stream {
             // It carries what it is given, as QEMU does.
             min_frame: 1,
             max_frame: self.plan.framing.max_frame(),
-            gives: if self.plan.undone.is_some() { Offloads::ALL } else { Offloads::NONE },
+            takes: self.offloads(),
+            gives: if self.plan.undone.is_some() { Offloads::ALL } else { self.offloads() },
             rewinds: true,
             joinable: true,
             up: self.conn.is_some(),
@@ -266,10 +315,18 @@ impl Port for Stream {
             (Some(conn), _) => {
                 w.add(conn.as_raw_fd(), Interest::Gives);
                 w.add(conn.as_raw_fd(), Interest::Takes);
+                // Nothing is read then, and its end would not be seen.
+                if !self.peer_up {
+                    w.add(conn.as_raw_fd(), Interest::Gone);
+                }
             }
             (None, Some(listener)) => w.add(listener.as_raw_fd(), Interest::Control),
             (None, None) => {}
         }
+    }
+
+    fn peer_up(&mut self, up: bool) {
+        self.peer_up = up;
     }
 
     fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
@@ -305,14 +362,15 @@ impl Port for Stream {
             (Some(conn), _) if !self.lost => self.outbox.send(conn.as_fd(), b, |f| count(f, None)),
             _ => (0, Stop::Lost),
         };
-        let (passed, rest) = b.frames().split_at_checked(taken).unwrap_or_default();
-        let most = self.plan.framing.max_frame();
-        for _ in passed.iter().filter(|f| !f.dropped && f.len > most) {
-            self.stats.drop(Reason::Oversize);
+        if self.outbox.passed_over || self.plan.framing == Framing::Packets {
+            let most = self.plan.framing.max_frame();
+            let passed = b.frames().iter().take(taken).filter(|f| !f.dropped && f.len > most);
+            self.stats.drop_n(Reason::Oversize, passed.count() as u64);
         }
         if stop != Stop::Lost {
             return Ok(taken);
         }
+        let rest = b.frames().get(taken..).unwrap_or_default();
         for _ in rest.iter().filter(|f| !f.dropped) {
             self.stats.drop(Reason::PeerDown);
         }
@@ -341,6 +399,10 @@ impl Port for Stream {
             // Not before what came whole has gone on; until then there is a turn for every event.
             return Ok(if self.inbox.is_ready() { Change::default() } else { self.end() });
         }
+        if why == Interest::Gone {
+            // What it sent before has nowhere to go.
+            return Ok(if self.conn.is_some() { self.end() } else { Change::default() });
+        }
         let Some(listener) = self.listener.as_ref().filter(|l| l.as_raw_fd() == fd && self.conn.is_none())
         else {
             return Ok(Change::default());
@@ -368,7 +430,11 @@ impl Port for Stream {
     }
 
     fn far_end(&self) -> Option<FarEnd> {
-        Some(if self.conn.is_some() { FarEnd::Somebody(self.from) } else { FarEnd::Nobody })
+        Some(match self.conn {
+            Some(_) => FarEnd::Somebody(self.from),
+            None if self.broken => FarEnd::Refused(Reason::Oversize),
+            None => FarEnd::Nobody,
+        })
     }
 
     fn stats(&self) -> Stats {

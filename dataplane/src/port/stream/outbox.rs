@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::frame::{BATCH, Batch, Frame, MAX_FRAME};
 use crate::mem::{Buf, Seg};
-use crate::port::stream::framing::{Framing, PREFIX};
+use crate::port::stream::framing::{Big, Big32, Form, Framing, Little, PREFIX, WithVnet};
 use crate::stats::Reason;
 use crate::sys::io::{Gather, send};
 
@@ -44,6 +44,8 @@ pub(super) struct Outbox {
     /// The frame that was cut stays with its giver until its rest is sent, so that the lane waits for us: it is the
     /// first that comes again.
     owed: Option<(u64, u32)>,
+    /// Some frame of the last batch could not be sent as it is.
+    pub(super) passed_over: bool,
 }
 
 /// A frame's length; zero for one that is not to be sent.
@@ -60,7 +62,14 @@ impl Outbox {
     /// # Errors
     /// No memory.
     pub(super) fn new(framing: Framing) -> io::Result<Self> {
-        Ok(Self { framing, buf: Buf::new(PREFIX + MAX_FRAME)?, start: 0, end: 0, owed: None })
+        Ok(Self {
+            framing,
+            buf: Buf::new(PREFIX + MAX_FRAME)?,
+            start: 0,
+            end: 0,
+            owed: None,
+            passed_over: false,
+        })
     }
 
     /// Forgets the rest, as for a new connection.
@@ -71,21 +80,19 @@ impl Outbox {
     }
 
     /// Gathers frames with their lengths until no more parts fit; says how many frames.
-    fn gather<'a>(
-        &self,
+    fn gather<'a, F: Form>(
         b: &Batch,
         frames: &'a [Frame],
-        lens: &'a [[u8; 4]],
+        before: &'a [F::Prefix],
         parts: &mut Gather<'a, PARTS>,
     ) -> usize {
         let mut n = 0;
-        for (f, p) in frames.iter().zip(lens) {
-            if *p != [0; 4] {
+        for (f, p) in frames.iter().zip(before) {
+            if F::length(p) != 0 {
                 if parts.room() < 2 + b.body(f).len() {
                     break;
                 }
-                let p = self.framing.written(p);
-                let _ = parts.private(p) && parts.private(f.head()) && parts.shared(b.body(f));
+                let _ = parts.private(p.as_ref()) && parts.private(f.head()) && parts.shared(b.body(f));
             }
             n += 1;
         }
@@ -103,12 +110,22 @@ impl Outbox {
 
     /// Sends the waiting frames of `b`, `sent` being told of each that is gone. Says how many went or were passed over,
     /// and why no more.
-    pub(super) fn send(
+    pub(super) fn send(&mut self, fd: BorrowedFd<'_>, b: &Batch, sent: impl FnMut(&Frame)) -> (usize, Stop) {
+        match self.framing {
+            Framing::Qemu | Framing::Packets => self.send_as::<Big32>(fd, b, sent),
+            Framing::Little16 => self.send_as::<Little>(fd, b, sent),
+            Framing::Big16 => self.send_as::<Big>(fd, b, sent),
+            Framing::Vnet => self.send_as::<WithVnet>(fd, b, sent),
+        }
+    }
+
+    fn send_as<F: Form>(
         &mut self,
         fd: BorrowedFd<'_>,
         b: &Batch,
         mut sent: impl FnMut(&Frame),
     ) -> (usize, Stop) {
+        self.passed_over = false;
         if let Err(e) = self.flush(fd) {
             return (0, e.into());
         }
@@ -120,17 +137,25 @@ impl Outbox {
                 frames = 1;
             }
         }
-        let mut prefixes = [[0; 4]; BATCH];
+        let mut prefixes = [F::NONE; BATCH];
         for (p, f) in prefixes.iter_mut().zip(b.frames()) {
-            *p = self.framing.encode(length(b, f, self.framing));
+            match length(b, f, self.framing) {
+                0 => self.passed_over |= !f.dropped,
+                n => *p = F::encode(n, &f.vnet),
+            }
         }
         while let Some(rest) = b.frames().get(frames..).filter(|r| !r.is_empty()) {
-            let lens = prefixes.get(frames..).unwrap_or_default();
+            let before = prefixes.get(frames..).unwrap_or_default();
             let mut parts = Gather::<PARTS>::new();
-            let n = self.gather(b, rest, lens, &mut parts);
+            let n = Self::gather::<F>(b, rest, before, &mut parts);
             let done = if parts.bytes() == 0 { Ok(0) } else { parts.sendmsg(fd, FLAGS) };
+            let all = rest.iter().zip(before).take(n);
             let whole = match done {
-                Ok(done) => self.account(b, &rest.iter().zip(lens).take(n), done, &mut sent),
+                Ok(done) if done == parts.bytes() => {
+                    all.filter(|(_, p)| F::length(p) != 0).for_each(|(f, _)| sent(f));
+                    n
+                }
+                Ok(done) => self.account::<F>(b, &all, done, &mut sent),
                 Err(e) => return (frames, e.into()),
             };
             frames += whole;
@@ -142,22 +167,25 @@ impl Outbox {
     }
 
     /// `done` bytes of these frames are gone: says how many frames that is, and keeps the rest of the one that was cut.
-    fn account<'a>(
+    fn account<'a, F: Form>(
         &mut self,
         b: &Batch,
-        frames: &(impl Iterator<Item = (&'a Frame, &'a [u8; 4])> + Clone),
+        frames: &(impl Iterator<Item = (&'a Frame, &'a F::Prefix)> + Clone),
         done: usize,
         sent: &mut impl FnMut(&Frame),
-    ) -> usize {
-        let mut left = u64::try_from(done).unwrap_or(0);
+    ) -> usize
+    where
+        F::Prefix: 'a,
+    {
+        let mut left = done;
         let mut whole = 0;
         for (f, p) in frames.clone() {
-            let len = self.framing.decode(*p);
+            let len = F::length(p);
             if len != 0 {
-                let bytes = u64::from(self.framing.prefix() + len);
+                let bytes = p.as_ref().len() + len as usize;
                 if left < bytes {
                     if left > 0 {
-                        self.keep(b, f, p, u32::try_from(left).unwrap_or(u32::MAX));
+                        self.keep(b, f, p.as_ref(), u32::try_from(left).unwrap_or(u32::MAX));
                     }
                     return whole;
                 }
@@ -170,13 +198,12 @@ impl Outbox {
     }
 
     /// Keeps what follows the first `gone` bytes of a frame.
-    fn keep(&mut self, b: &Batch, f: &Frame, prefix: &[u8; 4], gone: u32) {
+    fn keep(&mut self, b: &Batch, f: &Frame, prefix: &[u8], gone: u32) {
         self.start = gone;
         self.end = 0;
         let mut add = |n: usize| self.end += u32::try_from(n).unwrap_or(0);
         let whole = |at| self.buf.seg(at, self.buf.len());
         let mut at = 0;
-        let prefix = self.framing.written(prefix);
         for private in [prefix, f.head()] {
             let n = whole(at).copy_in(private);
             at += u32::try_from(n).unwrap_or(0);

@@ -408,7 +408,7 @@ impl Port for VhostUser {
             return Ok(change);
         }
         let change = match why {
-            Interest::Gives | Interest::Room | Interest::Takes => {
+            Interest::Gives | Interest::Room | Interest::Takes | Interest::Gone => {
                 Change { rewire: !self.kicked(fd), ..Change::default() }
             }
             Interest::Control => match self.drained(fd).or_else(|| self.control_kicked(fd)) {

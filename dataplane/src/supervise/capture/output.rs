@@ -11,7 +11,7 @@ use super::format::About;
 use super::{Capture, Target};
 use crate::fault::{Exit, Fault};
 use crate::spec::Config;
-use crate::spec::filter::{Dump, Filters, Output};
+use crate::spec::filter::{Filter, Filters, Output};
 use crate::sys;
 
 /// Opens a file for a capture: made with mode 0600, since it holds what others send, or emptied. A FIFO has to have a
@@ -47,10 +47,10 @@ pub fn open(what: &str, path: &Path) -> Result<OwnedFd, Fault> {
 /// # Errors
 /// One is not there.
 pub fn adopt(filters: &Filters) -> Result<Vec<Option<OwnedFd>>, Fault> {
-    let take = |d: &Dump| {
-        let Some(n) = d.output.inherited() else { return Ok(None) };
+    let take = |f: &Filter| {
+        let Some(n) = f.inherited() else { return Ok(None) };
         sys::process::adopt(n).map(Some).map_err(|e| {
-            let what = format!("object '{}': using descriptor {n}", d.id);
+            let what = format!("object '{}': using descriptor {n}", f.id());
             Fault::new(Exit::Config, what, e, "let netreeve inherit it: in a shell, 3>FILE after the command")
         })
     };
@@ -63,7 +63,8 @@ pub fn adopt(filters: &Filters) -> Result<Vec<Option<OwnedFd>>, Fault> {
 /// An output cannot be opened.
 pub fn begin(config: &Config, outputs: Vec<Option<OwnedFd>>) -> Result<Vec<Capture>, Fault> {
     let mut captures = Vec::new();
-    for ((number, dump), output) in (0_u16..).zip(&config.filters).zip(outputs) {
+    for ((number, filter), output) in (0_u16..).zip(&config.filters).zip(outputs) {
+        let Filter::Dump(dump) = filter else { continue };
         let what = format!("object '{}'", dump.id);
         let output = match (output, &dump.output) {
             (Some(fd), _) => fd,

@@ -76,6 +76,7 @@ fn remove(s: &Supervisor, mut arguments: Arguments, device: bool) -> Result<Outc
     let id = arguments.need_text("id")?;
     arguments.end()?;
     let slot = s.find(&id, device)?;
+    s.not_beside(slot)?;
     if s.slots.get(slot).is_some_and(|p| p.of_client) {
         let client = id.strip_suffix(".hub").unwrap_or(&id);
         return Err(Refusal::generic(format!("'{id}' goes with its client: delete '{client}'")));
@@ -195,6 +196,9 @@ impl Supervisor {
     fn free_netdev(&self, id: &str, but: Option<u16>) -> Result<u16, Refusal> {
         let bad = |why: &str| Refusal::generic(format!("Property 'netdev' can't {why}"));
         let found = self.find(id, false).map_err(|_| bad(&format!("find value '{id}'")))?;
+        if self.chain.user(found).is_some() {
+            return Err(bad(&format!("take value '{id}', it's in use")));
+        }
         let wire = self.plan.wires.iter().find(|w| w.netdev == found || w.device == found);
         match wire {
             Some(w) if Some(w.device) != but => Err(bad(&format!("take value '{id}', it's in use"))),
