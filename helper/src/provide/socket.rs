@@ -17,6 +17,9 @@ use nix::sys::socket::{self, Backlog, MsgFlags, SockaddrStorage, setsockopt, soc
 use super::{At, failed};
 use crate::{privilege, sys};
 
+/// More packets than the default receive buffer has room for: a peer that never stops shall not hold the helper.
+const MOST_STRAY: u32 = 4096;
+
 /// The raw socket of one session: deaf to others before it is bound.
 pub(crate) fn l2tp(asked: &L2tpRequest) -> Result<OwnedFd, Refusal> {
     let socket = privilege::with(privilege::SOCKET, || make(asked.src, libc::SOCK_RAW, l2tp::PROTOCOL))?;
@@ -24,8 +27,9 @@ pub(crate) fn l2tp(asked: &L2tpRequest) -> Result<OwnedFd, Refusal> {
     sys::lock_filter(&socket, &program).at(Step::LockFilter)?;
     socket::bind(socket.as_raw_fd(), &at(asked.src, 0)).at(Step::BindAddress)?;
     socket::connect(socket.as_raw_fd(), &at(asked.dst, 0)).at(Step::BindAddress)?;
-    // What others than the peer have sent between the two.
-    while socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::empty()).is_ok() {}
+    // What others than the peer have sent between the two; more than a receive buffer holds is the peer's own.
+    let drain = || socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::empty());
+    let _ = (0..MOST_STRAY).find(|_| drain().is_err());
     Ok(socket)
 }
 
