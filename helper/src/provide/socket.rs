@@ -17,9 +17,6 @@ use nix::sys::socket::{self, Backlog, MsgFlags, SockaddrStorage, setsockopt, soc
 use super::{At, failed};
 use crate::{privilege, sys};
 
-/// More packets than the default receive buffer has room for: a peer that never stops shall not hold the helper.
-const MOST_STRAY: u32 = 4096;
-
 /// The raw socket of one session: deaf to others before it is bound.
 pub(crate) fn l2tp(asked: &L2tpRequest) -> Result<OwnedFd, Refusal> {
     let socket = privilege::with(privilege::SOCKET, || make(asked.src, libc::SOCK_RAW, l2tp::PROTOCOL))?;
@@ -28,8 +25,7 @@ pub(crate) fn l2tp(asked: &L2tpRequest) -> Result<OwnedFd, Refusal> {
     socket::bind(socket.as_raw_fd(), &at(asked.src, 0)).at(Step::BindAddress)?;
     socket::connect(socket.as_raw_fd(), &at(asked.dst, 0)).at(Step::BindAddress)?;
     // What others than the peer have sent between the two; more than a receive buffer holds is the peer's own.
-    let drain = || socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::empty());
-    let _ = (0..MOST_STRAY).find(|_| drain().is_err());
+    let _ = (0..4096).find(|_| socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::empty()).is_err());
     Ok(socket)
 }
 
