@@ -48,6 +48,8 @@ pub enum Who {
     Veth,
     /// QEMU's own netdev in the same guest.
     Qemu,
+    /// `vde_switch`.
+    VdeSwitch,
     /// passt, which serves one VM without privilege.
     Passt,
     /// What QEMU's netdev `user` adds to a QEMU.
@@ -74,6 +76,7 @@ impl Who {
             Self::Dpdk => "DPDK testpmd",
             Self::Veth => "veth alone",
             Self::Qemu => "QEMU's own netdev",
+            Self::VdeSwitch => "vde_switch",
             Self::Passt => "passt",
             Self::QemuUser => "QEMU user",
             Self::Open => "netreeve, sandbox off",

@@ -2,6 +2,7 @@
 
 use super::case::{Case, Form, Path, Way, Who};
 use super::datagram::DatagramCase;
+use super::forward::{ForwardCase, Kind};
 use super::tcp::{Guest, TcpCase};
 use super::xdp::Mode;
 
@@ -51,6 +52,8 @@ pub enum Work {
     Frames(Case),
     /// Frames from one datagram port to another.
     Datagrams(DatagramCase),
+    /// Frames from one socket-shaped port to others.
+    Forward(ForwardCase),
     /// TCP between a guest and a namespace, or a second guest.
     Tcp(TcpCase),
     /// Round trips of one byte.
@@ -98,6 +101,10 @@ const SPLIT: &[Figure] = &[rate(&[Goal::Times(Who::Dpdk, 1.15), FREE])];
 const PACKED: &[Figure] = &[rate(&[Goal::Times(Who::Dpdk, 1.0), FREE])];
 const DGRAM_SMALL: &[Figure] = &[rate(&[Goal::Times(Who::Qemu, 3.0), FREE])];
 const DGRAM_LARGE: &[Figure] = &[rate(&[Goal::Times(Who::Qemu, 2.0), FREE])];
+const SOCKET_SMALL: &[Figure] = &[rate(&[Goal::Times(Who::Qemu, 3.0)])];
+const SOCKET_LARGE: &[Figure] = &[rate(&[Goal::Times(Who::Qemu, 2.0)])];
+const SWITCH_SMALL: &[Figure] = &[rate(&[Goal::Times(Who::VdeSwitch, 3.0)])];
+const SWITCH_LARGE: &[Figure] = &[rate(&[Goal::Times(Who::VdeSwitch, 2.0)])];
 const TCP_TAP: [Goal; 3] = [Goal::Times(Who::Qemu, 2.0), Goal::Times(Who::Veth, 0.8), FREE];
 const TCP_XDP: [Goal; 3] = [Goal::Times(Who::Qemu, 2.0), Goal::Times(Who::Veth, 0.5), FREE];
 const OVER_TAP: &[Figure] = &[gbit("from the guest", &TCP_TAP), gbit("to the guest", &TCP_TAP)];
@@ -130,6 +137,7 @@ impl Row {
         match self.work {
             Work::Frames(c) => c.name(),
             Work::Datagrams(c) => c.name(),
+            Work::Forward(c) => c.name(),
             Work::Tcp(c) => c.name(),
             Work::Trip(p) => format!("round trip of 1 byte over {}", over(p)),
             Work::Idle(p) => format!("idle VM on {}", over(p)),
@@ -145,6 +153,7 @@ impl Row {
             Work::Datagrams(_) => {
                 "our UDP socket → a UDP socket that nobody reads: the kernel's count of what it drops there"
             }
+            Work::Forward(c) => c.load(),
             Work::Tcp(c) => c.load(),
             Work::Trip(_) => {
                 "our virtio driver, asleep until its interrupt (veth alone: a UDP socket, blocked) ⇄ our UDP echo on a \
@@ -196,6 +205,7 @@ impl Row {
                 all.push(Self::of(work, &[Qemu, Netreeve, Open], figures, size == 64));
             }
         }
+        all.extend(Self::sockets());
         all.extend(Self::small());
         all
     }
@@ -226,6 +236,32 @@ impl Row {
         ] {
             // Nobody beside us: the guest itself is the limit.
             all.push(of(Guest::Uml, path, offloads, &[Netreeve], BETWEEN, false));
+        }
+        all
+    }
+
+    /// Rows of ports that are sockets, beside QEMU's netdevs of the same kind, or beside `vde_switch`.
+    fn sockets() -> Vec<Self> {
+        use Who::{Netreeve, Qemu, VdeSwitch};
+        let mut all = Vec::new();
+        for (kind, cut) in [
+            (Kind::Stream, false),
+            (Kind::Unix, false),
+            (Kind::L2tp, false),
+            (Kind::L2tp, true),
+            (Kind::Plug, false),
+            (Kind::Switch, false),
+            (Kind::Hub, false),
+            (Kind::Hub, true),
+        ] {
+            let (beside, small, large) = match kind {
+                Kind::Switch => (VdeSwitch, SWITCH_SMALL, SWITCH_LARGE),
+                _ => (Qemu, SOCKET_SMALL, SOCKET_LARGE),
+            };
+            for (size, figures) in [(64, small), (1500, large)] {
+                let work = Work::Forward(ForwardCase { kind, size, cut });
+                all.push(Self::of(work, &[beside, Netreeve], figures, false));
+            }
         }
         all
     }

@@ -14,7 +14,7 @@ use netreeve_tests::bench::case::Who;
 use netreeve_tests::bench::figures::{Figures, Miss, Sampled, Taken};
 use netreeve_tests::bench::row::{Row, Value, Work};
 use netreeve_tests::bench::runner::{self, Bench};
-use netreeve_tests::bench::{datagram, host, idle, micro, peer, plot, report, scale, tcp, trip};
+use netreeve_tests::bench::{datagram, forward, host, idle, micro, peer, plot, report, scale, tcp, trip};
 use netreeve_tests::{Because, Done, bins, proc, trouble};
 
 /// The part of the run that is not a row: costs of the device side in one thread.
@@ -87,7 +87,7 @@ impl Options {
     /// Rounds of a row: what boots guests or waits for silence is not so often done in a short run.
     fn rounds_of(&self, work: Work) -> u32 {
         match work {
-            Work::Frames(_) | Work::Datagrams(_) | Work::Trip(_) => self.rounds,
+            Work::Frames(_) | Work::Datagrams(_) | Work::Forward(_) | Work::Trip(_) => self.rounds,
             Work::Tcp(_) if self.quick => self.rounds.min(2),
             Work::Tcp(_) => self.rounds,
             Work::Idle(_) | Work::Scale if self.quick => 1,
@@ -108,6 +108,7 @@ fn sample(o: &Options, bench: &mut Bench, work: Work, who: Who) -> Taken<Vec<Val
     match work {
         Work::Frames(case) => bench.frames(&case, who, o.window),
         Work::Datagrams(case) => datagram::sample(bench, case, who, o.window),
+        Work::Forward(case) => forward::sample(bench, case, who, o.window),
         Work::Tcp(case) => tcp::sample(case, who, o.seconds),
         Work::Trip(path) => trip::sample(bench, path, who, o.window),
         Work::Idle(path) => idle::sample(bench, path, who, 4 * o.window),
