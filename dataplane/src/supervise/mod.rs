@@ -159,10 +159,7 @@ pub fn run(config: Config, options: Options) -> Result<u8, Fault> {
 
 fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     // First of all: the numbers on the command line mean what this process was started with.
-    let mut given = Vec::new();
-    for port in &config.ports {
-        given.push(slot::adopt(port)?);
-    }
+    let given = config.ports.iter().map(slot::adopt).collect::<Result<Vec<_>, Fault>>()?;
     let outputs = capture::adopt(&config.filters)?;
     let signals = Signals::new()?;
     for warning in &config.warnings {

@@ -1,90 +1,15 @@
 //! QEMU's mirrors, redirectors and buffers: ours beside QEMU's own, and what becomes of frames when they come and go.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use netreeve_tests::proc::Proc;
-use netreeve_tests::{bins, inspect};
+use netreeve_tests::inspect;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::{Dir, PATIENCE, Qemu, Vm, frame, until};
-
-/// Both ends of a wire of two streams, `n0` and `vm`, and the control socket.
-struct Wire {
-    proc: Proc,
-    net: Vm,
-    vm: Vm,
-    control: BufReader<UnixStream>,
-}
-
-impl Wire {
-    fn new(dir: &Dir, more: &[String]) -> Self {
-        let (n, v, c) = (dir.at("n"), dir.at("v"), dir.at("c"));
-        let mut command = Command::new(bins::ours("netreeve").unwrap());
-        command.args([
-            "run",
-            "--json",
-            "--stats",
-            "--sandbox",
-            "seccomp",
-            "--hotplug",
-            "stream",
-            "--control",
-            &c,
-        ]);
-        command.arg("--netdev").arg(format!("stream,id=n0,server=on,addr.type=unix,addr.path={n}"));
-        command.arg("--device").arg(format!("stream,netdev=n0,id=vm,server=on,addr.type=unix,addr.path={v}"));
-        command.args(more);
-        let proc = Proc::spawn("netreeve", command).unwrap();
-        proc.wait_for("\"ready\"", PATIENCE).unwrap();
-        let control = UnixStream::connect(c).unwrap();
-        control.set_read_timeout(Some(PATIENCE)).unwrap();
-        let (net, vm) = (Vm::at(&n), Vm::at(&v));
-        let mut wire = Self { proc, net, vm, control: BufReader::new(control) };
-        wire.ask("qmp_capabilities", "{}");
-        wire.settle();
-        wire
-    }
-
-    /// The answer to a command.
-    fn ask(&mut self, command: &str, arguments: &str) -> String {
-        let text = format!("{{\"execute\":\"{command}\",\"arguments\":{arguments},\"id\":7}}\n");
-        self.control.get_mut().write_all(text.as_bytes()).unwrap();
-        loop {
-            let mut line = String::new();
-            assert!(self.control.read_line(&mut line).unwrap() > 0, "{}", self.proc.text());
-            if line.contains("\"id\":7") {
-                return line;
-            }
-        }
-    }
-
-    fn done(&mut self, command: &str, arguments: &str) {
-        let said = self.ask(command, arguments);
-        assert!(said.contains("\"return\""), "{command} {arguments}: {said}");
-    }
-
-    /// Waits until frames pass.
-    fn settle(&mut self) {
-        let quiet = Duration::from_millis(50);
-        until("frames to the VM", || {
-            self.net.send(&frame(60, 0xffff_ffff));
-            (!self.vm.drain(quiet).is_empty()).then_some(())
-        });
-        until("frames from the VM", || {
-            self.vm.send(&frame(60, 0xffff_ffff));
-            (!self.net.drain(quiet).is_empty()).then_some(())
-        });
-        self.vm.drain(quiet);
-    }
-
-    fn ports(&mut self) -> String {
-        self.ask("netreeve-query-ports", "{}")
-    }
-}
+use crate::wire::Wire;
 
 fn stream(id: &str, at: &str, role: &str) -> [String; 2] {
     ["--netdev".into(), format!("stream,id={id},{role},addr.type=unix,addr.path={at}")]

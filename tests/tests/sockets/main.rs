@@ -13,7 +13,9 @@
 )]
 
 mod filters;
+mod hotplug;
 mod reconnect;
 mod stream;
 mod support;
 mod vde;
+mod wire;

@@ -16,14 +16,14 @@ use nix::unistd::Pid;
 use crate::support::{Dir, PATIENCE, Qemu, Reeve, STOPPED, Vm, fill, frame, number, until};
 
 /// `vde_switch` of the directory `sw`.
-struct Switch {
+pub(crate) struct Switch {
     proc: Proc,
     _input: Option<ChildStdin>,
     console: String,
 }
 
 impl Switch {
-    fn run(dir: &Dir) -> Self {
+    pub(crate) fn run(dir: &Dir) -> Self {
         let console = dir.at("console");
         let mut command = Command::new(bins::peer("vde_switch").unwrap());
         command.args(["-s", &dir.at("sw"), "-M", &console]);
@@ -54,7 +54,7 @@ impl Switch {
 }
 
 /// A frame that a switch floods and learns nothing odd from.
-fn broadcast(len: usize, n: u32, from: u8) -> Vec<u8> {
+pub(crate) fn broadcast(len: usize, n: u32, from: u8) -> Vec<u8> {
     let mut f = frame(len, n);
     f[..12].copy_from_slice(&[255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, from]);
     f[12..14].copy_from_slice(&[0x88, 0xb5]);
