@@ -13,6 +13,7 @@ mod ends;
 mod filters;
 pub mod kinds;
 mod link;
+mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -29,7 +30,7 @@ use crate::handover::{FromDataplane, Level, Plan, ToDataplane, Wire};
 use crate::lane::Lane;
 use crate::port::absent::Absent;
 use crate::port::hub::Hubs;
-use crate::port::{Change, Left, OpenError, Piece, Port, Queues};
+use crate::port::{Change, Left, Piece, Port, Queues};
 use crate::sandbox::call::{Call, Cond};
 use crate::sandbox::seccomp::LOCKS;
 use crate::sandbox::{self, Needs};
@@ -38,6 +39,7 @@ use crate::worker::{Floor, NOBODY, Outside, Seated, Worker};
 use changes::Changes;
 use ends::Ends;
 use link::Link;
+use trouble::Trouble;
 
 /// Kind of the messages in both directions.
 pub const KIND: u16 = kind::PRIVATE;
@@ -59,29 +61,6 @@ const LATER_FDS: u64 = 4 * MORE_FDS;
 
 /// Bytes of a worker's stack: nothing in a turn recurses, and batches live on the heap.
 const STACK: usize = 256 * 1024;
-
-/// What went wrong before the first frame.
-#[derive(Debug)]
-struct Trouble {
-    slot: Option<u16>,
-    errno: i32,
-    why: String,
-}
-
-impl Trouble {
-    fn new(why: impl Into<String>) -> Self {
-        Self { slot: None, errno: 0, why: why.into() }
-    }
-
-    fn io(what: &str, e: &io::Error) -> Self {
-        Self { slot: None, errno: e.raw_os_error().unwrap_or(0), why: format!("{what}: {e}") }
-    }
-
-    fn open(slot: u16, e: &OpenError) -> Self {
-        let errno = e.source.as_ref().and_then(io::Error::raw_os_error).unwrap_or(0);
-        Self { slot: Some(slot), errno, why: e.to_string() }
-    }
-}
 
 /// Runs a dataplane on the channel at descriptor 3 until the supervisor ends it. The process's exit code.
 #[must_use]
@@ -145,6 +124,7 @@ fn start(link: &mut Link) -> Result<Ready, Trouble> {
     let Handed { plan, fds, left, filters } = gather(link)?;
     // Asked for before the walls: inside, the kernel's answer cannot be read.
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let beyond = kinds::beyond(&plan, &fds).map_err(Trouble::new)?;
     let walls = if plan.run.sandbox_off {
         None
     } else {
@@ -153,8 +133,9 @@ fn start(link: &mut Link) -> Result<Ready, Trouble> {
         let of_filters = filters.iter().flat_map(|f| &f.fds);
         let all = fds.iter().flatten().chain(inherited).chain(of_filters);
         let keep: Vec<RawFd> = all.map(AsRawFd::as_raw_fd).chain(ours).collect();
-        let more_fds = if plan.later.is_empty() { MORE_FDS } else { LATER_FDS };
-        let needs = Needs { at_least: plan.run.at_least, keep: &keep, more_fds };
+        let more_fds = beyond.fds + if plan.later.is_empty() { MORE_FDS } else { LATER_FDS };
+        let (sockets, files) = (beyond.sockets, beyond.files);
+        let needs = Needs { at_least: plan.run.at_least, keep: &keep, more_fds, sockets, files };
         Some(sandbox::walls(&needs).map_err(|e| Trouble::new(e.to_string()))?)
     };
     let mut calls = vec![CALLS];
@@ -427,6 +408,13 @@ impl Outside for Engine {
             ToDataplane::Status { ask, slot, filter, on } => {
                 let found = filters::set_on(floor, slot, filter, on);
                 self.answer(ask, if found { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) })?;
+            }
+            ToDataplane::Tell { ask, slot, what } => {
+                let told = floor
+                    .seat(slot)
+                    .map(|seat| floor.visit(seat.lane, |l| l.port(seat.side).tell(what, fds)));
+                let told = told.flatten().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
+                self.answer(ask, told)?;
             }
             ToDataplane::Add { .. }
             | ToDataplane::Remove { .. }

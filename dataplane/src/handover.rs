@@ -25,7 +25,8 @@
 //! member: there is nothing to restore but ports and wires.
 //!
 //! Trust: the dataplane is hostile to the supervisor once it has read a guest's byte; every message is bounded, and a
-//! message that the supervisor does not expect ends the dataplane. Promise: no path and no name travels here.
+//! message that the supervisor does not expect ends the dataplane. Promise: no path travels here, and no name but those
+//! that a `user` network's guest is told.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
@@ -130,6 +131,15 @@ pub enum ToDataplane {
         slot: u16,
         /// The filter's number.
         filter: u16,
+    },
+    /// Tell a running port something; descriptors that belong to it travel with this message.
+    Tell {
+        /// Number for the answer.
+        ask: u32,
+        /// The port's slot.
+        slot: u16,
+        /// What.
+        what: port::Told,
     },
     /// Turn a filter on or off.
     Status {
@@ -339,6 +349,9 @@ pub enum PortPlan {
     Dgram(port::dgram::Plan),
     /// A place in a hub, whose peer is the hub's member; no descriptors.
     Hub(port::hub::Plan),
+    /// A network of our own making; descriptors: as its plan lists them. No other netdev is in the same dataplane, which
+    /// keeps its caller's network namespace and makes sockets.
+    User(Box<port::user::Plan>),
 }
 
 /// What a port is, without its particulars.
@@ -357,10 +370,12 @@ pub enum PortKind {
     Dgram,
     /// A place in a hub.
     Hub,
+    /// A network of our own making. It is there from the start or not at all.
+    User,
 }
 
 impl PortKind {
-    /// All of them.
+    /// All that may be added to a running dataplane.
     pub const ALL: [Self; 6] = [Self::Tap, Self::Xsk, Self::VhostUser, Self::Stream, Self::Dgram, Self::Hub];
 }
 
@@ -386,6 +401,7 @@ impl PortPlan {
             Self::Stream(_) => PortKind::Stream,
             Self::Dgram(_) => PortKind::Dgram,
             Self::Hub(_) => PortKind::Hub,
+            Self::User(_) => PortKind::User,
         }
     }
 }

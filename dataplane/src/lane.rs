@@ -7,6 +7,8 @@
 //! a dead port ends neither the lane nor the process.
 #![forbid(unsafe_code)]
 
+mod side;
+
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
@@ -19,29 +21,7 @@ use crate::offload::{self, At, Joiner};
 use crate::port::{Change, Interest, Keep, Left, Port, Traits, Watch};
 use crate::stage;
 use crate::stats::{Reason, Stats};
-
-/// One of the two ends of a lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Host side.
-    Netdev,
-    /// VM side.
-    Device,
-}
-
-impl Side {
-    /// Both ends.
-    pub const BOTH: [Self; 2] = [Self::Netdev, Self::Device];
-
-    /// The other end.
-    #[must_use]
-    pub fn peer(self) -> Self {
-        match self {
-            Self::Netdev => Self::Device,
-            Self::Device => Self::Netdev,
-        }
-    }
-}
+pub use side::Side;
 
 /// What came of a turn.
 #[derive(Debug)]
@@ -335,6 +315,12 @@ impl Lane {
             Side::Device => self.off.1 = off,
         }
         self.rewire();
+    }
+
+    /// What is sent to the netdev may have it give at once.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        self.to_device.gives.answers
     }
 
     /// What [`Lane::set_dead`] and [`Lane::set_off`] said of an end.

@@ -44,11 +44,19 @@ pub enum Reason {
     Control,
     /// The network says that it cannot reach the peer.
     Unreachable,
+    /// Not what its headers say (the `user` network).
+    Malformed,
+    /// Of a protocol, or to somebody, that nobody here knows (the `user` network).
+    Unknown,
+    /// The policy does not let it pass (the `user` network).
+    Denied,
+    /// Its sender has as many flows, or as much held for it, as it may (the `user` network).
+    Quota,
 }
 
 impl Reason {
     /// Number of reasons.
-    pub const COUNT: usize = 17;
+    pub const COUNT: usize = 21;
     /// Every reason with the name it has in output.
     pub const ALL: [(Self, &'static str); Self::COUNT] = [
         (Self::Runt, "runt"),
@@ -68,6 +76,10 @@ impl Reason {
         (Self::Cookie, "cookie"),
         (Self::Control, "control"),
         (Self::Unreachable, "unreachable"),
+        (Self::Malformed, "malformed"),
+        (Self::Unknown, "unknown"),
+        (Self::Denied, "denied"),
+        (Self::Quota, "quota"),
     ];
 }
 

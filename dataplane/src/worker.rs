@@ -223,6 +223,9 @@ impl Worker {
                     here |= came.moved > 0;
                     self.dense |= came.moved > 1;
                     place.set(giver, Stand { state: came.state, armed: false });
+                    if giver == Side::Device && came.moved > 0 && lane.answers() {
+                        place.set(Side::Netdev, Stand::READY);
+                    }
                     if let Some((side, e)) = came.dead {
                         lane.set_dead(side, true);
                         self.died(floor, out, Seat { lane: place.lane, side }, e);

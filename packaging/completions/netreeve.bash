@@ -17,7 +17,7 @@ _netreeve() {
     case $prev in
         --netdev)
             compopt -o nospace
-            COMPREPLY=($(compgen -W 'tap,id= bridge,id= af-xdp,id= stream,id= vde,id= hubport,id= vhost-user,id=' -- "$cur"))
+            COMPREPLY=($(compgen -W 'user,id= tap,id= bridge,id= af-xdp,id= stream,id= vde,id= hubport,id= vhost-user,id=' -- "$cur"))
             return ;;
         --device)
             compopt -o nospace
@@ -55,7 +55,7 @@ _netreeve() {
         ls) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;
         show) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;
         stats) COMPREPLY=($(compgen -W "$names --format --json --help" -- "$cur")) ;;
-        set) COMPREPLY=($(compgen -W "$names link=on link=off netdev= --json --help" -- "$cur")) ;;
+        set) COMPREPLY=($(compgen -W "$names link=on link=off netdev= hostfwd+= hostfwd-= hostfwd= --json --help" -- "$cur")) ;;
         add) COMPREPLY=($(compgen -W "$names --netdev --device --help" -- "$cur")) ;;
         remove) COMPREPLY=($(compgen -W "$names --help" -- "$cur")) ;;
         events) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;

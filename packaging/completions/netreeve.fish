@@ -22,7 +22,7 @@ complete -c netreeve -n '__fish_seen_subcommand_from capture' -l queue -x -a 'al
 complete -c netreeve -n '__fish_seen_subcommand_from capture' -l format -x -a 'pcapng pcap pcap-ns' -d 'How they are written'
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a list -d 'The types of ports'
 complete -c netreeve -n "not __fish_seen_subcommand_from $verbs" -a help -d 'Help on a subcommand'
-complete -c netreeve -n "__fish_seen_subcommand_from $ports add" -l netdev -x -a 'tap,id= bridge,id= af-xdp,id= stream,id= vde,id= hubport,id= vhost-user,id=' -d 'Host side'
+complete -c netreeve -n "__fish_seen_subcommand_from $ports add" -l netdev -x -a 'user,id= tap,id= bridge,id= af-xdp,id= stream,id= vde,id= hubport,id= vhost-user,id=' -d 'Host side'
 complete -c netreeve -n "__fish_seen_subcommand_from $ports" -l config -r -F -d 'TOML file'
 complete -c netreeve -n "__fish_seen_subcommand_from $ports" -l helper-socket -r -F -d 'Where the helper listens'
 complete -c netreeve -n "__fish_seen_subcommand_from $ports" -l helper -r -F -d 'Start this helper'
@@ -45,5 +45,5 @@ complete -c netreeve -n '__fish_seen_subcommand_from run' -l control -r -F -d 'C
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l hotplug -x -a 'all tap bridge af-xdp stream dgram l2tpv3 socket vde vhost-user hubport' -d 'Types that may be added later'
 complete -c netreeve -n '__fish_seen_subcommand_from stats' -l format -x -a 'table json openmetrics' -d 'How counters are written'
 complete -c netreeve -n "__fish_seen_subcommand_from $talks" -a "(netreeve ls 2>/dev/null | awk 'NR > 1 { print \$1 }')" -d Instance
-complete -c netreeve -n '__fish_seen_subcommand_from set' -a 'link=on link=off netdev=' -d Change
+complete -c netreeve -n '__fish_seen_subcommand_from set' -a 'link=on link=off netdev= hostfwd+= hostfwd-= hostfwd=' -d Change
 complete -c netreeve -n '__fish_seen_subcommand_from help' -a 'run grant doctor ls show stats set add remove events capture list'

@@ -50,7 +50,7 @@ fn itself(what: &str) -> ExitStatus {
 }
 
 fn enter() -> Walls {
-    walls(&Needs { at_least: Level::Seccomp, keep: &[], more_fds: 8 }).unwrap()
+    walls(&Needs { at_least: Level::Seccomp, keep: &[], more_fds: 8, sockets: false, files: None }).unwrap()
 }
 
 fn threads() {

@@ -22,6 +22,14 @@ struct Row {
 
 const ROWS: &[Row] = &[
     Row {
+        name: "user",
+        what: "a network of its own, out of ordinary sockets",
+        queues: 1,
+        offloads: true,
+        capabilities: &[],
+        policy: None,
+    },
+    Row {
         name: "tap",
         what: "a tap device, made by the helper or handed by fd=/fds=",
         queues: MAX_TAP_QUEUES,

@@ -3,6 +3,7 @@
 //! Trust: the user. Promise: every way to end has its exit code ([`Exit`]), every error its three parts.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod control;
 mod daemon;
 mod doctor;
@@ -66,7 +67,7 @@ enum Verb {
 /// What is joined.
 #[derive(Debug, Args)]
 struct Ports {
-    /// Host side: QEMU's -netdev, as `type,key=value` or JSON: tap, bridge, af-xdp, stream, vhost-user.
+    /// Host side: QEMU's -netdev, as `type,key=value` or JSON: user, tap, bridge, af-xdp, stream [default: user,id=net0].
     #[arg(long, value_name = "NETDEV")]
     netdev: Vec<String>,
     /// A TOML file with [[netdev]] and [[device]] tables.
@@ -142,7 +143,8 @@ struct Run {
     /// Print the counters at the end (SIGUSR1 prints them any time).
     #[arg(long)]
     stats: bool,
-    /// A command to start when frames can pass; netreeve ends with it. {ID.path} is a port's socket.
+    /// A command to start when frames can pass; netreeve ends with it. What attaches QEMU is added; {vhost-user},
+    /// {stream} or {dgram} is a socket for another VMM, {ID.path} that of a port.
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
 }

@@ -1,12 +1,13 @@
 //! `netreeve run`.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use nix::unistd::{Uid, User, geteuid};
 
-use crate::cli::{Run, daemon};
+use crate::cli::{Run, attach, daemon};
 use crate::fault::{Exit, Fault};
 use crate::handover::{Level, RunPlan};
 use crate::spec::{Config, Kind, late};
@@ -53,20 +54,24 @@ impl FromStr for Mode {
 }
 
 pub(super) fn run(arguments: Run) -> Result<u8, Fault> {
-    let mut config = arguments.ports.read(&arguments.device)?;
+    let mut config = config(&arguments)?;
+    let mut arguments = arguments;
     config.objects(&arguments.object)?;
+    let attached = attach::complete(&mut config, &mut arguments.command)?;
     let control = Where { name: arguments.name, path: arguments.control };
     let hotplug = hotplug(&arguments.hotplug, &control)?;
     // What is not there yet may come.
     if hotplug.is_empty() {
-        check(&config)?;
+        check(&config, &arguments.command)?;
     }
+    alone(&config, &hotplug)?;
     if arguments.lock_mac {
         lock(&mut config)?;
     }
     if arguments.daemonize && !daemon::is_child() {
         return daemon::start();
     }
+    attached.notes.iter().for_each(|note| say::say(note));
     let off = arguments.sandbox.0 == Level::Off;
     let program =
         Program { path: program(arguments.dataplane)?, user: user(arguments.user.as_deref(), off)? };
@@ -101,7 +106,30 @@ pub(super) fn run(arguments: Run) -> Result<u8, Fault> {
         command: arguments.command,
         after_ready: if arguments.daemonize { Some(daemon::let_go()?) } else { None },
     };
-    supervise::run(config, options)
+    let end = supervise::run(config, options);
+    // Its sockets are gone by now.
+    drop(attached);
+    end
+}
+
+/// What the options say; without a netdev there is a user network for what wants one.
+fn config(arguments: &Run) -> Result<Config, Fault> {
+    let none = arguments.ports.netdev.is_empty() && arguments.ports.config.is_none();
+    let wanted = !arguments.device.is_empty() || !arguments.command.is_empty();
+    // Ports that are to come may bring their own.
+    if none && wanted && arguments.hotplug.is_empty() {
+        return Config::with_user(&arguments.device);
+    }
+    arguments.ports.read(&arguments.device)
+}
+
+/// A user network is made at the start, and nothing is added beside it.
+fn alone(config: &Config, hotplug: &[String]) -> Result<(), Fault> {
+    if hotplug.is_empty() || !config.ports.iter().any(|p| matches!(p.kind, Kind::User(_))) {
+        return Ok(());
+    }
+    let why = "nothing can be added to the dataplane of a user network, since that may make sockets";
+    Err(Fault::new(Exit::Usage, "--hotplug", why, "leave --hotplug out, or give another --netdev"))
 }
 
 /// `--hotplug`: types that may be added later.
@@ -126,15 +154,22 @@ fn hotplug(types: &[String], control: &Where) -> Result<Vec<String>, Fault> {
 }
 
 /// There is something to do.
-fn check(config: &Config) -> Result<(), Fault> {
+fn check(config: &Config, command: &[OsString]) -> Result<(), Fault> {
     let usage = |why: &str, fix: &str| Err(Fault::new(Exit::Usage, "run", why, fix));
     if config.ports.is_empty() {
-        let example = "netreeve run --netdev tap,id=n0,br=br0 --device vhost-user,netdev=n0,path=vm.sock";
-        return usage("no --netdev and no --device", example);
+        let example =
+            "netreeve run -- qemu-system-x86_64 ...; or netreeve run --device vhost-user,path=vm.sock";
+        return usage("there is nobody to give a network to: no command and no --device", example);
     }
     // A place in a hub may wait for its member, and a switch has clients.
     match config.unjoined().find(|p| !matches!(p.kind, Kind::Hub(_) | Kind::Switch(_))) {
         None => Ok(()),
+        Some(port) if !command.is_empty() => {
+            let why = format!("netdev {} has no peer, and the command is no QEMU command line", port.id);
+            let fix =
+                "write {vhost-user} or {stream} where the command takes its socket's path, or add --device";
+            usage(&why, fix)
+        }
         Some(port) => {
             let why = format!("netdev {} has no peer", port.id);
             usage(&why, &format!("add --device vhost-user,netdev={},path=vm.sock", port.id))

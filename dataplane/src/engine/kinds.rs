@@ -4,7 +4,7 @@
 //! the port beside its code and collected here, nowhere else.
 #![forbid(unsafe_code)]
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::handover::{Plan, PortKind, PortPlan};
 use crate::port::{self, OpenError, Queues, hub::Hubs};
@@ -20,6 +20,7 @@ pub(super) fn open(plan: &PortPlan, fds: Vec<OwnedFd>, hubs: &mut Hubs) -> Resul
         PortPlan::Stream(p) => port::stream::open(p, fds),
         PortPlan::Dgram(p) => port::dgram::open(p, fds),
         PortPlan::Hub(p) => port::hub::open(p, hubs),
+        PortPlan::User(p) => port::user::open(p, fds),
     }
 }
 
@@ -33,6 +34,7 @@ pub fn calls(kind: PortKind) -> &'static [Call] {
         PortKind::Stream => port::stream::CALLS,
         PortKind::Dgram => port::dgram::CALLS,
         PortKind::Hub => port::hub::CALLS,
+        PortKind::User => port::user::CALLS,
     }
 }
 
@@ -46,12 +48,59 @@ pub fn opens(kind: PortKind) -> &'static [Call] {
         PortKind::Stream => port::stream::OPENS,
         PortKind::Dgram => port::dgram::OPENS,
         PortKind::Hub => port::hub::OPENS,
+        PortKind::User => port::user::OPENS,
     }
+}
+
+/// What the ports of a plan need beyond the descriptors that they are handed.
+#[derive(Debug, Default)]
+pub(super) struct Beyond<'a> {
+    /// They make sockets, in the network namespace of whoever started us.
+    pub(super) sockets: bool,
+    /// They read files beneath this directory.
+    pub(super) files: Option<BorrowedFd<'a>>,
+    /// So many descriptors more than others.
+    pub(super) fds: u64,
+}
+
+/// Looks through a plan for what its ports need beyond their descriptors. Whoever may make sockets has nothing else to
+/// lose: a `user` network shares its dataplane with devices only.
+pub(super) fn beyond<'a>(plan: &Plan, fds: &'a [Vec<OwnedFd>]) -> Result<Beyond<'a>, &'static str> {
+    let mut all = Beyond::default();
+    let mut users = Vec::new();
+    for ((slot, port), fds) in (0u16..).zip(&plan.ports).zip(fds) {
+        let Some(PortPlan::User(p)) = port else { continue };
+        users.push(slot);
+        all.sockets |= !p.restrict;
+        all.fds += p.limits.descriptors();
+        if p.boot.tftp && all.files.is_some() {
+            return Err("only one user network of a dataplane may have a directory for TFTP");
+        }
+        all.files = all.files.or_else(|| fds.last().filter(|_| p.boot.tftp).map(AsFd::as_fd));
+    }
+    let is_device = |slot: u16| plan.wires.iter().any(|w| w.device == slot);
+    let other = |slot: u16| !users.contains(&slot) && !is_device(slot);
+    let mut used = (0u16..).zip(&plan.ports).filter(|(_, p)| p.is_some()).map(|(slot, _)| slot);
+    if users.iter().any(|slot| is_device(*slot)) {
+        return Err("a user network is a netdev, not a device");
+    }
+    if !users.is_empty() && (!plan.later.is_empty() || used.any(other)) {
+        return Err(
+            "a user network makes sockets, so no other netdev may be in its dataplane: run the other one by itself",
+        );
+    }
+    Ok(all)
 }
 
 /// What the ports of a plan call, those that may come later included.
 pub(super) fn of_plan(plan: &Plan) -> Vec<&'static [Call]> {
-    let now = plan.ports.iter().flatten().map(|p| calls(p.kind()));
+    let now = plan.ports.iter().flatten().flat_map(|p| match p {
+        PortPlan::User(p) => {
+            let files = if p.boot.tftp { port::user::FILES } else { &[] };
+            [if p.restrict { port::user::RESTRICTED } else { port::user::CALLS }, files]
+        }
+        p => [calls(p.kind()), &[]],
+    });
     let later = plan.later.iter().flat_map(|kind| [calls(*kind), opens(*kind)]);
     let filters = plan.filters.then_some(stage::aside::CALLS);
     now.chain(later).chain(filters).collect()

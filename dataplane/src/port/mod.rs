@@ -13,6 +13,7 @@ pub mod dgram;
 pub mod hub;
 pub mod stream;
 pub mod tap;
+pub mod user;
 pub mod vhost_user;
 pub mod xsk;
 
@@ -99,6 +100,8 @@ pub struct Traits {
     /// Frames that it gives are as they were on a link, in memory that it alone writes; each says where it begins
     /// ([`crate::frame::Frame::lead`]), so that segments of a flow can be joined.
     pub joinable: bool,
+    /// What is sent to it may have it give at once: it is asked after each turn in which it took frames.
+    pub answers: bool,
     /// Some of what it gives may be kept from the lane, and what it is given from its memory: neither is put straight into
     /// the other's (`stage`).
     pub withheld: bool,
@@ -120,6 +123,7 @@ impl Default for Traits {
             needs_memory: false,
             rewinds: false,
             joinable: false,
+            answers: false,
             withheld: false,
             up: true,
         }
@@ -193,6 +197,13 @@ pub type Keep<'a> = dyn FnMut(Piece, &[BorrowedFd<'_>]) -> io::Result<()> + 'a;
 
 /// What another dataplane's port left, as it was kept.
 pub type Left = Vec<(Piece, Vec<OwnedFd>)>;
+
+/// What a running port is told, beyond frames and connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Told {
+    /// A `user` network.
+    User(user::Tell),
+}
 
 /// Why a port could not be opened.
 #[derive(Debug)]
@@ -308,6 +319,14 @@ pub trait Port: Send {
     /// # Errors
     /// It does not fit; the connection is closed.
     fn inherit(&mut self, _left: Left) -> io::Result<Change> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Is told something, with the descriptors that belong to it. Only the first queue's port is told.
+    ///
+    /// # Errors
+    /// It is not that port, or the descriptors are not what was said; nothing has changed.
+    fn tell(&mut self, _what: Told, _fds: Vec<OwnedFd>) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

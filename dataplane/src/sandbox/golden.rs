@@ -7,11 +7,14 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::call::{Call, Cond};
-use super::seccomp::{LOCKS, Union};
+use super::seccomp::{LOCKS, Licence, Union};
 use crate::{engine, port};
 
 /// Most system calls that a wire's dataplane may make, whatever its two ports.
 const MOST: usize = 32;
+
+/// Most of those of a `user` network's, which makes its sockets itself.
+const MOST_USER: usize = 35;
 
 macro_rules! names {
     ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };
@@ -24,7 +27,7 @@ const NAMES: &[(i64, &str)] = names! {
     SYS_mprotect SYS_mremap SYS_munmap SYS_brk SYS_madvise SYS_clock_gettime SYS_getrandom SYS_rt_sigreturn
     SYS_rt_sigaction SYS_restart_syscall SYS_sigaltstack SYS_exit SYS_exit_group SYS_rt_sigprocmask SYS_getpid SYS_gettid
     SYS_tgkill SYS_timerfd_create SYS_timerfd_settime SYS_eventfd2 SYS_dup SYS_pread64 SYS_pwrite64
-    SYS_io_uring_enter
+    SYS_io_uring_enter SYS_socket SYS_connect SYS_openat2
 };
 
 fn name(nr: i64) -> String {
@@ -60,8 +63,12 @@ fn describe(u: &Union) -> String {
 }
 
 fn holds(file: &str, ports: &[&[Call]]) -> usize {
+    holds_with(file, ports, Licence::default())
+}
+
+fn holds_with(file: &str, ports: &[&[Call]], licence: Licence) -> usize {
     let calls: Vec<_> = [engine::CALLS].into_iter().chain(ports.iter().copied()).collect();
-    let union = Union::of(&calls).unwrap();
+    let union = Union::licensed(&calls, licence).unwrap();
     union.compile(1).unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sandbox/golden").join(file);
     let now = describe(&union);
@@ -117,4 +124,29 @@ fn a_dataplane_that_may_get_any_port_later_has_its_calls_on_file() {
     assert!(calls <= MOST + 12, "{calls}");
     let known: Vec<_> = [engine::CALLS].into_iter().chain(all).flatten().copied().collect();
     assert!(known.iter().all(|c| !super::seccomp::NEVER.contains(&c.nr)));
+}
+
+#[test]
+fn a_user_network_makes_internet_sockets_and_nothing_else_that_is_never_allowed() {
+    use super::seccomp::NEVER;
+    use port::user::{CALLS, FILES, RESTRICTED};
+    use port::{stream, vhost_user};
+    let open = Licence { sockets: true, files: false };
+    for (file, device) in [("vhost-user+user.txt", vhost_user::CALLS), ("stream+user.txt", stream::CALLS)] {
+        let calls = holds_with(file, &[device, CALLS], open);
+        assert!(calls <= MOST_USER, "{file}: {calls}");
+        assert!(Union::of(&[device, CALLS]).is_err(), "only with a licence");
+    }
+    let reading = Licence { sockets: true, files: true };
+    let calls = holds_with("vhost-user+user-tftp.txt", &[vhost_user::CALLS, CALLS, FILES], reading);
+    assert!(calls <= MOST_USER + 2, "{calls}");
+    assert!(Union::licensed(&[vhost_user::CALLS, FILES], open).is_err(), "only with a licence");
+    let calls = holds("vhost-user+user-restrict.txt", &[vhost_user::CALLS, RESTRICTED]);
+    assert!(calls <= MOST_USER - 2, "{calls}");
+    let declared: Vec<_> = CALLS.iter().filter(|c| NEVER.contains(&c.nr)).map(|c| c.nr).collect();
+    assert!(declared.iter().all(|nr| [libc::SYS_socket, libc::SYS_connect].contains(nr)));
+    assert!(RESTRICTED.iter().all(|c| !NEVER.contains(&c.nr)));
+    // Any domain, type or protocol is too much.
+    const ANY: &[Call] = &[Call::only(libc::SYS_socket, &[Cond::is(0, 2), Cond::is(1, 1)])];
+    assert!(Union::licensed(&[ANY], open).is_err());
 }

@@ -1,13 +1,15 @@
-//! Landlock's part: handle every access that it knows, allow none.
+//! Landlock's part: handle every access that it knows, allow none (a `user` network's dataplane: what [`deny`] says).
 //!
-//! Trust: the kernel. Promise: when [`deny_all`] says [`Fence::Whole`], the process can no longer open, list, make or
+//! Trust: the kernel. Promise: when [`deny`] says [`Fence::Whole`], the process can no longer open, list, make or
 //! remove a file, bind or connect TCP, reach an abstract socket or signal a process outside; descriptors that it holds
 //! stay usable. Landlock is kept per thread before Linux 7.0, so this comes before any thread.
 #![forbid(unsafe_code)]
 
+use std::os::fd::BorrowedFd;
+
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError,
-    RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
 /// What a level of its own needs: signals and abstract sockets are scoped since this one (Linux 6.12).
@@ -21,33 +23,50 @@ const WANTED: ABI = ABI::V10;
 pub(super) enum Fence {
     /// At least ABI 6.
     Whole,
-    /// Less, or nothing; why.
+    /// Less; why.
     Partial(String),
+    /// Nothing; why.
+    None(String),
 }
 
-/// Denies all for the calling thread and the threads that it will start. Sets no_new_privs.
-pub(super) fn deny_all() -> Fence {
-    match restrict(CompatLevel::HardRequirement) {
+/// Denies all for the calling thread and the threads that it will start, but for `sockets`: going out by TCP and UDP (to
+/// bind TCP stays denied), and for `files`: reading beneath this directory. Sets no_new_privs.
+pub(super) fn deny(sockets: bool, files: Option<BorrowedFd<'_>>) -> Fence {
+    match restrict(CompatLevel::HardRequirement, sockets, files) {
         Ok(_) => Fence::Whole,
-        Err(why) => match restrict(CompatLevel::BestEffort) {
+        Err(why) => match restrict(CompatLevel::BestEffort, sockets, files) {
             Ok(RulesetStatus::NotEnforced) | Err(_) => {
-                Fence::Partial(format!("the kernel has none of it ({why})"))
+                Fence::None(format!("the kernel has none of it ({why})"))
             }
             Ok(_) => Fence::Partial(format!("the kernel has a part of it only ({why})")),
         },
     }
 }
 
-fn restrict(needed: CompatLevel) -> Result<RulesetStatus, RulesetError> {
+/// What of the network's accesses is handled, and so denied.
+fn net(abi: ABI, sockets: bool) -> BitFlags<AccessNet> {
+    let all = AccessNet::from_all(abi);
+    if sockets { all & AccessNet::BindTcp } else { all }
+}
+
+fn restrict(
+    needed: CompatLevel,
+    sockets: bool,
+    files: Option<BorrowedFd<'_>>,
+) -> Result<RulesetStatus, RulesetError> {
     let rules = Ruleset::default()
         .set_compatibility(needed)
         .handle_access(AccessFs::from_all(NEEDED))?
-        .handle_access(AccessNet::from_all(NEEDED))?
+        .handle_access(net(NEEDED, sockets))?
         .scope(Scope::from_all(NEEDED))?
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(WANTED))?
-        .handle_access(AccessNet::from_all(WANTED))?
+        .handle_access(net(WANTED, sockets))?
         .scope(Scope::from_all(WANTED))?
         .create()?;
+    let rules = match files {
+        Some(dir) => rules.add_rule(PathBeneath::new(dir, AccessFs::ReadFile))?,
+        None => rules,
+    };
     Ok(rules.restrict_self()?.ruleset)
 }

@@ -27,6 +27,13 @@
 //! Each layer is there for the case that another has a hole: opening a file is refused by seccomp, by Landlock, and
 //! finds an empty directory.
 //!
+//! # What a `user` network's dataplane keeps
+//! It makes sockets, so it keeps the network namespace that it was started in, its filter has `socket` (internet families,
+//! streams, datagrams and echo requests only) and `connect`, and Landlock leaves TCP's `connect` and UDP alone. All else is
+//! as above: no netlink, packet or UNIX socket, no `bind`, no file, and no other netdev in the same process. One whose guest
+//! may not go out (`restrict=on`) has none of this: it lives in an empty network namespace like the others. One that reads
+//! files by TFTP may open what lies beneath one directory, for reading, by Landlock's leave; without Landlock it does not run.
+//!
 //! # Why no PID namespace
 //! `unshare(CLONE_NEWPID)` moves children only, and forbids threads from then on; a process that shall live in one has
 //! to be forked, and the supervisor would hold the pidfd of the wrong process: after a crash it could start the
@@ -54,11 +61,12 @@ pub mod seccomp;
 mod walls;
 
 use std::fmt;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::handover::Level;
 use call::Call;
+use seccomp::Licence;
 
 /// What a dataplane asks of its sandbox.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +77,10 @@ pub struct Needs<'a> {
     pub keep: &'a [RawFd],
     /// How many descriptors may be open beside `keep` and 0 to 2: what the ports make or receive later.
     pub more_fds: u64,
+    /// It makes sockets in the network namespace that it was started in.
+    pub sockets: bool,
+    /// A directory beneath which it may read files.
+    pub files: Option<BorrowedFd<'a>>,
 }
 
 static SEALED: AtomicBool = AtomicBool::new(false);
@@ -84,6 +96,7 @@ pub fn is_sealed() -> bool {
 pub struct Walls {
     level: Level,
     lacks: Option<SandboxError>,
+    licence: Licence,
 }
 
 /// Builds the walls around the calling process, which must have one thread and own no descriptor but `needs.keep`.
@@ -121,7 +134,7 @@ impl Walls {
     /// # Errors
     /// The filter cannot be made of `calls`, or the kernel refuses it. The process must exit.
     pub fn seal(self, calls: &[&[Call]]) -> Result<Level, SandboxError> {
-        let program = seccomp::Union::of(calls)?.compile(std::process::id())?;
+        let program = seccomp::Union::licensed(calls, self.licence)?.compile(std::process::id())?;
         limits::no_more()?;
         seccomp::install(&program)?;
         SEALED.store(true, Ordering::Relaxed);

@@ -3,7 +3,8 @@
 //! It is the union of [`CORE`] (what the Rust runtime, the allocator and an event loop need), of [`LOCKS`] where there
 //! are several, and of what the engine and each port in use declare. A declaration cannot open what the sandbox is there to close: [`NEVER`] is refused in any form,
 //! [`CHECKED`] is refused without a condition on its arguments, [`OURS`] in any form but `CORE`'s. So a port's mistake is
-//! an error at start, in every test, and not a hole.
+//! an error at start, in every test, and not a hole. The one exception is a [`Licence`], which the engine gives to a dataplane
+//! with a `user` network before anything is read: some of `NEVER`, as that port declares it.
 //!
 //! Trust: nothing that passes is trusted: it names descriptors that the process holds, or its own memory. Promise: any
 //! other call, of any architecture's numbering (x32 included), kills the whole process before it is done.
@@ -152,6 +153,29 @@ pub const CHECKED: &[libc::c_long] = &[
 /// Ports may repeat these as they are in [`CORE`], and not otherwise.
 pub const OURS: &[libc::c_long] = &[libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_tgkill];
 
+/// What of [`NEVER`] may be declared all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Licence {
+    /// `socket` of a fixed family, type and protocol, and `connect`.
+    pub sockets: bool,
+    /// `openat2`; what it may open, Landlock says.
+    pub files: bool,
+}
+
+impl Licence {
+    fn holds_for(self, call: &Call) -> bool {
+        match call.nr {
+            libc::SYS_socket => {
+                let fixed = |arg| call.only.iter().any(|c| c.arg == arg && c.mask == 0xffff_ffff);
+                self.sockets && (0..3).all(fixed)
+            }
+            libc::SYS_connect => self.sockets,
+            libc::SYS_openat2 => self.files,
+            _ => false,
+        }
+    }
+}
+
 /// The calls that one dataplane may make: number to alternatives; no alternative: any arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Union(BTreeMap<i64, Vec<Vec<Cond>>>);
@@ -162,12 +186,20 @@ impl Union {
     /// # Errors
     /// A declaration goes beyond what ports may ask for.
     pub fn of(calls: &[&[Call]]) -> Result<Self, SandboxError> {
+        Self::licensed(calls, Licence::default())
+    }
+
+    /// The same where some of [`NEVER`] may be declared.
+    ///
+    /// # Errors
+    /// As [`Union::of`].
+    pub fn licensed(calls: &[&[Call]], licence: Licence) -> Result<Self, SandboxError> {
         let mut all = Self(BTreeMap::new());
         for call in CORE {
             all.add(call);
         }
         for call in calls.iter().copied().flatten() {
-            permitted(call)?;
+            permitted(call, licence)?;
             all.add(call);
         }
         Ok(all)
@@ -233,7 +265,7 @@ impl Union {
 }
 
 /// Whether a port may declare this.
-fn permitted(call: &Call) -> Result<(), SandboxError> {
+fn permitted(call: &Call, licence: Licence) -> Result<(), SandboxError> {
     let no = |why: &str| {
         let why = format!("system call {} {why}", call.nr);
         Err(SandboxError::new(
@@ -242,7 +274,7 @@ fn permitted(call: &Call) -> Result<(), SandboxError> {
             "please report it with the ports in use",
         ))
     };
-    if NEVER.contains(&call.nr) {
+    if NEVER.contains(&call.nr) && !licence.holds_for(call) {
         return no("is never allowed");
     }
     if OURS.contains(&call.nr) && !CORE.contains(call) {

@@ -14,6 +14,7 @@ use nix::sys::prctl;
 use nix::unistd::{Gid, Uid, chdir, geteuid, pivot_root, setgroups, setresgid, setresuid};
 
 use super::landlock::{self, Fence};
+use super::seccomp::Licence;
 use super::{Needs, SandboxError, Walls, limits};
 use crate::handover::Level;
 use crate::sys::sandbox as sys;
@@ -38,24 +39,29 @@ pub(super) fn build(needs: &Needs<'_>) -> Result<Walls, SandboxError> {
     let descriptors = close_strays(needs)?;
     let dies_with_parent = prctl::get_pdeathsig().unwrap_or(None);
     leave_root()?;
-    let room = empty_room();
+    let room = empty_room(needs.sockets);
     drop_rights()?;
     // Another uid and another user namespace have each cleared it (`commit_creds`). A parent that has died since is
     // found out by the end of its channel.
     prctl::set_pdeathsig(dies_with_parent)
         .map_err(|e| SandboxError::new("dying with the supervisor", e, REPORT))?;
     limits::set(descriptors)?;
-    let fence = landlock::deny_all();
+    let fence = landlock::deny(needs.sockets, needs.files);
+    if needs.files.is_some() && matches!(fence, Fence::None(_)) {
+        let fix = "run a kernel with `landlock` in its list of LSMs, or do without `tftp=`";
+        return Err(SandboxError::new("reading files", "only Landlock can keep it to one directory", fix));
+    }
     let (level, lacks) = match (room, fence) {
         (Ok(()), Fence::Whole) => (Level::Full, None),
-        (Ok(()), Fence::Partial(why)) => (Level::Full, Some(old_landlock(&why))),
+        (Ok(()), Fence::Partial(why) | Fence::None(why)) => (Level::Full, Some(old_landlock(&why))),
         (Err(e), Fence::Whole) => (Level::Landlock, Some(e)),
-        (Err(e), Fence::Partial(why)) => {
+        (Err(e), Fence::Partial(why) | Fence::None(why)) => {
             let both = format!("{}; and Landlock: {why}", e.why);
             (Level::Seccomp, Some(SandboxError { why: both, ..e }))
         }
     };
-    Ok(Walls { level, lacks })
+    let licence = Licence { sockets: needs.sockets, files: needs.files.is_some() };
+    Ok(Walls { level, lacks, licence })
 }
 
 fn old_landlock(why: &str) -> SandboxError {
@@ -119,16 +125,16 @@ fn become_id(id: u32) -> nix::Result<()> {
     setresuid(uid, uid, uid)
 }
 
-/// Own namespaces, with nothing in them.
-fn empty_room() -> Result<(), SandboxError> {
+/// Own namespaces, with nothing in them; who makes sockets keeps the network's.
+fn empty_room(sockets: bool) -> Result<(), SandboxError> {
     unshare(CloneFlags::CLONE_NEWUSER)
         .map_err(|e| SandboxError::new("making a user namespace", e, user_namespace_fix(e)))?;
     let rest = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
-    unshare(rest).map_err(|e| SandboxError::new("making namespaces", e, user_namespace_fix(e)))?;
+    let net = if sockets { CloneFlags::empty() } else { CloneFlags::CLONE_NEWNET };
+    unshare(rest | net).map_err(|e| SandboxError::new("making namespaces", e, user_namespace_fix(e)))?;
     empty_root().map_err(|e| SandboxError::new("making an empty root directory", e, user_namespace_fix(e)))
 }
 

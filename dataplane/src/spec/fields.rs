@@ -92,6 +92,40 @@ impl Fields {
         (!all.is_empty()).then_some(all)
     }
 
+    /// Takes all texts of a key that may be given again and again, in order: also `key.0`, `key.1`, ... and, as QEMU's
+    /// lists of strings are in JSON, `key.0.str`.
+    pub fn every(&mut self, key: &str) -> Vec<String> {
+        self.of_lists(&[key]).into_iter().map(|(_, value)| value).collect()
+    }
+
+    /// Takes all texts of several such keys, in the order in which they were given, with their keys.
+    ///
+    /// # Errors
+    /// The form of the text keeps no order between keys, and more than one of them is there.
+    pub fn ordered(&mut self, keys: &[&str]) -> Result<Vec<(String, String)>, &'static str> {
+        let all = self.of_lists(keys);
+        let mixed = all.windows(2).any(|w| matches!(w, [(a, _), (b, _)] if a != b));
+        if mixed && matches!(self.form, Form::Json | Form::Toml) {
+            return Err("the order of rules is lost between several lists");
+        }
+        Ok(all)
+    }
+
+    fn of_lists(&mut self, keys: &[&str]) -> Vec<(String, String)> {
+        self.known.extend(keys.iter().map(|k| (*k).to_owned()));
+        let mut all = Vec::new();
+        for e in &mut self.entries {
+            let key = e.key.strip_suffix(".str").unwrap_or(&e.key);
+            let list = key.rsplit_once('.').filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit()));
+            let key = list.map_or(e.key.as_str(), |(k, _)| k);
+            if let Some(key) = keys.iter().find(|k| **k == key) {
+                e.taken = true;
+                all.push(((*key).to_owned(), e.value.clone()));
+            }
+        }
+        all
+    }
+
     /// Takes a text that must be there.
     ///
     /// # Errors

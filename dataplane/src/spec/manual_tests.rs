@@ -34,6 +34,7 @@ const TEXTS: &[(&str, &str)] = &[
     ("vde", "vde,id=a,server=on,sock=s"),
     ("l2tpv3", "l2tpv3,id=a,src=s,dst=d,udp=on,srcport=1,dstport=2,txsession=1"),
     ("hubport", "hubport,id=a,hubid=0"),
+    ("user", "user,id=a"),
 ];
 
 /// The part of the page under `.Ss name`.
@@ -63,13 +64,27 @@ fn known(text: &str, role: &str) -> BTreeSet<String> {
 #[test]
 fn the_manual_names_every_key_and_no_other() {
     let common = items(section("every port"));
-    let kinds =
-        ["tap", "bridge", "af-xdp", "stream", "dgram", "socket", "l2tpv3", "vde", "vhost-user", "hubport"];
+    let kinds = [
+        "user",
+        "tap",
+        "bridge",
+        "af-xdp",
+        "stream",
+        "dgram",
+        "socket",
+        "l2tpv3",
+        "vde",
+        "vhost-user",
+        "hubport",
+    ];
     for kind in kinds {
         let mut keys = BTreeSet::new();
         for (_, text) in TEXTS.iter().filter(|(k, _)| *k == kind) {
             keys.extend(known(text, "netdev"));
-            keys.extend(known(text, "device"));
+            // A user network is no device.
+            if kind != "user" {
+                keys.extend(known(text, "device"));
+            }
         }
         let (page, common_here): (BTreeSet<_>, _) = (items(section(kind)), &common);
         let missing: Vec<_> = keys.difference(&page).filter(|k| !common_here.contains(*k)).collect();

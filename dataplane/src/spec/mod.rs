@@ -9,13 +9,16 @@ mod asides;
 pub mod dgram;
 pub mod fields;
 pub mod filter;
+pub mod forward;
 pub mod hub;
 pub mod l2tpv3;
 pub mod late;
+pub mod lone;
 pub mod socket;
 pub mod stream;
 pub mod tap;
 pub mod text;
+pub mod user;
 pub mod vde;
 pub mod vhost_user;
 pub mod xsk;
@@ -70,6 +73,8 @@ pub enum Kind {
     VhostUser(vhost_user::VhostUser),
     /// A place in a hub.
     Hub(crate::port::hub::Plan),
+    /// A network of our own making.
+    User(Box<user::User>),
 }
 
 /// Two ports, peers of each other, by index into [`Config::ports`].
@@ -96,6 +101,8 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// Names that other ports have already.
     pub taken: Vec<String>,
+    /// The netdev of devices that name none.
+    pub default_netdev: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,9 +114,9 @@ enum Role {
 
 /// QEMU's types that a later version will have.
 const LATER: &[&str] =
-    &["user", "netmap", "vhost-vdpa", "vmnet-host", "vmnet-shared", "vmnet-bridged", "passt", "nic"];
-const TYPES: &str = "this version has tap, bridge, af-xdp, stream, dgram, socket, l2tpv3, vde, hubport and \
-                     vhost-user";
+    &["netmap", "vhost-vdpa", "vmnet-host", "vmnet-shared", "vmnet-bridged", "passt", "nic"];
+const TYPES: &str = "this version has user, tap, bridge, af-xdp, stream, dgram, socket, l2tpv3, vde, hubport \
+                     and vhost-user";
 
 impl Config {
     /// Reads `--netdev` texts, `--device` texts and tables of a configuration file, and joins them.
@@ -118,6 +125,17 @@ impl Config {
     /// The first thing that cannot stand.
     pub fn read(netdevs: &[String], devices: &[String], file: Option<(&str, &str)>) -> Result<Self, Fault> {
         let mut config = Self::default();
+        config.fill(netdevs, devices, file)?;
+        Ok(config)
+    }
+
+    fn fill(
+        &mut self,
+        netdevs: &[String],
+        devices: &[String],
+        file: Option<(&str, &str)>,
+    ) -> Result<(), Fault> {
+        let config = self;
         let mut joins = Vec::new();
         for text in netdevs {
             let fields = Fields::new(format!("--netdev {text}"), parse("--netdev", text)?);
@@ -143,8 +161,7 @@ impl Config {
             config.filter(fields)?;
         }
         config.check_asides()?;
-        config.check()?;
-        Ok(config)
+        config.check()
     }
 
     /// Reads `--object` texts, after the ports that they name.
@@ -181,7 +198,8 @@ impl Config {
             return Err(f.fault(format!("more than {MAX_PORTS} ports"), "start netreeve once for each VM"));
         }
         let id = self.identifier(role, &mut f)?;
-        let mut join = if role == Role::Device { Some((index, Join::read(&mut f)?)) } else { None };
+        let default = self.default_netdev.as_deref();
+        let mut join = if role == Role::Device { Some((index, Join::read(&mut f, default)?)) } else { None };
         let kind = kind(role, &mut f)?;
         if matches!(kind, Kind::Hub(_)) && role == Role::Netdev {
             join = Join::of_hub_port(&mut f).map(|j| (index, j));
@@ -253,14 +271,15 @@ impl Config {
 
     /// Rules across ports.
     fn check(&mut self) -> Result<(), Fault> {
-        let lone = |p: &Port| match p.kind {
+        let of = |p: &Port| match p.kind {
             Kind::Hub(_) => format!("hub port {} has no peer", p.id),
-            _ => format!("netdev {} has no peer", p.id),
+            _ => lone::words(&p.id),
         };
         // A switch has clients.
         let is_lone = |p: &&Port| !matches!(p.kind, Kind::Switch(_));
-        let lone: Vec<String> = self.unjoined().filter(is_lone).map(lone).collect();
+        let lone: Vec<String> = self.unjoined().filter(is_lone).map(of).collect();
         self.warnings.extend(lone);
+        self.check_company()?;
         self.check_queues()?;
         self.check_descriptors()
     }
@@ -315,7 +334,8 @@ impl Kind {
             | Self::Vde(_)
             | Self::Switch(_)
             | Self::L2tpv3(_)
-            | Self::Hub(_) => 1,
+            | Self::Hub(_)
+            | Self::User(_) => 1,
             Self::VhostUser(v) => v.queues.into(),
         }
     }
@@ -345,6 +365,7 @@ impl Kind {
             Self::L2tpv3(_) => "l2tpv3",
             Self::VhostUser(_) => "vhost-user",
             Self::Hub(_) => "hubport",
+            Self::User(_) => "user",
         }
     }
 }
@@ -365,9 +386,13 @@ impl Join {
         f.text("netdev").map(|netdev| Self { what, netdev, lock_mac: None, hub: true })
     }
 
-    fn read(f: &mut Fields) -> Result<Self, Fault> {
+    fn read(f: &mut Fields, default: Option<&str>) -> Result<Self, Fault> {
         let what = f.fault("", "").what;
-        let netdev = f.need("netdev", "name the netdev to join: netdev=ID")?;
+        let netdev = match (f.text("netdev"), default) {
+            (Some(id), _) => id,
+            (None, Some(id)) => id.to_owned(),
+            (None, None) => f.need("netdev", "name the netdev to join: netdev=ID")?,
+        };
         let mac_text = if f.has("lock-mac") { f.text("lock-mac") } else { None };
         let lock_mac = match mac_text.as_deref() {
             None | Some("off" | "no" | "false" | "n") => None,
@@ -413,6 +438,11 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
         "vde" => vde::read(f),
         "vhost-user" => vhost_user::read(f).map(Kind::VhostUser),
         "hubport" => hub::read(f).map(Kind::Hub),
+        "user" if role == Role::Device => Err(f.fault(
+            "'user' is a network, not what a VMM attaches to",
+            "give it to --netdev: --netdev user,id=net0",
+        )),
+        "user" => user::read(f).map(|u| Kind::User(Box::new(u))),
         later if LATER.contains(&later) => {
             Err(f.fault(format!("type '{later}' is not in this version"), TYPES))
         }

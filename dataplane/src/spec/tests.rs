@@ -289,7 +289,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("tap,id=1a", "Parameter 'id' expects an identifier"),
     ("tap,id=", "Parameter 'id' expects an identifier"),
     ("tap,id=a/b", "Parameter 'id' expects an identifier"),
-    ("user,id=a", "type 'user' is not in this version"),
+    ("user,id=a,foo=1", "Invalid parameter 'foo'"),
     // tap
     ("tap,id=a,foo=1", "Invalid parameter 'foo'"),
     ("tap,id=a,nofoo", "Invalid parameter 'foo'"),

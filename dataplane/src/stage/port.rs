@@ -7,7 +7,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use super::Stage;
 use crate::frame::Batch;
-use crate::port::{Change, FarEnd, Interest, Keep, Left, Offloads, Port, Traits, Watch};
+use crate::port::{Change, FarEnd, Interest, Keep, Left, Offloads, Port, Told, Traits, Watch};
 use crate::stats::Stats;
 
 impl Port for Stage {
@@ -32,6 +32,10 @@ impl Port for Stage {
             s.lane_waits = false;
         }
         self.inner.peer_takes(o);
+    }
+
+    fn tell(&mut self, what: Told, fds: Vec<OwnedFd>) -> io::Result<()> {
+        self.inner.tell(what, fds)
     }
 
     fn peer_spare(&mut self, spare: bool) {

@@ -13,6 +13,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::handover::{ToDataplane, Wire};
+use crate::port::Told;
 use crate::supervise::Supervisor;
 use crate::supervise::ask::Asker;
 use crate::supervise::control::Key;
@@ -72,6 +73,16 @@ pub(super) enum Step {
         /// Its number.
         number: u16,
         /// The port's slot.
+        slot: u16,
+    },
+    /// Give a user network the table of forwards that was prepared for it.
+    Forwards {
+        /// The slot.
+        slot: u16,
+    },
+    /// Tell a user network who the host's resolvers are.
+    Resolvers {
+        /// The slot.
         slot: u16,
     },
 }
@@ -178,6 +189,7 @@ impl Supervisor {
                 {
                     self.end_capture(*number);
                 }
+                self.abandon_forwards(change.steps.front());
                 if let Some(Step::Filter { number }) = change.steps.front() {
                     self.chain.remove(*number);
                 }
@@ -198,6 +210,12 @@ impl Supervisor {
         let d = d.ok_or("the dataplane is being replaced: try again")?;
         let message = match *step {
             Step::Capture { .. } | Step::Filter { .. } => return Ok(()),
+            Step::Forwards { slot } | Step::Resolvers { slot } => {
+                let all = matches!(step, Step::Forwards { .. });
+                let (what, fds) = self.to_tell(slot, all).ok_or("no such user network")?;
+                let what = Told::User(what);
+                return d.tell(&ToDataplane::Tell { ask, slot, what }, &fds).map_err(|e| e.to_string());
+            }
             Step::Uncapture { number, slot } | Step::Unfilter { number, slot } => {
                 ToDataplane::Unfilter { ask, slot, filter: number }
             }
@@ -245,6 +263,7 @@ impl Supervisor {
         let error = std::io::Error::from_raw_os_error(errno).to_string();
         let words = error.split(" (os error").next().unwrap_or_default();
         let more = if errno == 0 || why.contains(words) { String::new() } else { format!(": {words}") };
+        self.abandon_forwards(Some(&step));
         match step {
             Step::Add { slot } => drop(self.slots.take(slot)),
             Step::Capture { number } => self.end_capture(number),
@@ -292,7 +311,8 @@ impl Supervisor {
     /// Makes a step here as well.
     fn apply(&mut self, step: &Step) {
         match *step {
-            Step::Add { .. } | Step::Capture { .. } | Step::Filter { .. } => {}
+            Step::Add { .. } | Step::Capture { .. } | Step::Filter { .. } | Step::Resolvers { .. } => {}
+            Step::Forwards { slot } => self.commit_forwards(slot),
             Step::Unfilter { number, .. } => self.chain.remove(number),
             Step::Status { number, on, .. } => self.filter_is(number, on),
             Step::Uncapture { number, .. } => self.end_capture(number),
@@ -334,6 +354,7 @@ impl Supervisor {
         let open = std::mem::take(&mut self.changes.open).into_iter().map(|(_, change)| change);
         for mut change in open.chain(waiting) {
             let undoing = change.failed.is_some();
+            self.abandon_forwards(change.steps.front());
             for slot in change.adding() {
                 self.slots.take(slot);
             }

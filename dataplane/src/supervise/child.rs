@@ -134,8 +134,8 @@ impl Dataplane {
         self.tell(&ToDataplane::Plan(plan.clone()), &[])?;
         for (slot, s) in slots.iter_mut() {
             let fds: Vec<BorrowedFd<'_>> = s.kept.iter().chain(&s.fresh).map(AsFd::as_fd).collect();
-            if !fds.is_empty() {
-                self.tell(&ToDataplane::Fds { slot }, &fds)?;
+            for some in fds.chunks(channel::MAX_FDS) {
+                self.tell(&ToDataplane::Fds { slot }, some)?;
             }
             s.fresh = None;
             for (piece, fds) in s.estate.whole().into_iter().flatten() {

@@ -45,6 +45,7 @@ impl Supervisor {
             self.serve_clients(now);
         }
         self.dial(now);
+        self.follow_resolvers(now);
         self.begin_awaited(now);
         self.serve_switches(now);
         self.ask_estates(now);
@@ -74,6 +75,9 @@ impl Supervisor {
         for (fd, flags) in self.slots.iter().filter_map(|(_, s)| s.plug.as_ref()?.fd()) {
             add(fd, flags);
         }
+        for fd in self.slots.iter().filter_map(|(_, s)| s.user.as_ref()?.resolvers.fd()) {
+            add(fd, PollFlags::POLLIN);
+        }
         for fd in self.switch_fds() {
             add(fd, PollFlags::POLLIN);
         }
@@ -102,6 +106,7 @@ impl Supervisor {
         let aims = self.slots.iter().filter_map(|(_, s)| s.aim.as_ref()).map(Aim::due);
         let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.reception.as_ref()?.due()));
         let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.plug.as_ref()?.due()));
+        let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.user.as_ref()?.resolvers.due()));
         let aims = aims.chain(self.switches_due());
         let clients = self.control.as_ref().and_then(|c| c.due(now)).into_iter().chain(self.counters_due());
         let times = dials.chain(aims).chain(deadline).chain(self.start_at).chain(estates).chain(clients);

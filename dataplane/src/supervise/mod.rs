@@ -29,10 +29,12 @@ mod news;
 pub mod overheard;
 pub mod ready;
 pub mod reception;
+pub mod resolvers;
 pub mod say;
 mod signals;
 pub mod slot;
 pub mod slots;
+pub mod user;
 pub mod vde;
 
 use std::ffi::OsString;
@@ -44,7 +46,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::fault::Fault;
-use crate::handover::{Level, Plan, RunPlan, Wire};
+use crate::handover::{Level, Plan, PortKind, RunPlan, Wire};
 use crate::spec::{Config, Kind, late};
 use ask::{Asker, Door};
 use back_off::BackOff;
@@ -158,6 +160,8 @@ pub fn run(config: Config, options: Options) -> Result<u8, Fault> {
 }
 
 fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
+    let mut config = config;
+    config.settle();
     // First of all: the numbers on the command line mean what this process was started with.
     let given = config.ports.iter().map(slot::adopt).collect::<Result<Vec<_>, Fault>>()?;
     let outputs = capture::adopt(&config.filters)?;
@@ -170,13 +174,7 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     let of_captures = capture::DESCRIPTORS * captures.len() as u64;
     let control = Control::open(options.control)?;
     let mut asker = Asker::new(options.door.clone());
-    let mut later: Vec<_> = options.hotplug.iter().flat_map(|t| late::hotplug(t)).collect();
-    // Its clients are ports that come later.
-    if config.ports.iter().any(|p| matches!(p.kind, Kind::Switch(_))) {
-        later.extend(late::hotplug("vde"));
-    }
-    later.sort_unstable();
-    later.dedup();
+    let later = kinds_later(&options.hotplug, &config);
     let (slots, wires) = open_ports(config, given, &mut asker, options.socket_mode)?;
     make_room(slots.iter().map(|(_, s)| s.descriptors()).sum::<u64>() + of_captures);
     let watched = slots.iter().any(|(_, s)| s.link.as_ref().is_some_and(|l| l.index.is_some()));
@@ -219,6 +217,18 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
         stop: None,
         asked_to_stop: false,
     })
+}
+
+/// Kinds of ports that may come while it runs.
+fn kinds_later(hotplug: &[String], config: &Config) -> Vec<PortKind> {
+    let mut later: Vec<_> = hotplug.iter().flat_map(|t| late::hotplug(t)).collect();
+    // A switch's clients are ports that come later.
+    if config.ports.iter().any(|p| matches!(p.kind, Kind::Switch(_))) {
+        later.extend(late::hotplug("vde"));
+    }
+    later.sort_unstable();
+    later.dedup();
+    later
 }
 
 fn open_ports(

@@ -31,6 +31,7 @@ use crate::supervise::granted::{granted_tap, granted_xsk, handed_tap, mtu_of};
 use crate::supervise::link_watch;
 use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::reception::Reception;
+use crate::supervise::user::{self, Host};
 use crate::supervise::vde::{self, Client, Plug, Switch};
 use crate::sys;
 
@@ -79,6 +80,8 @@ pub struct Slot {
     pub reception: Option<Reception>,
     /// Its place in a VDE switch.
     pub plug: Option<Plug>,
+    /// What a user network has on the host's side.
+    pub user: Option<Host>,
     /// The VDE switch that it is a port of.
     pub switch: Option<Box<Switch>>,
     /// It is the place in a hub of such a client.
@@ -175,6 +178,7 @@ impl Slot {
                 Ok(datagrams(port.id, kind, opened))
             }
             Kind::Hub(plan) => Ok(Self::bare(port.id, kind, PortPlan::Hub(plan))),
+            Kind::User(u) => user_network(port.id, &what, *u, how.mode),
             Kind::VhostUser(v) => {
                 let plan = port::vhost_user::Plan {
                     queues: v.queues,
@@ -208,6 +212,7 @@ impl Slot {
             aim: None,
             reception: None,
             plug: None,
+            user: None,
             switch: None,
             client: None,
             of_client: false,
@@ -226,6 +231,8 @@ impl Slot {
     pub fn descriptors(&self) -> u64 {
         let estate = match &self.plan {
             PortPlan::VhostUser(p) => estate::most_descriptors(p.queues),
+            // The dataplane's flows are descriptors as well, and it has our limit.
+            PortPlan::User(p) => p.limits.descriptors(),
             _ => 0,
         };
         let clients = self.switch.as_ref().map_or(0, |s| 2 * u64::from(s.spec().clients) + 32);
@@ -246,7 +253,7 @@ impl Slot {
         match &self.link {
             Some(link) => link.index.is_none_or(link_watch::is_here),
             // It is made of nothing.
-            None if matches!(self.plan, PortPlan::Hub(_)) => true,
+            None if self.is_self_made() => true,
             None => {
                 !self.kept.is_empty()
                     || self.reception.is_some()
@@ -257,12 +264,17 @@ impl Slot {
         }
     }
 
+    /// It needs nobody at its other end to be what it is.
+    fn is_self_made(&self) -> bool {
+        matches!(self.plan, PortPlan::Hub(_) | PortPlan::User(_))
+    }
+
     /// The dataplane that had its descriptors is dead: prepares what the next one gets.
     pub fn orphaned(&mut self, now: Instant) {
         if let PortPlan::Xsk(plan) = &mut self.plan {
             plan.resume = true;
         }
-        if self.estate.whole().is_some() || matches!(self.plan, PortPlan::Hub(_)) {
+        if self.estate.whole().is_some() || self.is_self_made() {
             return;
         }
         self.estate.drop_all();
@@ -297,6 +309,13 @@ fn inherited_kind(what: &str, n: i32, fds: &[OwnedFd]) -> Result<Kind, Fault> {
             Err(Fault::new(Exit::Config, format!("{what}: using descriptor {n}"), why, fix))
         }
     }
+}
+
+/// A slot of a user network: forwards' sockets stay, whatever happens to the dataplane.
+fn user_network(id: String, what: &str, spec: spec::user::User, mode: u32) -> Result<Slot, Fault> {
+    let (host, plan, kept) = user::open(what, spec, mode)?;
+    let bare = Slot::bare(id, "user", PortPlan::User(Box::new(plan)));
+    Ok(Slot { kept, user: Some(host), ..bare })
 }
 
 /// A slot of datagram sockets: every dataplane gets copies of the same ones.

@@ -1,12 +1,12 @@
 //! Datagrams by the batch: `recvmmsg(2)` and `sendmmsg(2)`.
 //!
-//! Neither ever waits, and neither names an address to the kernel: who receives is what the socket is connected to. The
-//! kernel's own cutting and joining of equal datagrams (`UDP_SEGMENT`, `UDP_GRO`, linux/udp.h) is said for each message.
+//! Neither ever waits, and neither names an address to the kernel, but for answers from a bound socket
+//! ([`Outgoing::towards`]): who receives is what the socket is connected to. The kernel's own cutting and joining of equal datagrams (`UDP_SEGMENT`, `UDP_GRO`, linux/udp.h) is said for each message.
 
 use std::io::{Error, Result};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
@@ -114,6 +114,12 @@ impl Incoming {
         Ok(&self.got)
     }
 
+    /// The messages of the last call.
+    #[must_use]
+    pub fn got(&self) -> &[Got] {
+        &self.got
+    }
+
     /// Where a message of the last call came from. None: from no internet address, or nobody asked.
     #[must_use]
     pub fn source(&self, i: usize) -> Option<SocketAddr> {
@@ -127,7 +133,8 @@ impl Incoming {
             libc::AF_INET => Some(SocketAddrV4::new(Ipv4Addr::new(a0, a1, a2, a3), port).into()),
             libc::AF_INET6 => {
                 let address: [u8; 16] = *v6.first_chunk()?;
-                Some(SocketAddrV6::new(Ipv6Addr::from(address), port, 0, 0).into())
+                let scope = u32::from_ne_bytes(*v6.get(16..)?.first_chunk()?);
+                Some(SocketAddrV6::new(Ipv6Addr::from(address), port, 0, scope).into())
             }
             _ => None,
         }
@@ -189,6 +196,8 @@ pub struct Outgoing<'a> {
     parts: usize,
     list: [Message; MESSAGES],
     n: usize,
+    /// To whom all go, and how long that is; 0: to whom the socket is connected to.
+    name: (Name, u32),
     private: PhantomData<&'a [u8]>,
 }
 
@@ -203,7 +212,22 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub fn new() -> Self {
         let (iov, list) = ([const { MaybeUninit::uninit() }; PARTS], [Message::default(); MESSAGES]);
-        Self { iov, parts: 0, list, n: 0, private: PhantomData }
+        Self { iov, parts: 0, list, n: 0, name: (Name([0; NAME]), 0), private: PhantomData }
+    }
+
+    /// All messages go to `peer`, from a socket that is not connected.
+    pub fn towards(&mut self, peer: SocketAddr) {
+        let (family, len) = if peer.is_ipv4() { (libc::AF_INET, 16) } else { (libc::AF_INET6, NAME_LEN) };
+        let family = u16::try_from(family).unwrap_or(0).to_ne_bytes();
+        let (four, six) = match peer.ip() {
+            IpAddr::V4(a) => (a.octets(), [0; 16]),
+            IpAddr::V6(a) => ([0; 4], a.octets()),
+        };
+        let scope = if let SocketAddr::V6(a) = peer { a.scope_id() } else { 0 };
+        let fields = family.into_iter().chain(peer.port().to_be_bytes()).chain(four).chain(six);
+        let (Name(raw), to) = &mut self.name;
+        raw.iter_mut().zip(fields.chain(scope.to_ne_bytes())).for_each(|(to, from)| *to = from);
+        *to = len;
     }
 
     /// Messages gathered.
@@ -276,6 +300,11 @@ impl<'a> Outgoing<'a> {
         let mut from = 0;
         let mut n: u32 = 0;
         let iov = self.iov.as_mut_ptr().cast::<libc::iovec>();
+        let name: (*mut libc::c_void, u32) = if self.name.1 > 0 {
+            (ptr::from_mut(&mut self.name.0).cast(), self.name.1)
+        } else {
+            (ptr::null_mut(), 0)
+        };
         for ((m, header), note) in self.list.iter().take(self.n).zip(&mut headers).zip(&mut notes) {
             let control = if m.segment > 0 {
                 *note = cut(m.segment);
@@ -284,12 +313,12 @@ impl<'a> Outgoing<'a> {
                 0
             };
             let parts = m.end.saturating_sub(from);
-            header.write(message((ptr::null_mut(), 0), iov.wrapping_add(from), parts, (note, control)));
+            header.write(message(name, iov.wrapping_add(from), parts, (note, control)));
             from = m.end;
             n += 1;
         }
         // SAFETY: `n` headers are written; the parts they point to were gathered from slices that live as long as self,
-        // and from segments, which describe mapped memory; the notes outlive the call.
+        // and from segments, which describe mapped memory; the name and the notes outlive the call.
         let done =
             unsafe { libc::syscall(libc::SYS_sendmmsg, fd.as_raw_fd(), headers.as_mut_ptr(), n, SEND_FLAGS) };
         usize::try_from(done).map_err(|_| Error::last_os_error())
@@ -337,6 +366,25 @@ mod tests {
         let whole: Vec<Seg> = (0..64).map(|i| mem.seg(i * 100, 100)).collect();
         let got = incoming.recv(b.as_fd(), &whole).unwrap();
         assert_eq!(got, [Got { len: 11, segment: 4, truncated: false }]);
+    }
+
+    #[test]
+    fn answers_go_to_whoever_is_named() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let (a, b) = (UdpSocket::bind(any).unwrap(), UdpSocket::bind(any).unwrap());
+            let mem = Buf::new(64).unwrap();
+            mem.seg(0, 64).copy_in(b"answer");
+            let mut out = Outgoing::new();
+            out.towards(b.local_addr().unwrap());
+            for n in [6, 3] {
+                out.shared(&[mem.seg(0, n)]);
+                out.finish(0);
+            }
+            assert_eq!(out.send(a.as_fd()).unwrap(), 2);
+            let mut got = [0; 64];
+            assert_eq!(b.recv_from(&mut got).unwrap(), (6, a.local_addr().unwrap()));
+            assert_eq!(b.recv(&mut got).unwrap(), 3);
+        }
     }
 
     #[test]

@@ -4,12 +4,16 @@
 //! Trust: segments were made by `mem`, so they are mapped. Promise: each function is one call, short, and returns the
 //! kernel's error as `io::Error`; no pointer outlives its call.
 
+pub mod beneath;
 pub mod fd;
 pub mod io;
 pub mod mmsg;
 pub mod poll;
 pub mod process;
 pub mod sandbox;
+pub mod sock;
+mod sock_name;
+mod sock_said;
 pub mod timer;
 pub mod tun;
 pub mod uring;

@@ -54,15 +54,16 @@ impl Timer {
         self.0.as_raw_fd()
     }
 
-    /// Goes off once, `after` from now on (a second at most, and not at once); forgets what was set before.
+    /// Goes off once, `after` from now on (a day at most, and not at once); forgets what was set before.
     ///
     /// # Errors
     /// The kernel's.
     pub fn set(&self, after: Duration) -> Result<()> {
-        let nanos = after.as_nanos().clamp(1, 999_999_999);
+        let after = after.clamp(Duration::from_nanos(1), Duration::from_secs(86400));
         // SAFETY: itimerspec is plain integers; all zero is "once, never".
         let mut spec: libc::itimerspec = unsafe { std::mem::zeroed() };
-        spec.it_value.tv_nsec = libc::c_long::try_from(nanos).unwrap_or(1);
+        spec.it_value.tv_sec = libc::time_t::try_from(after.as_secs()).unwrap_or(1);
+        spec.it_value.tv_nsec = libc::c_long::from(after.subsec_nanos().cast_signed());
         // SAFETY: `spec` is valid for the call, and the old setting is not asked for.
         let r = unsafe { libc::timerfd_settime(self.fd(), 0, &raw const spec, ptr::null_mut()) };
         if r < 0 { Err(Error::last_os_error()) } else { Ok(()) }

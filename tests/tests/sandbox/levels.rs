@@ -138,7 +138,7 @@ fn without_user_namespaces_it_is_landlock() {
 fn below_the_level_asked_for_it_refuses() {
     let (end, said) = ask(|to, fd| {
         without_user_namespaces();
-        match walls(&Needs { at_least: Level::Full, keep: &[fd], more_fds: 0 }) {
+        match walls(&Needs { at_least: Level::Full, keep: &[fd], more_fds: 0, sockets: false, files: None }) {
             Ok(_) => 1,
             Err(e) => {
                 let _ = write!(to, "{e}");
@@ -170,7 +170,13 @@ fn in_a_chroot_it_is_landlock() {
 fn a_process_with_threads_cannot_enter() {
     let (end, said) = ask(|to, fd| {
         std::thread::spawn(|| std::thread::sleep(Duration::from_secs(5)));
-        match walls(&Needs { at_least: Level::Seccomp, keep: &[fd], more_fds: 0 }) {
+        match walls(&Needs {
+            at_least: Level::Seccomp,
+            keep: &[fd],
+            more_fds: 0,
+            sockets: false,
+            files: None,
+        }) {
             Ok(_) => 1,
             Err(e) => {
                 let _ = write!(to, "{e}");
@@ -212,7 +218,9 @@ fn descriptors_are_counted() {
     let (end, said) = ask(|to, fd| {
         let stray = fs::File::open("/dev/zero").unwrap();
         let most = fd.max(2) as usize + 1 + 8;
-        let walls = walls(&Needs { at_least: Level::Full, keep: &[fd], more_fds: 8 }).unwrap();
+        let walls =
+            walls(&Needs { at_least: Level::Full, keep: &[fd], more_fds: 8, sockets: false, files: None })
+                .unwrap();
         let gone = code(sys!(libc::SYS_fcntl, stray.as_raw_fd(), libc::F_GETFD));
         std::mem::forget(stray);
         let mut open = 4;

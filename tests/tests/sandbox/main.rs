@@ -22,6 +22,7 @@ mod escapes;
 mod filter;
 mod jail;
 mod levels;
+mod user;
 
 use netreeve_dataplane::sandbox::call::Call;
 use netreeve_dataplane::sandbox::seccomp::LOCKS;

@@ -131,6 +131,12 @@ fn describe(p: &Value) -> Vec<String> {
     if get(p, "addr").is_object() {
         add("address", address(get(p, "addr")));
     }
+    for rule in get(p, "hostfwd").as_array().into_iter().flatten() {
+        add("hostfwd", text(rule));
+    }
+    if let Some(all) = get(p, "resolvers").as_array() {
+        add("resolvers", all.iter().map(text).collect::<Vec<_>>().join(", "));
+    }
     if !get(p, "rx_frames").is_number() {
         add("counters", "none now: the dataplane does not answer".into());
         return out;
@@ -165,6 +171,10 @@ mod tests {
         assert_eq!(lines[0], "netdev n0 (tap)");
         assert!(lines.contains(&"  interface  nv0?".to_owned()), "{lines:?}");
         assert_eq!(lines.last().unwrap(), "  drops      full 2");
+        let user = describe(
+            &json!({"id": "n", "type": "user", "hostfwd": ["tcp:a-b", "c"], "resolvers": ["d", "e"]}),
+        );
+        assert_eq!(user[3..6], ["  hostfwd    tcp:a-b", "  hostfwd    c", "  resolvers  d, e"]);
         let away =
             describe(&json!({"id": "n0", "role": "netdev", "type": "tap", "state": "down", "link": false}));
         assert!(away[1].ends_with("down, link off") && away.last().unwrap().contains("does not answer"));

@@ -137,9 +137,7 @@ impl Talk {
             let mut answer = self.line()?;
             if get(&answer, "id") == id {
                 if let Some(desc) = get(get(&answer, "error"), "desc").as_str() {
-                    let (why, fix) = desc
-                        .split_once(" (")
-                        .map_or((desc, ""), |(w, f)| (w, f.strip_suffix(')').unwrap_or(f)));
+                    let (why, fix) = parts(desc);
                     return Err(Fault::new(Exit::General, command.to_owned(), why, fix));
                 }
                 return Ok(answer.get_mut("return").map(Value::take).unwrap_or_default());
@@ -207,6 +205,24 @@ impl Talk {
         let what = format!("the instance at {}", self.path.display());
         Fault::new(Exit::Unavailable, what, why, "see what it says on its standard error")
     }
+}
+
+/// Why, and what to do about it: the parenthesis at the end.
+fn parts(desc: &str) -> (&str, &str) {
+    let mut depth = 0_u32;
+    let Some(body) = desc.strip_suffix(')') else { return (desc, "") };
+    for (at, c) in body.char_indices().rev() {
+        match (c, depth) {
+            (')', _) => depth += 1,
+            ('(', 0) => {
+                let why = body.get(..at).unwrap_or_default();
+                return (why.trim_end(), body.get(at + 1..).unwrap_or_default());
+            }
+            ('(', _) => depth -= 1,
+            _ => {}
+        }
+    }
+    (desc, "")
 }
 
 #[cfg(test)]

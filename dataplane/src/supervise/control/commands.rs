@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::message::{Arguments, Class, Refusal, Request, version};
-use super::{Key, ports, rounds, shutdown};
+use super::{Key, forwards, ports, rounds, shutdown};
 use crate::handover::ToDataplane;
 use crate::supervise::Supervisor;
 use crate::supervise::capture::live;
@@ -47,12 +47,15 @@ const COMMANDS: &[(&str, Handler)] = &[
     ("device_add", ports::device_add),
     ("device_del", ports::device_del),
     ("getfd", get_fd),
+    ("hostfwd_add", forwards::add),
+    ("hostfwd_remove", forwards::remove),
     ("netreeve-query-filters", |s, _, a| now(a, s.filters_report())),
     ("netreeve-query-captures", |s, _, a| now(a, live::report(s))),
     ("netreeve-query-instance", |_, _, a| counted(a, Supervisor::instance_report)),
     ("netdev_add", ports::netdev_add),
     ("netdev_del", ports::netdev_del),
     ("netreeve-query-ports", |_, _, a| counted(a, Supervisor::ports_report)),
+    ("netreeve-set-hostfwd", forwards::set),
     ("netreeve-set-netdev", ports::set_netdev),
     ("object-add", live::object_add),
     ("object-del", live::object_del),

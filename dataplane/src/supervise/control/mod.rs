@@ -11,6 +11,7 @@
 
 pub mod client;
 pub mod commands;
+mod forwards;
 pub mod message;
 pub mod place;
 pub(super) mod ports;

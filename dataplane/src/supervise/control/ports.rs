@@ -94,6 +94,10 @@ fn add(s: &mut Supervisor, key: Key, options: Map<String, Value>, device: bool) 
     let taken = s.slots.iter().map(|(_, p)| p.id.clone()).collect();
     let new = Late::read(device, &Value::Object(options).to_string(), taken)?;
     let kind = new.port.kind.name();
+    if kind == "user" {
+        let why = "a user network is made at the start or not at all: its dataplane may make sockets";
+        return Err(Refusal::generic(why));
+    }
     if !late::hotplug(kind).any(|k| s.plan.later.contains(&k)) {
         let fix = format!("start netreeve run with --hotplug {kind}");
         return Err(Refusal::generic(format!("ports of type '{kind}' cannot be added to this run ({fix})")));

@@ -79,6 +79,10 @@ impl Supervisor {
         if let Some(addr) = address(slot) {
             add("addr", addr);
         }
+        if let Some(user) = &slot.user {
+            add("hostfwd", user.rules().collect());
+            add("resolvers", user.resolvers.list().iter().map(|r| r.to_string()).collect());
+        }
         if let Some((stats, _)) = counters {
             count(stats, &mut out);
         }

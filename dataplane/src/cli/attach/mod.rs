@@ -1,0 +1,256 @@
+//! Attaches the command of `netreeve run`: where a netdev has no device, the command says which it needs.
+//!
+//! `{vhost-user}`, `{stream}` and `{dgram}` in its words are such a device's socket (with several netdevs:
+//! `{ID.vhost-user}` and so on); a QEMU command line without them gets what attaches it appended: vhost-user where the
+//! guest's memory is or can be shared, else a stream.
+//!
+//! Trust: the user, whose command it is. Promise: sockets lie in a directory that nobody else can enter and that goes
+//! with us; no word of the command is changed but its placeholders.
+#![forbid(unsafe_code)]
+
+mod qemu;
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::fault::{Exit, Fault};
+use crate::spec::{self, Config, Kind};
+use crate::supervise::command::fill;
+use qemu::{Attach, Line, Memory, Version};
+
+/// What a placeholder may name.
+const KINDS: &[&str] = &["vhost-user", "stream", "dgram"];
+/// How long QEMU may take to say its version.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A directory of ours. Dropping it removes it, when its sockets are gone.
+#[derive(Debug)]
+pub(super) struct Dir(PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        // A socket of somebody else's in it is none of our business.
+        let _gone = fs::remove_dir(&self.0);
+    }
+}
+
+/// What was made of a command.
+#[derive(Debug, Default)]
+pub(super) struct Attached {
+    /// To be held as long as the command runs.
+    pub(super) dir: Option<Dir>,
+    /// What the user should hear.
+    pub(super) notes: Vec<String>,
+}
+
+/// A netdev without a device.
+#[derive(Clone, Debug)]
+struct Lone {
+    id: String,
+    queues: usize,
+    /// The MTU of a user network over a stream.
+    mtu: Option<u16>,
+}
+
+/// Gives each netdev without a device the one that the command needs, and the command what attaches it.
+///
+/// # Errors
+/// No directory for the sockets; a placeholder that cannot stand; a QEMU that would leave us.
+pub(super) fn complete(config: &mut Config, words: &mut Vec<OsString>) -> Result<Attached, Fault> {
+    let mut out = Attached::default();
+    let lone = lone(config);
+    if lone.is_empty() || words.is_empty() {
+        return Ok(out);
+    }
+    let mut left = Vec::new();
+    for netdev in &lone {
+        let named = placeholder(netdev, lone.len() == 1, words)?;
+        let Some((kind, names)) = named else {
+            left.push(netdev.clone());
+            continue;
+        };
+        let path = out.socket(netdev)?;
+        config.add_device(&device(kind, netdev, &path))?;
+        let values: Vec<(String, String)> = names.into_iter().map(|n| (n, path.clone())).collect();
+        words.iter_mut().for_each(|w| *w = fill(w, &values));
+    }
+    if let Some(at) = qemu::find(words).filter(|_| !left.is_empty()) {
+        out.qemu(config, words, at, &left)?;
+    }
+    Ok(out)
+}
+
+fn lone(config: &Config) -> Vec<Lone> {
+    let is_netdev = |p: &&spec::Port| !matches!(p.kind, Kind::Hub(_));
+    let of = |p: &spec::Port| Lone {
+        id: p.id.clone(),
+        queues: p.kind.queues(),
+        mtu: match &p.kind {
+            Kind::User(u) => Some(u.mtu.unwrap_or(spec::user::MTU.1)),
+            _ => None,
+        },
+    };
+    config.unjoined().filter(is_netdev).map(of).collect()
+}
+
+/// Which kind of device the words name for this netdev, and by which names.
+fn placeholder(
+    netdev: &Lone,
+    only: bool,
+    words: &[OsString],
+) -> Result<Option<(&'static str, Vec<String>)>, Fault> {
+    let mut found = None;
+    for kind in KINDS {
+        let mut names = vec![format!("{}.{kind}", netdev.id)];
+        if only {
+            names.push((*kind).to_owned());
+        }
+        let names: Vec<String> = names.into_iter().filter(|n| is_in(words, n)).collect();
+        if names.is_empty() {
+            continue;
+        }
+        if let Some((other, _)) = found.replace((*kind, names)) {
+            let what = format!("the command after --: {{{other}}} and {{{kind}}}");
+            let why = format!("netdev '{}' has one device", netdev.id);
+            return Err(Fault::new(Exit::Usage, what, why, "name one of them"));
+        }
+    }
+    Ok(found)
+}
+
+fn is_in(words: &[OsString], name: &str) -> bool {
+    let name = format!("{{{name}}}");
+    words.iter().any(|w| w.as_bytes().windows(name.len()).any(|part| part == name.as_bytes()))
+}
+
+/// A device for `netdev`, which listens at `path`.
+fn device(kind: &str, netdev: &Lone, path: &str) -> String {
+    let (id, path) = (&netdev.id, path.replace(',', ",,"));
+    match kind {
+        "vhost-user" if netdev.queues > 1 => {
+            format!("vhost-user,netdev={id},path={path},queues={}", netdev.queues)
+        }
+        "vhost-user" => format!("vhost-user,netdev={id},path={path}"),
+        "stream" => format!("stream,netdev={id},server=on,addr.type=unix,addr.path={path}"),
+        _ => format!("dgram,netdev={id},local.type=unix,local.path={path}"),
+    }
+}
+
+impl Attached {
+    /// Where a netdev's socket is to be.
+    fn socket(&mut self, netdev: &Lone) -> Result<String, Fault> {
+        let dir = match self.dir.take() {
+            Some(dir) => dir,
+            None => make_dir()?,
+        };
+        let path = dir.0.join(format!("{}.sock", netdev.id));
+        self.dir = Some(dir);
+        path.to_str().map(str::to_owned).ok_or_else(|| {
+            let fix = "set XDG_RUNTIME_DIR to a directory with a name in UTF-8, or give --device with a path";
+            Fault::new(Exit::Config, format!("a socket in {}", path.display()), "it is no text", fix)
+        })
+    }
+
+    /// Appends what attaches these netdevs to the QEMU command line that begins at `at`.
+    fn qemu(
+        &mut self,
+        config: &mut Config,
+        words: &mut Vec<OsString>,
+        at: usize,
+        left: &[Lone],
+    ) -> Result<(), Fault> {
+        let own = words.get(at..).unwrap_or_default();
+        let line = qemu::read(own);
+        if line.daemonize {
+            let fix = "leave -daemonize out, and give netreeve --daemonize instead";
+            let why = "QEMU would go to the background, and netreeve ends with its command";
+            return Err(Fault::new(Exit::Usage, "the command after --: -daemonize", why, fix));
+        }
+        let version = own.first().map_or(Version::UNKNOWN, |program| version(program));
+        if let Some(other) = &line.other {
+            self.notes.push(format!("the guest has another network as well, QEMU's own: {other}"));
+        }
+        let mut shares = false;
+        let mut added = Vec::new();
+        for netdev in left {
+            let (vhost_user, why) = way(&line, netdev);
+            let path = self.socket(netdev)?;
+            let kind = if vhost_user { "vhost-user" } else { "stream" };
+            config.add_device(&device(kind, netdev, &path))?;
+            shares |= vhost_user;
+            added.extend(line.attach(&Attach {
+                id: &netdev.id,
+                path: &path,
+                vhost_user,
+                queues: netdev.queues,
+                version,
+                mtu: netdev.mtu.filter(|_| !vhost_user),
+            }));
+            let reason = why.map_or_else(String::new, |w| format!(", not by vhost-user: {w}"));
+            self.notes.push(format!("QEMU is attached to '{}' by {kind}{reason}", netdev.id));
+        }
+        if shares {
+            words.extend(line.share().into_iter().map(OsString::from));
+        }
+        words.extend(added.into_iter().map(OsString::from));
+        Ok(())
+    }
+}
+
+/// By vhost-user, or why not.
+fn way<'a>(line: &Line, netdev: &'a Lone) -> (bool, Option<&'a str>) {
+    if let Memory::Private(why) = line.memory {
+        return (false, Some(why));
+    }
+    match line.front(&netdev.id) {
+        Some(driver) if !driver.starts_with("virtio-net-") => (false, Some("its device is no virtio-net")),
+        _ => (true, None),
+    }
+}
+
+/// A new directory for this user alone.
+fn make_dir() -> Result<Dir, Fault> {
+    let own =
+        std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|d| d.is_absolute() && d.is_dir());
+    let base = own.unwrap_or_else(std::env::temp_dir);
+    let name = base.join("netreeve-XXXXXX");
+    nix::unistd::mkdtemp(&name).map(Dir).map_err(|e| {
+        let fix = "set XDG_RUNTIME_DIR to a directory that you may write to, or give --device with a path";
+        Fault::new(Exit::Unavailable, format!("making a directory in {}", base.display()), e, fix)
+    })
+}
+
+/// What this QEMU says that it is; unknown if it says nothing in time.
+fn version(program: &OsStr) -> Version {
+    let asked = || -> std::io::Result<String> {
+        let mut child = Command::new(Path::new(program))
+            .arg("--version")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let until = Instant::now() + PATIENCE;
+        // It is far less than a pipe holds.
+        while child.try_wait()?.is_none() {
+            if Instant::now() > until {
+                child.kill()?;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let mut text = String::new();
+        if let Some(out) = child.stdout.take() {
+            out.take(4096).read_to_string(&mut text)?;
+        }
+        Ok(text)
+    };
+    asked().map_or(Version::UNKNOWN, |text| Version::read(&text))
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

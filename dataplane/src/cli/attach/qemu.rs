@@ -1,0 +1,344 @@
+//! What a QEMU command line says of memory and networks, and what has to be added for a netdev of ours.
+//!
+//! Options are taken apart as QEMU does: one dash or two, an argument behind each but those of [`BARE`]. Nothing is
+//! taken away and nothing is put in the middle: what is added stands at the end, where QEMU merges it (`-machine`) or
+//! takes it as one more (`-object`, `-chardev`, `-netdev`, `-device`).
+//!
+//! Promise: where the guest's memory cannot be shared for certain, it is left as it is, and the network is a stream.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::spec::text;
+
+/// QEMU's options without an argument (its versions 7 to 11).
+const BARE: &[&str] = &[
+    "h",
+    "help",
+    "version",
+    "snapshot",
+    "nographic",
+    "portrait",
+    "full-screen",
+    "no-reboot",
+    "no-shutdown",
+    "S",
+    "daemonize",
+    "enable-kvm",
+    "no-hpet",
+    "no-acpi",
+    "no-fd-bootchk",
+    "win2k-hack",
+    "usb",
+    "singlestep",
+    "one-insn-per-tb",
+    "mem-prealloc",
+    "nodefaults",
+    "no-user-config",
+    "nodefconfig",
+    "xen-attach",
+    "xen-domid-restrict",
+    "semihosting",
+    "old-param",
+    "enable-fips",
+    "s",
+    "preconfig",
+    "only-migratable",
+    "no-quit",
+    "alt-grab",
+    "ctrl-grab",
+    "no-frame",
+    "curses",
+    "sdl",
+    "perfmap",
+    "jitdump",
+    "enable-sync-profile",
+    "no-kvm",
+];
+/// Programs that start the one that they are given, behind options of their own.
+const WRAPPERS: &[&str] = &[
+    "chrt", "doas", "env", "gdb", "ionice", "nice", "nohup", "numactl", "setpriv", "setsid", "stdbuf",
+    "strace", "sudo", "taskset", "time", "timeout",
+];
+/// What QEMU gives a guest without `-m`, in bytes.
+const DEFAULT_MEMORY: u64 = 128 << 20;
+/// QEMU rounds the memory's size up to this many bytes.
+const GRAIN: u64 = 8192;
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    /// How the guest's memory can be shared.
+    pub(super) memory: Memory,
+    /// The front-end that this machine takes.
+    pub(super) model: &'static str,
+    /// Identifiers of netdevs that are there.
+    pub(super) netdevs: Vec<String>,
+    /// Front-ends that are there: driver and netdev.
+    pub(super) fronts: Vec<(String, String)>,
+    /// A network that is not ours, as it was written.
+    pub(super) other: Option<String>,
+    /// QEMU goes to the background.
+    pub(super) daemonize: bool,
+    /// The guest is run by KVM, if there is any.
+    pub(super) kvm: bool,
+}
+
+/// The guest's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// It is shared already.
+    Shared,
+    /// It is shared if a backend of so many bytes is added.
+    Add(u64),
+    /// It is not, for this reason.
+    Private(&'static str),
+}
+
+/// Where QEMU's own words begin, if the command is QEMU, or starts it.
+pub(super) fn find(words: &[OsString]) -> Option<usize> {
+    let base = |w: &OsString| Path::new(w).file_name().map(|n| n.to_string_lossy().into_owned());
+    let is_qemu =
+        |name: &str| name.starts_with("qemu-system-") || ["qemu-kvm", "kvm", "qemu"].contains(&name);
+    let first = base(words.first()?)?;
+    if is_qemu(&first) {
+        return Some(0);
+    }
+    if !WRAPPERS.contains(&first.as_str()) {
+        return None;
+    }
+    // Behind a wrapper only the full name is sure: `kvm` may be a user's or a group's.
+    words.iter().position(|w| base(w).is_some_and(|n| n.starts_with("qemu-system-")))
+}
+
+/// Options and their arguments, in order.
+fn options(words: &[OsString]) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    let mut rest = words.iter().skip(1).map(|w| w.to_string_lossy().into_owned());
+    while let Some(word) = rest.next() {
+        let Some(name) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else { continue };
+        let value = if BARE.contains(&name) { String::new() } else { rest.next().unwrap_or_default() };
+        all.push((name.to_owned(), value));
+    }
+    all
+}
+
+/// The keys of an option's argument; a first word without `=` is the value of `type`.
+fn keys(value: &str) -> Vec<(String, String)> {
+    let parsed = text::parse(value, |_| false).map(|p| p.pairs).unwrap_or_default();
+    parsed.into_iter().map(|p| (p.key, p.value)).collect()
+}
+
+fn get<'a>(keys: &'a [(String, String)], names: &[&str]) -> Option<&'a str> {
+    keys.iter().rev().find(|(k, _)| names.contains(&k.as_str())).map(|(_, v)| v.as_str())
+}
+
+/// Reads QEMU's words, its name first.
+pub(super) fn read(words: &[OsString]) -> Line {
+    let all = options(words);
+    let of = |names: &'static [&str]| {
+        all.iter().filter(|(n, _)| names.contains(&n.as_str())).map(|(_, v)| keys(v))
+    };
+    let machine: Vec<(String, String)> = of(&["machine", "M"]).flatten().collect();
+    let program = words.first().map(|w| w.to_string_lossy().into_owned()).unwrap_or_default();
+    let kind = get(&machine, &["type"]).unwrap_or_default();
+    let model = match () {
+        () if program.ends_with("s390x") => "virtio-net-ccw",
+        () if program.ends_with("m68k") || kind == "microvm" => "virtio-net-device",
+        () => "virtio-net-pci",
+    };
+    let mut fronts = Vec::new();
+    for device in of(&["device"]) {
+        if let (Some(driver), Some(netdev)) = (get(&device, &["type", "driver"]), get(&device, &["netdev"])) {
+            fronts.push((driver.to_owned(), netdev.to_owned()));
+        }
+    }
+    let is_other = |(n, v): &&(String, String)| match n.as_str() {
+        "netdev" => true,
+        "nic" | "net" => v != "none" && !v.starts_with("nic"),
+        _ => false,
+    };
+    Line {
+        memory: memory(&all, &machine),
+        model,
+        netdevs: of(&["netdev"]).filter_map(|k| get(&k, &["id"]).map(str::to_owned)).collect(),
+        fronts,
+        other: all.iter().find(is_other).map(|(n, v)| format!("-{n} {v}")),
+        daemonize: all.iter().any(|(n, _)| n == "daemonize"),
+        kvm: all.iter().any(|(n, v)| n == "enable-kvm" || (n == "accel" && v.contains("kvm")))
+            || get(&machine, &["accel"]).is_some_and(|a| a.contains("kvm")),
+    }
+}
+
+fn memory(all: &[(String, String)], machine: &[(String, String)]) -> Memory {
+    let has = |name: &str| all.iter().any(|(n, _)| n == name);
+    let of = |name: &'static str| all.iter().filter(move |(n, _)| n == name).map(|(_, v)| keys(v));
+    if has("mem-path") {
+        return Memory::Private("-mem-path gives memory that is not shared");
+    }
+    if has("readconfig") {
+        return Memory::Private("-readconfig may say more of the memory");
+    }
+    if get(machine, &["memory-encryption", "confidential-guest-support"]).is_some() {
+        return Memory::Private("the guest's memory is encrypted");
+    }
+    let backends: Vec<_> = of("object")
+        .filter(|o| get(o, &["type", "qom-type"]).is_some_and(|t| t.starts_with("memory-backend-")))
+        .collect();
+    if !backends.iter().all(|b| is_shared(b)) {
+        return Memory::Private("it has a memory backend without share=on");
+    }
+    // What is there is shared, now that it is looked for by name.
+    if get(machine, &["memory-backend"]).is_some() {
+        return Memory::Shared;
+    }
+    let nodes: Vec<_> = of("numa").filter(|n| get(n, &["type"]) == Some("node")).collect();
+    if !nodes.is_empty() {
+        let backed = nodes.iter().all(|n| get(n, &["memdev"]).is_some());
+        return if backed {
+            Memory::Shared
+        } else {
+            Memory::Private("a NUMA node has no memory backend of its own")
+        };
+    }
+    let said: Vec<(String, String)> = of("m").flatten().collect();
+    let size = get(&said, &["size", "type"]);
+    match size {
+        None => Memory::Add(DEFAULT_MEMORY),
+        Some(text) => match bytes(text) {
+            Some(n) => Memory::Add(n),
+            None => Memory::Private("the size in -m is not understood"),
+        },
+    }
+}
+
+/// A memory backend whose memory others can map: a memfd is shared unless it is said not to be.
+fn is_shared(backend: &[(String, String)]) -> bool {
+    let share = get(backend, &["share"]);
+    match get(backend, &["type", "qom-type"]) {
+        Some("memory-backend-memfd") => !matches!(share, Some("off" | "no" | "false" | "n")),
+        Some("memory-backend-file") => matches!(share, Some("on" | "yes" | "true" | "y")),
+        Some("memory-backend-shm") => true,
+        _ => false,
+    }
+}
+
+/// The size of `-m`: MiB, or with a suffix; a fraction is allowed.
+fn bytes(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.bytes().last()?.to_ascii_uppercase() {
+        b'B' => (text.get(..text.len() - 1)?, 0),
+        b'K' => (text.get(..text.len() - 1)?, 10),
+        b'M' => (text.get(..text.len() - 1)?, 20),
+        b'G' => (text.get(..text.len() - 1)?, 30),
+        b'T' => (text.get(..text.len() - 1)?, 40),
+        _ => (text, 20),
+    };
+    let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
+    let number = |t: &str| t.bytes().all(|b| b.is_ascii_digit()).then(|| t.parse::<u64>().ok()).flatten();
+    let mut n = number(whole)?.checked_mul(1 << shift)?;
+    if digits.contains('.') {
+        let scale = 10_u64.checked_pow(u32::try_from(part.len()).ok().filter(|l| *l <= 6)?)?;
+        n = n.checked_add(number(part)?.checked_mul(1 << shift)? / scale)?;
+    }
+    let n = n.checked_next_multiple_of(GRAIN)?;
+    (n > 0).then_some(n)
+}
+
+/// Major and minor number of a QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Version(u16, u16);
+
+impl Version {
+    /// It does not say.
+    pub(super) const UNKNOWN: Self = Self(0, 0);
+
+    /// From what `--version` prints.
+    pub(super) fn read(text: &str) -> Self {
+        let number = || {
+            let (_, rest) = text.split_once("version ")?;
+            let mut parts = rest.split(|c: char| !c.is_ascii_digit());
+            Some(Self(parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+        };
+        number().unwrap_or(Self::UNKNOWN)
+    }
+
+    /// Before 8.0 and without KVM it dies (vector_irqfd is no memory) when a guest uses MSI-X with a vhost-user back end.
+    fn has_no_msi_x(self, kvm: bool) -> bool {
+        self < Self(8, 0) && self > Self::UNKNOWN && !kvm
+    }
+
+    /// How it is told to dial again when the connection is lost: in milliseconds since 9.2, in seconds before; streams
+    /// can since 8.0.
+    fn again(self, vhost_user: bool) -> &'static str {
+        match self {
+            v if v >= Self(9, 2) => ",reconnect-ms=500",
+            v if v >= Self(8, 0) || (vhost_user && v > Self::UNKNOWN) => ",reconnect=1",
+            _ => "",
+        }
+    }
+}
+
+/// How one netdev is attached.
+pub(super) struct Attach<'a> {
+    /// Its identifier.
+    pub(super) id: &'a str,
+    /// The socket.
+    pub(super) path: &'a str,
+    /// By vhost-user; else by a stream.
+    pub(super) vhost_user: bool,
+    /// Its queues.
+    pub(super) queues: usize,
+    /// Which QEMU it is.
+    pub(super) version: Version,
+    /// An MTU that the guest should know of from the start.
+    pub(super) mtu: Option<u16>,
+}
+
+impl Line {
+    /// The front-end for this netdev that is there already.
+    pub(super) fn front(&self, id: &str) -> Option<&str> {
+        self.fronts.iter().find(|(_, n)| n == id).map(|(driver, _)| driver.as_str())
+    }
+
+    /// Words that give this machine shared memory, if it needs any: once.
+    pub(super) fn share(&self) -> Vec<String> {
+        let Memory::Add(size) = self.memory else { return Vec::new() };
+        let object = format!("memory-backend-memfd,id=netreeve-memory,size={size},share=on");
+        ["-object", &object, "-machine", "memory-backend=netreeve-memory"].map(str::to_owned).into()
+    }
+
+    /// Words that attach a netdev.
+    pub(super) fn attach(&self, a: &Attach<'_>) -> Vec<String> {
+        let path = a.path.replace(',', ",,");
+        let id = if self.netdevs.iter().any(|n| n == a.id) {
+            format!("netreeve-{}", a.id)
+        } else {
+            a.id.to_owned()
+        };
+        let again = a.version.again(a.vhost_user);
+        let queues = if a.queues > 1 { format!(",queues={}", a.queues) } else { String::new() };
+        let mut words = Vec::new();
+        let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
+        if a.vhost_user {
+            add("-chardev", format!("socket,id=netreeve-{},path={path}{again}", a.id));
+            add("-netdev", format!("vhost-user,id={id},chardev=netreeve-{}{queues}", a.id));
+        } else {
+            let stream = format!("stream,id={id},server=off,addr.type=unix,addr.path={path}{again}");
+            add("-netdev", stream);
+        }
+        if self.front(&id).is_none() {
+            let mtu = a.mtu.map(|m| format!(",host_mtu={m}")).unwrap_or_default();
+            let many = if a.queues > 1 { ",mq=on" } else { "" };
+            let line_interrupt =
+                a.vhost_user && a.version.has_no_msi_x(self.kvm) && self.model == "virtio-net-pci";
+            let vectors = if line_interrupt { ",vectors=0" } else { "" };
+            add("-device", format!("{},netdev={id}{many}{vectors}{mtu}", self.model));
+        }
+        words
+    }
+}
+
+#[cfg(test)]
+#[path = "qemu_tests.rs"]
+mod tests;

@@ -1,0 +1,100 @@
+//! Commands and what becomes of them.
+
+use super::*;
+
+fn config(netdevs: &[&str]) -> Config {
+    let netdevs: Vec<String> = netdevs.iter().map(|n| (*n).to_owned()).collect();
+    Config::read(&netdevs, &[], None).unwrap()
+}
+
+fn words(line: &str) -> Vec<OsString> {
+    line.split_whitespace().map(OsString::from).collect()
+}
+
+fn text(words: &[OsString]) -> String {
+    words.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_qemu_gets_what_attaches_it() {
+    let mut config = Config::with_user(&[]).unwrap();
+    // None of that name exists: its version is unknown.
+    let mut command = words("/nonexistent/qemu-system-x86_64 -m 1G -nic user");
+    let attached = complete(&mut config, &mut command).unwrap();
+    let line = text(&command);
+    let dir = attached.dir.as_ref().unwrap().0.clone();
+    let sock = dir.join("net0.sock").display().to_string();
+    assert!(
+        line.starts_with("/nonexistent/qemu-system-x86_64 -m 1G -nic user -object memory-backend-memfd,"),
+        "{line}"
+    );
+    assert!(
+        line.contains(&format!("-chardev socket,id=netreeve-net0,path={sock} -netdev vhost-user,id=net0")),
+        "{line}"
+    );
+    assert_eq!((config.ports.len(), config.wires.len(), config.warnings.len()), (2, 1, 0));
+    assert_eq!(config.ports[1].kind.name(), "vhost-user");
+    assert_eq!(attached.notes.len(), 2, "{:?}", attached.notes);
+    drop(attached);
+    assert!(!dir.exists());
+}
+
+#[test]
+fn memory_that_is_not_shared_makes_it_a_stream() {
+    let mut config = config(&["user,id=a"]);
+    let mut command = words("/nonexistent/qemu-system-x86_64 -mem-path /dev/hugepages");
+    let attached = complete(&mut config, &mut command).unwrap();
+    let line = text(&command);
+    assert!(
+        line.contains("-netdev stream,id=a,server=off") && line.ends_with("netdev=a,host_mtu=65520"),
+        "{line}"
+    );
+    assert!(!line.contains("memory-backend"), "{line}");
+    assert!(attached.notes[0].contains("-mem-path gives memory that is not shared"), "{:?}", attached.notes);
+    config.settle();
+    assert!(matches!(&config.ports[0].kind, Kind::User(u) if u.mtu == Some(65_520)));
+}
+
+#[test]
+fn placeholders_name_the_device() {
+    let mut c = Config::with_user(&[]).unwrap();
+    let mut command = words("cloud-hypervisor --net vhost_user=true,socket={vhost-user} --x {{stream");
+    let attached = complete(&mut c, &mut command).unwrap();
+    let sock = attached.dir.as_ref().unwrap().0.join("net0.sock");
+    assert_eq!(
+        text(&command),
+        format!("cloud-hypervisor --net vhost_user=true,socket={} --x {{{{stream", sock.display())
+    );
+    assert_eq!(c.ports[1].kind.name(), "vhost-user");
+
+    let mut two = config(&["stream,id=a,addr.type=fd,addr.str=7", "stream,id=b,addr.type=fd,addr.str=8"]);
+    let mut command = words("x --one={a.stream} --two {b.dgram} {stream}");
+    let attached = complete(&mut two, &mut command).unwrap();
+    assert_eq!(
+        two.ports.iter().map(|p| p.kind.name()).collect::<Vec<_>>(),
+        ["stream", "stream", "stream", "dgram"]
+    );
+    assert!(text(&command).ends_with("b.sock {stream}"), "several netdevs: only a full name is one");
+    assert!(attached.notes.is_empty());
+
+    let mut both = Config::with_user(&[]).unwrap();
+    let fault = complete(&mut both, &mut words("x {stream} {vhost-user}")).unwrap_err();
+    assert_eq!((fault.exit, fault.why.as_str()), (Exit::Usage, "netdev 'net0' has one device"));
+}
+
+#[test]
+fn others_are_left_alone() {
+    let mut c = Config::with_user(&[]).unwrap();
+    let mut command = words("sleep 1");
+    let attached = complete(&mut c, &mut command).unwrap();
+    assert!(attached.dir.is_none() && text(&command) == "sleep 1" && c.unjoined().count() == 1);
+
+    let mut joined = Config::with_user(&["vhost-user,path=/p".to_owned()]).unwrap();
+    let mut command = words("qemu-system-x86_64 -m 1");
+    let attached = complete(&mut joined, &mut command).unwrap();
+    assert!(attached.dir.is_none() && text(&command) == "qemu-system-x86_64 -m 1");
+
+    let mut c = Config::with_user(&[]).unwrap();
+    let fault = complete(&mut c, &mut words("qemu-system-x86_64 -daemonize")).unwrap_err();
+    assert_eq!(fault.exit, Exit::Usage);
+}

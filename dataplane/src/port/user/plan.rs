@@ -1,0 +1,242 @@
+//! What a `user` network is made of, as the supervisor says it, and what it may be told while it runs.
+//!
+//! Trust: the supervisor, which has read the user's options and opened what needs a name or a privilege. Promise: plain
+//! values; the descriptors that belong to them travel beside, in the order that [`Plan`] says.
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use netreeve_shared::mac::Mac;
+use serde::{Deserialize, Serialize};
+
+use super::policy::{Policy, Verdict};
+
+/// Our own Ethernet address, the one that QEMU's user network has: `52:55` and the host's IPv4 address.
+pub const MAC: Mac = Mac([0x52, 0x55, 0x0a, 0x00, 0x02, 0x02]);
+
+/// A `user` network as the dataplane opens it. Descriptors, in this order: one for each of [`Plan::forwards`] (a listening
+/// or bound socket), one for each of [`Plan::guest_forwards`] that is [`To::Handed`] (a connected stream socket), and, if
+/// [`Boot::tftp`], the directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// IPv4, if there is any.
+    pub v4: Option<V4>,
+    /// IPv6, if there is any.
+    pub v6: Option<V6>,
+    /// MTU in bytes that the guest is told of, 1280 to 65520.
+    pub mtu: u16,
+    /// Our Ethernet address.
+    pub mac: Mac,
+    /// The guest's name for DHCP; empty: none.
+    pub hostname: String,
+    /// The guest's domain for DHCP; empty: none.
+    pub domain: String,
+    /// Domains to search.
+    pub search: Vec<String>,
+    /// The host's resolvers, in order; DNS is answered from them. Empty: nobody answers.
+    pub resolvers: Vec<SocketAddr>,
+    /// What a guest boots from.
+    pub boot: Boot,
+    /// Nothing goes out but answers to forwards and what goes to guest forwards; no socket is ever made.
+    pub restrict: bool,
+    /// Which destinations there are.
+    pub policy: Policy,
+    /// From the host to the guest.
+    pub forwards: Vec<Forward>,
+    /// From the guest to something on the host.
+    pub guest_forwards: Vec<GuestForward>,
+    /// How much of everything.
+    pub limits: Limits,
+}
+
+/// IPv4 of a `user` network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct V4 {
+    /// The network's first address.
+    pub net: Ipv4Addr,
+    /// Bits of the network's prefix, 1 to 31.
+    pub prefix: u8,
+    /// We, as the guest sees the host: its gateway.
+    pub host: Ipv4Addr,
+    /// The address at which names are resolved.
+    pub dns: Ipv4Addr,
+    /// The first address that is lent by DHCP.
+    pub dhcp_start: Ipv4Addr,
+}
+
+impl V4 {
+    /// The prefix as a mask.
+    #[must_use]
+    pub fn mask(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(self.prefix.min(32))).unwrap_or(0))
+    }
+
+    /// The address is of this network.
+    #[must_use]
+    pub fn holds(&self, a: Ipv4Addr) -> bool {
+        let mask = u32::from(self.mask());
+        u32::from(a) & mask == u32::from(self.net) & mask
+    }
+
+    /// The network's broadcast address.
+    #[must_use]
+    pub fn broadcast(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.net) | !u32::from(self.mask()))
+    }
+}
+
+/// IPv6 of a `user` network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct V6 {
+    /// The prefix.
+    pub prefix: Ipv6Addr,
+    /// Its bits, 1 to 126.
+    pub len: u8,
+    /// We, as the guest sees the host.
+    pub host: Ipv6Addr,
+    /// The address at which names are resolved.
+    pub dns: Ipv6Addr,
+}
+
+impl V6 {
+    /// The address is of this network.
+    #[must_use]
+    pub fn holds(&self, a: Ipv6Addr) -> bool {
+        let mask = u128::MAX.checked_shl(128 - u32::from(self.len.min(128))).unwrap_or(0);
+        u128::from(a) & mask == u128::from(self.prefix) & mask
+    }
+}
+
+/// What a guest may boot from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// A directory was handed over, to be read by TFTP.
+    pub tftp: bool,
+    /// The file that DHCP names; empty: none.
+    pub file: String,
+    /// The server that DHCP names (option 66); empty: none.
+    pub server_name: String,
+}
+
+/// Ways into the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Way {
+    /// A listening TCP socket.
+    Tcp,
+    /// A bound UDP socket.
+    Udp,
+    /// A listening UNIX stream socket, whose connections reach the guest as TCP.
+    Unix,
+}
+
+/// From the host to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// Its number, of the supervisor's choice, that no other has.
+    pub id: u16,
+    /// What was handed over.
+    pub way: Way,
+    /// Where in the guest.
+    pub guest: SocketAddr,
+}
+
+/// Where what comes to a [`GuestForward`] goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum To {
+    /// To an address, by a connection of ours for each of the guest's; the policy is not asked.
+    Address(SocketAddr),
+    /// To the connected stream socket that was handed over; for one connection of the guest's at a time, as QEMU's
+    /// character devices.
+    Handed,
+}
+
+/// From the guest to something on the host, by TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestForward {
+    /// Where the guest finds it.
+    pub at: SocketAddr,
+    /// What it finds.
+    pub to: To,
+}
+
+/// Bounds of what a guest can make us hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// TCP connections.
+    pub tcp: u32,
+    /// UDP flows.
+    pub udp: u32,
+    /// Echo flows.
+    pub pings: u32,
+    /// Bytes held for all sockets that take nothing at the moment.
+    pub held: u32,
+    /// Bytes held for one of them.
+    pub held_each: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { tcp: 4096, udp: 1024, pings: 64, held: 16 << 20, held_each: 256 << 10 }
+    }
+}
+
+impl Limits {
+    /// Descriptors that so much takes.
+    #[must_use]
+    pub fn descriptors(&self) -> u64 {
+        // Resolvers' sockets, files that are read by TFTP, and what the port itself has.
+        u64::from(self.tcp) + u64::from(self.udp) + u64::from(self.pings) + 256
+    }
+}
+
+impl Plan {
+    /// A network with the addresses that QEMU's has, without resolvers, and with every destination open.
+    #[must_use]
+    pub fn qemu() -> Self {
+        let four = |last| Ipv4Addr::new(10, 0, 2, last);
+        let six = |last| Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, last);
+        Self {
+            v4: Some(V4 { net: four(0), prefix: 24, host: four(2), dns: four(3), dhcp_start: four(15) }),
+            v6: Some(V6 { prefix: six(0), len: 64, host: six(2), dns: six(3) }),
+            mtu: 1500,
+            mac: MAC,
+            hostname: String::new(),
+            domain: String::new(),
+            search: Vec::new(),
+            resolvers: Vec::new(),
+            boot: Boot::default(),
+            restrict: false,
+            policy: Policy { rules: Vec::new(), otherwise: Verdict::Pass },
+            forwards: Vec::new(),
+            guest_forwards: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// How many descriptors travel with it.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        let handed = self.guest_forwards.iter().filter(|g| g.to == To::Handed).count();
+        self.forwards.len() + handed + usize::from(self.boot.tftp)
+    }
+
+    /// The guest's first address of the family of `like`, if the network has that family and the address is known.
+    #[must_use]
+    pub fn first_guest(&self, like: IpAddr) -> Option<IpAddr> {
+        match like {
+            IpAddr::V4(_) => self.v4.map(|v| v.dhcp_start.into()),
+            IpAddr::V6(_) => None,
+        }
+    }
+}
+
+/// What a running `user` network is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tell {
+    /// The whole list of forwards from now on. Those whose number it has already stay as they are, with their
+    /// connections; a descriptor comes for each of the others, in order. What is not in it is closed; its connections
+    /// live on.
+    Forwards(Vec<Forward>),
+    /// The host's resolvers have changed.
+    Resolvers(Vec<SocketAddr>),
+}

@@ -1,0 +1,229 @@
+//! Tables: what is allowed, by which rule, in whatever clothes an address comes.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn rules(texts: &[&str]) -> Vec<Rule> {
+    let read = |t: &&str| {
+        let (verb, rule) = t.split_once('=').unwrap();
+        let verdict = match verb {
+            "allow" => Verdict::Pass,
+            "deny" => Verdict::Refuse,
+            "drop" => Verdict::Drop,
+            _ => panic!("{t}"),
+        };
+        Rule { verdict, ..rule.parse().unwrap() }
+    };
+    texts.iter().map(read).collect()
+}
+
+fn vm(texts: &[&str]) -> Policy {
+    Policy::new(&rules(texts), Preset::Vm, false)
+}
+
+fn may(p: &Policy, proto: Proto, to: &str) -> bool {
+    p.may(proto, to.parse().unwrap()) == Verdict::Pass
+}
+
+#[test]
+fn a_guest_reaches_the_world_and_not_its_host() {
+    let p = vm(&[]);
+    for to in
+        ["1.1.1.1:53", "10.0.0.1:22", "192.168.1.1:80", "[2001:db8::1]:443", "[fd00::1]:1", "239.1.1.1:5"]
+    {
+        assert!(may(&p, Proto::Tcp, to) && may(&p, Proto::Udp, to) && may(&p, Proto::Icmp, to), "{to}");
+    }
+    for to in [
+        "127.0.0.1:22",
+        "127.255.255.254:1",
+        "0.0.0.0:22",
+        "0.1.2.3:22",
+        "169.254.0.1:80",
+        "169.254.169.254:80",
+        "100.100.100.200:80",
+        "192.0.0.192:80",
+        "168.63.129.16:80",
+        "224.0.0.251:5353",
+        "255.255.255.255:67",
+        "[::]:22",
+        "[::1]:22",
+        "[fe80::1]:22",
+        "[febf::1]:22",
+        "[ff02::fb]:5353",
+        "[ff12::1]:1",
+        "[ff01::1]:1",
+        "[fd00:ec2::254]:80",
+        "[fd20:ce::254]:80",
+    ] {
+        for proto in [Proto::Tcp, Proto::Udp, Proto::Icmp] {
+            assert!(!may(&p, proto, to), "{to} {proto:?}");
+        }
+    }
+    for to in
+        ["[fec0::1]:1", "[ff05::1]:1", "[fe00::1]:1", "126.255.255.255:1", "128.0.0.1:1", "169.253.1.1:1"]
+    {
+        assert!(may(&p, Proto::Tcp, to), "{to}");
+    }
+}
+
+#[test]
+fn an_address_in_other_clothes_is_the_same_address() {
+    let p = vm(&[]);
+    for inner in ["127.0.0.1", "169.254.169.254", "0.0.0.9", "100.100.100.200"] {
+        let v4: Ipv4Addr = inner.parse().unwrap();
+        let [a, b, c, d] = v4.octets();
+        let hex = format!("{a:02x}{b:02x}:{c:02x}{d:02x}");
+        for to in [
+            format!("[::ffff:{inner}]:80"),
+            format!("[::{inner}]:80"),
+            format!("[::ffff:0:{inner}]:80"),
+            format!("[64:ff9b::{inner}]:80"),
+            format!("[64:ff9b:1::{inner}]:80"),
+            format!("[2002:{hex}::1]:80"),
+        ] {
+            assert!(!may(&p, Proto::Tcp, &to), "{to}");
+            assert!(may(&Policy::new(&[], Preset::Qemu, false), Proto::Tcp, &to), "{to}");
+        }
+    }
+    for to in
+        ["[::ffff:1.1.1.1]:80", "[64:ff9b::1.1.1.1]:80", "[2002:101:101::1]:80", "[64:ff9b:2::7f00:1]:80"]
+    {
+        assert!(may(&p, Proto::Tcp, to), "{to}");
+    }
+    // What is let through by its own name is let through in its clothes as well, and not the other way round.
+    assert!(may(&vm(&["allow=host"]), Proto::Tcp, "[::ffff:127.0.0.1]:80"));
+    assert!(may(&vm(&["allow=host"]), Proto::Tcp, "[64:ff9b::127.0.0.1]:80"));
+    assert!(!may(&vm(&["allow=[64:ff9b::/96]"]), Proto::Tcp, "[64:ff9b::127.0.0.1]:80"));
+}
+
+#[test]
+fn the_first_rule_that_fits_decides() {
+    let p = vm(&["allow=tcp:host:5432", "deny=tcp:10.0.0.0/8:1-1023", "allow=10.1.0.0/16", "deny=private"]);
+    let table = [
+        (Proto::Tcp, "127.0.0.1:5432", true),
+        (Proto::Tcp, "[::1]:5432", true),
+        (Proto::Udp, "127.0.0.1:5432", false),
+        (Proto::Tcp, "127.0.0.1:5433", false),
+        (Proto::Icmp, "127.0.0.1:0", false),
+        (Proto::Tcp, "10.1.0.1:80", false),
+        (Proto::Tcp, "10.1.0.1:1023", false),
+        (Proto::Tcp, "10.1.0.1:1024", true),
+        (Proto::Udp, "10.1.0.1:80", true),
+        (Proto::Icmp, "10.1.0.1:0", true),
+        (Proto::Tcp, "10.2.0.1:8080", false),
+        (Proto::Tcp, "172.16.0.1:80", false),
+        (Proto::Tcp, "100.64.0.1:80", false),
+        (Proto::Tcp, "[fc00::1]:80", false),
+        (Proto::Tcp, "9.9.9.9:80", true),
+    ];
+    for (proto, to, want) in table {
+        assert_eq!(may(&p, proto, to), want, "{proto:?} {to}");
+    }
+    assert!(!may(&vm(&["deny=any"]), Proto::Tcp, "9.9.9.9:1"));
+    assert!(may(&vm(&["allow=[fe80::/10]", "deny=any"]), Proto::Udp, "[fe80::1]:1"));
+    assert!(may(&vm(&["deny=[::/0]"]), Proto::Udp, "9.9.9.9:1"));
+    assert!(!may(&vm(&["deny=[::/0]"]), Proto::Udp, "[2001::9]:1"));
+}
+
+#[test]
+fn qemus_openness_and_restriction() {
+    let open = Policy::new(&[], Preset::named("qemu").unwrap(), false);
+    let shut = Policy::new(&rules(&["allow=any"]), Preset::Qemu, true);
+    for to in ["127.0.0.1:22", "169.254.169.254:80", "[::1]:1", "1.1.1.1:1"] {
+        assert!(may(&open, Proto::Tcp, to), "{to}");
+        assert!(!may(&shut, Proto::Tcp, to) && !may(&shut, Proto::Icmp, to), "{to}");
+    }
+    assert_eq!(shut.may_enter(Proto::Tcp, "127.0.0.1:80".parse().unwrap()), Verdict::Pass);
+    assert_eq!(Preset::named("passt"), None);
+}
+
+#[test]
+fn who_may_come_over_a_forward() {
+    let come =
+        |p: &Policy, from: &str| p.may_enter(Proto::Tcp, SocketAddr::new(from.parse().unwrap(), 40_000));
+    let p = vm(&["allow=in:tcp:192.168.7.0/24", "drop=in:10.0.0.0/8", "deny=in:any"]);
+    assert_eq!((come(&p, "192.168.7.9"), come(&p, "::ffff:192.168.7.9")), (Verdict::Pass, Verdict::Pass));
+    assert_eq!((come(&p, "192.168.8.9"), come(&p, "::1")), (Verdict::Refuse, Verdict::Refuse));
+    assert_eq!(come(&p, "10.9.9.9"), Verdict::Drop);
+    assert!(may(&p, Proto::Tcp, "10.9.9.9:22"), "no rule of the other direction counts");
+    assert_eq!(come(&vm(&["deny=any"]), "127.0.0.1"), Verdict::Pass);
+}
+
+#[test]
+fn rules_are_read_and_written_alike() {
+    for text in [
+        "allow=any",
+        "deny=host",
+        "allow=tcp:host:22",
+        "drop=in:udp:link-local",
+        "allow=icmp:metadata",
+        "deny=private:80",
+        "allow=10.0.0.0/8:80-90",
+        "allow=1.2.3.4/32",
+        "deny=tcp:[fd00::/8]:443",
+        "deny=[::1/128]",
+        "deny=0.0.0.0/0",
+        "deny=[::/0]",
+    ] {
+        assert_eq!(rules(&[text])[0].to_string(), text);
+    }
+    assert_eq!(rules(&["allow=out:tcp:1.2.3.4"])[0].to_string(), "allow=tcp:1.2.3.4/32");
+    for bad in [
+        "",
+        "tcp",
+        "tcp:",
+        "tcp:any:",
+        "any:0",
+        "any:65536",
+        "any:9-8",
+        "any:+1",
+        "any:1-",
+        "icmp:any:1",
+        "10.0.0.1/8",
+        "10.0.0.0/33",
+        "10.0.0.0/",
+        "10.0.0",
+        "fd00::/8",
+        "[fd00::/8",
+        "[fd00::/8]x",
+        "[fd00::/8]:",
+        "[fd00::1/8]",
+        "[::/129]",
+        "[1.2.3.4]",
+        "in:any:22",
+        "sctp:any",
+        "in:in:any",
+        "tcp:in:any",
+        "localhost",
+        "*",
+    ] {
+        assert!(bad.parse::<Rule>().is_err(), "{bad}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_is_read_otherwise_than_it_is_written(text in "(in:|tcp:|udp:|any|host|1.2.3.4|\\[::1|/|]|8|:|-|90){0,7}") {
+        if let Ok(rule) = text.parse::<Rule>() {
+            let written = rule.to_string();
+            prop_assert_eq!(written.strip_prefix("allow=").unwrap().parse::<Rule>(), Ok(rule));
+        }
+    }
+
+    #[test]
+    fn loopback_is_denied_in_every_form(host in 0_u32..1 << 24, port: u16, form in 0_usize..5) {
+        let v4 = Ipv4Addr::from_bits(127 << 24 | host);
+        let low = u128::from(v4.to_bits());
+        let ip: IpAddr = match form {
+            0 => v4.into(),
+            1 => v4.to_ipv6_mapped().into(),
+            2 => Ipv6Addr::from_bits(low).into(),
+            3 => Ipv6Addr::from_bits(0x64_ff9b << 96 | low).into(),
+            _ => Ipv6Addr::from_bits(0x2002 << 112 | low << 80).into(),
+        };
+        for proto in [Proto::Tcp, Proto::Udp, Proto::Icmp] {
+            prop_assert_eq!(vm(&[]).may(proto, SocketAddr::new(ip, port)), Verdict::Refuse);
+        }
+    }
+}

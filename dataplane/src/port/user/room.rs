@@ -1,0 +1,93 @@
+//! What the rooms of a `user` network share, and the shape that each has.
+//!
+//! Trust: rooms of each other. Promise: one thread; nothing here waits.
+#![forbid(unsafe_code)]
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use netreeve_shared::vnet::Vnet;
+
+use super::bay::Bay;
+use super::net::Net;
+use super::out::Out;
+use super::packet::Packet;
+use super::plan::Limits;
+use super::policy::{Policy, Proto, Verdict};
+use super::poll::{Poll, Ready, Token};
+use super::timers::Timers;
+use crate::frame::Batch;
+use crate::port::Offloads;
+use crate::stats::{Reason, Stats};
+
+/// What rooms work with.
+#[derive(Debug)]
+pub struct Cx {
+    /// Who is who on the link.
+    pub net: Net,
+    /// Small frames for the guest.
+    pub out: Out,
+    /// Descriptors.
+    pub poll: Poll,
+    /// Timers.
+    pub timers: Timers,
+    /// Which destinations there are.
+    pub policy: Policy,
+    /// No socket is ever made.
+    pub restrict: bool,
+    /// How much of everything.
+    pub limits: Limits,
+    /// The port's counters.
+    pub stats: Stats,
+    /// When this turn began.
+    pub now: Instant,
+    /// Work that frames for the guest may leave to do.
+    pub gives: Offloads,
+}
+
+impl Cx {
+    /// Sends a small frame, given in parts, to the guest. False: there is no room, and that is counted.
+    pub fn push(&mut self, vnet: Vnet, parts: &[&[u8]]) -> bool {
+        let done = self.out.push(vnet, parts);
+        if !done {
+            self.stats.drop(Reason::Full);
+        }
+        done
+    }
+
+    /// Where on the host's side a destination of the guest's is, and what becomes of it there. A destination that is
+    /// nowhere is refused; where no socket may be made, every one is dropped, as QEMU's `restrict` has it.
+    #[must_use]
+    pub fn route(&self, proto: Proto, dst: SocketAddr) -> (SocketAddr, Verdict) {
+        match self.net.route(dst) {
+            _ if self.restrict => (dst, Verdict::Drop),
+            // Names are resolved whatever the policy says of the resolvers' addresses.
+            Some(at) if self.net.is_dns(dst.ip()) => (at, Verdict::Pass),
+            Some(at) => (at, self.policy.may(proto, at)),
+            None => (dst, Verdict::Refuse),
+        }
+    }
+}
+
+/// A room: one protocol, or one family of services.
+pub trait Room {
+    /// A packet of a guest's. What it carries lives until the end of this turn's [`Room::flush`].
+    fn take(&mut self, p: &Packet<'_>, cx: &mut Cx);
+
+    /// The guest's packets of this turn were all taken.
+    fn flush(&mut self, _cx: &mut Cx) {}
+
+    /// Something has become possible with a descriptor.
+    fn ready(&mut self, at: Token, ready: Ready, cx: &mut Cx);
+
+    /// A timer's time has come.
+    fn tick(&mut self, at: Token, cx: &mut Cx);
+
+    /// Gives frames in bulk, as far as there is room.
+    fn give(&mut self, _bay: &mut Bay, _b: &mut Batch, _cx: &mut Cx) {}
+
+    /// There is more to give at once.
+    fn has_more(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,50 @@
+//! How the datagram sockets of flows are set: as the guest's packets want it, and no oftener than needed.
+#![forbid(unsafe_code)]
+
+use std::os::fd::BorrowedFd;
+
+use crate::sys::sock::{self, Opt};
+
+/// A guest's packets with fewer hops than this keep them; more is as good as any number.
+const FEW_HOPS: u8 = 32;
+/// Datagrams of fewer bytes than this fit every way.
+const SHORT: u32 = 1200;
+/// `IP_PMTUDISC_DONT`, `IP_PMTUDISC_DO` (linux/in.h), which have the same numbers for IPv6.
+const MAY_CUT: i32 = 0;
+const MUST_NOT_CUT: i32 = 2;
+
+/// How a socket is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Manner {
+    /// Hops; 0: the host's own number.
+    hops: u8,
+    /// About fragmentation; none: the host's own rule.
+    whole: Option<bool>,
+}
+
+impl Manner {
+    /// A packet with so many hops left, of so many bytes, that must stay whole or not, wants the socket set otherwise.
+    pub(super) fn differs(&self, (ttl, len, whole): (u8, u32, bool)) -> bool {
+        self.hops != hops(ttl) || (len > SHORT && self.whole != Some(whole))
+    }
+
+    /// Sets a socket as a packet wants it. What the kernel does not let us set stays as it is.
+    pub(super) fn follow(&mut self, fd: BorrowedFd<'_>, v4: bool, (ttl, len, whole): (u8, u32, bool)) {
+        if self.hops != hops(ttl) {
+            self.hops = hops(ttl);
+            let n = if self.hops == 0 { -1 } else { self.hops.into() };
+            let _ = sock::set(fd, if v4 { Opt::Ttl } else { Opt::Hops6 }, n);
+        }
+        if len > SHORT && self.whole != Some(whole) {
+            self.whole = Some(whole);
+            let rule = if whole { MUST_NOT_CUT } else { MAY_CUT };
+            let _ = sock::set(fd, if v4 { Opt::MtuDiscover } else { Opt::MtuDiscover6 }, rule);
+        }
+    }
+}
+
+/// Hops that a socket is set to for a packet that has so many left; 0: the host's own number.
+fn hops(ttl: u8) -> u8 {
+    let left = ttl.saturating_sub(1);
+    if left < FEW_HOPS { left } else { 0 }
+}

@@ -1,0 +1,136 @@
+//! Ways in and ways through: listening sockets whose connections go to the guest, and addresses of the guest's network
+//! behind which something on the host answers.
+//!
+//! Trust: who connects from the host's side is asked about ([`super::super::policy`]), then is anybody. Promise: what
+//! cannot be served now stays in the listening socket's queue.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::super::plan::{Forward, GuestForward, To, Way};
+use super::super::poll::{Token, Want, Who};
+use super::super::room::Cx;
+
+/// Kind of a listening socket's tokens.
+pub(super) const LISTENER: u8 = 1;
+
+/// A listening socket.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) forward: Forward,
+    pub(super) fd: OwnedFd,
+}
+
+/// A guest forward and, if it is handed, what it leads to.
+#[derive(Debug)]
+struct Guest {
+    forward: GuestForward,
+    fd: Option<Arc<OwnedFd>>,
+}
+
+/// What a guest forward leads to.
+#[derive(Debug)]
+pub(super) enum Leads {
+    /// There is none at this address.
+    Nowhere,
+    /// To an address.
+    To(SocketAddr),
+    /// To a connected socket.
+    Handed(Arc<OwnedFd>),
+    /// To one that somebody else of the guest's has.
+    Busy,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Forwards {
+    listeners: Vec<Listener>,
+    guests: Vec<Guest>,
+    /// For whoever comes without a port.
+    port: u16,
+}
+
+/// The token of a listening socket.
+pub(super) fn token(id: u16) -> Token {
+    Token { who: Who::Tcp, kind: LISTENER, index: id.into(), generation: 0 }
+}
+
+impl Forwards {
+    pub(super) fn new(
+        listeners: Vec<(Forward, OwnedFd)>,
+        guests: Vec<(GuestForward, Option<OwnedFd>)>,
+        cx: &mut Cx,
+    ) -> io::Result<Self> {
+        let guests =
+            guests.into_iter().map(|(forward, fd)| Guest { forward, fd: fd.map(Arc::new) }).collect();
+        let mut f = Self { guests, ..Self::default() };
+        for (forward, fd) in listeners {
+            cx.poll.add(fd.as_fd(), token(forward.id), Want::READ)?;
+            f.listeners.push(Listener { forward, fd });
+        }
+        Ok(f)
+    }
+
+    pub(super) fn has(&self, id: u16) -> bool {
+        self.listeners.iter().any(|l| l.forward.id == id)
+    }
+
+    pub(super) fn get(&self, id: u32) -> Option<&Listener> {
+        self.listeners.iter().find(|l| u32::from(l.forward.id) == id)
+    }
+
+    /// Other listening sockets from now on. Nothing has changed if that fails.
+    pub(super) fn set(&mut self, list: Vec<(Forward, Option<OwnedFd>)>, cx: &mut Cx) -> io::Result<()> {
+        let mut fresh = Vec::new();
+        for (forward, fd) in list.iter().filter_map(|(f, fd)| Some((*f, fd.as_ref()?))) {
+            if let Err(e) = cx.poll.add(fd.as_fd(), token(forward.id), Want::READ) {
+                for fd in fresh {
+                    // It was added just now.
+                    let _ = cx.poll.remove(fd);
+                }
+                return Err(e);
+            }
+            fresh.push(fd.as_fd());
+        }
+        self.listeners.retain(|l| {
+            let stays = list.iter().any(|(f, fd)| f.id == l.forward.id && fd.is_none());
+            if !stays {
+                // Whoever handed it has it open still, and events would go on.
+                let _ = cx.poll.remove(l.fd.as_fd());
+            }
+            stays
+        });
+        let fresh = list.into_iter().filter_map(|(forward, fd)| Some(Listener { forward, fd: fd? }));
+        self.listeners.extend(fresh);
+        Ok(())
+    }
+
+    /// What there is at an address of the guest's network.
+    pub(super) fn at(&self, far: SocketAddr) -> Leads {
+        let Some(g) = self.guests.iter().find(|g| g.forward.at == far) else { return Leads::Nowhere };
+        match (g.forward.to, &g.fd) {
+            (To::Address(a), _) => Leads::To(a),
+            (To::Handed, Some(fd)) if Arc::strong_count(fd) == 1 => Leads::Handed(Arc::clone(fd)),
+            (To::Handed, _) => Leads::Busy,
+        }
+    }
+
+    /// How the guest sees somebody who came to a listening socket.
+    pub(super) fn seen_as(&mut self, f: &Forward, from: Option<SocketAddr>, cx: &Cx) -> Option<SocketAddr> {
+        let known = from.filter(|_| f.way != Way::Unix).and_then(|a| cx.net.seen_as(a));
+        if let Some(seen) = known.filter(|a| a.is_ipv4() == f.guest.is_ipv4()) {
+            return Some(seen);
+        }
+        let port = from.map_or_else(|| self.port(), |a| a.port());
+        Some(SocketAddr::new(cx.net.host(f.guest.ip())?, port))
+    }
+
+    /// A port that was not used for a long time.
+    pub(super) fn port(&mut self) -> u16 {
+        self.port = self.port.checked_add(1).unwrap_or(0).max(32768);
+        self.port
+    }
+}

@@ -1,0 +1,318 @@
+//! TCP: a guest's connections become the host's.
+//!
+//! No stack in between: a connection of the guest's is one of the host's kernel's, and this room carries bytes, windows and
+//! endings from one to the other ([`flow`]). What the guest sends in a turn goes to each socket by one call, straight from
+//! the guest's memory; what a socket has is received straight into the guest's, 64 KiB at a time.
+//!
+//! A guest is answered when the host's side has connected, so that refusals are what they were. Endings of both
+//! directions, and resets, go through as they come.
+//!
+//! Trust: none in the guest, none in the far end. Promise: connections, memory and time are bounded by the plan's limits; a
+//! broken connection ends that connection.
+#![forbid(unsafe_code)]
+
+mod flow;
+mod forward;
+mod hold;
+mod intake;
+mod open;
+mod segment;
+mod seq;
+pub mod sock;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::hash::RandomState;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use netreeve_shared::vnet::Vnet;
+
+use super::bay::Bay;
+use super::packet::Packet;
+use super::plan::{Forward, GuestForward, Plan};
+use super::poll::{Ready, Token};
+use super::room::{Cx, Room};
+use crate::frame::Batch;
+use crate::stats::Reason;
+use flow::arrive::Act;
+use flow::give::Given;
+use flow::{Fate, State, Tools};
+use forward::{Forwards, LISTENER};
+use hold::Store;
+use intake::Intake;
+use segment::{Key, Said, Segment, flag};
+use sock::{Sock, Stream};
+use table::Table;
+
+/// What happened, for whoever wonders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections that both ends had.
+    pub opened: u64,
+    /// Connections that were refused, or that nobody answered.
+    pub refused: u64,
+    /// Connections that were broken off by the host's side or by us.
+    pub broken: u64,
+    /// Connections that had to go for new ones.
+    pub evicted: u64,
+    /// Times that something was sent again to the guest.
+    pub again: u64,
+    /// Times that a socket said that something was possible, and nothing was.
+    pub idle: u64,
+}
+
+/// The room.
+#[derive(Debug)]
+pub struct Tcp<S = Stream> {
+    table: Table<S>,
+    tools: Tools,
+    intake: Intake,
+    /// Those that have something for the guest, in turn.
+    giving: VecDeque<Token>,
+    /// Whose the last segment was.
+    last: Option<(Key, Token)>,
+    forwards: Forwards,
+    /// Connections that are under way.
+    calling: u32,
+    secret: RandomState,
+    start: Instant,
+    counts: Counts,
+}
+
+impl<S: Sock> Tcp<S> {
+    /// With the forwards (TCP and UNIX) and guest forwards of the plan, and their descriptors.
+    ///
+    /// # Errors
+    /// The kernel's, from watching them, or from mapping memory.
+    pub fn new(
+        plan: &Plan,
+        forwards: Vec<(Forward, OwnedFd)>,
+        guests: Vec<(GuestForward, Option<OwnedFd>)>,
+        cx: &mut Cx,
+    ) -> io::Result<Self> {
+        let store = Store::new(plan.limits.held)?;
+        Ok(Self {
+            table: Table::new(cx.limits.tcp),
+            tools: Tools { store, each: plan.limits.held_each, parts: Vec::new() },
+            intake: Intake::new()?,
+            giving: VecDeque::new(),
+            last: None,
+            forwards: Forwards::new(forwards, guests, cx)?,
+            calling: 0,
+            secret: RandomState::new(),
+            start: cx.now,
+            counts: Counts::default(),
+        })
+    }
+
+    /// There is a forward with this number.
+    #[must_use]
+    pub fn has_forward(&self, id: u16) -> bool {
+        self.forwards.has(id)
+    }
+
+    /// All forwards from now on: a descriptor with each that is new.
+    ///
+    /// # Errors
+    /// The kernel's, from watching them.
+    pub fn set_forwards(&mut self, list: Vec<(Forward, Option<OwnedFd>)>, cx: &mut Cx) -> io::Result<()> {
+        self.forwards.set(list, cx)
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Connections that there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.table.len()
+    }
+
+    fn find(&mut self, key: &Key) -> Option<Token> {
+        if let Some((_, token)) = self.last.filter(|(k, _)| k == key) {
+            return Some(token);
+        }
+        let token = self.table.find(key)?;
+        self.last = Some((*key, token));
+        Some(token)
+    }
+
+    /// A segment of a connection that there is.
+    fn known(&mut self, p: &Packet<'_>, s: &Segment, token: Token, cx: &mut Cx) {
+        let Some(f) = self.table.get(token) else { return };
+        let before = f.state;
+        match f.arrive(s, cx.now) {
+            Act::None => {}
+            Act::Take { skip, len } => self.intake.add(&mut f.up.pieces, p, s.header + skip, len),
+            Act::Answer => f.greet(cx, &self.tools),
+            Act::Broken => {
+                f.sock.abort();
+                self.counts.refused += u64::from(before == State::Asking);
+                return self.remove(token, cx);
+            }
+        }
+        self.counts.opened += u64::from(before != State::Open && f.state == State::Open);
+        if !std::mem::replace(&mut f.touched, true) {
+            self.intake.touched.push(token);
+        }
+    }
+
+    /// A segment of a connection that there is not: the guest is told so (RFC 9293 §3.10.7.1).
+    fn stranger(s: &Segment, key: &Key, cx: &mut Cx) {
+        if s.has(flag::RST) {
+            return;
+        }
+        let said = if s.has(flag::ACK) {
+            Said { seq: s.ack, flags: flag::RST, ..Said::default() }
+        } else {
+            Said { ack: s.seq.plus(s.span()), flags: flag::RST | flag::ACK, ..Said::default() }
+        };
+        if let Some(head) = segment::small(&cx.net, key, &said) {
+            cx.push(Vnet::default(), &[head.as_ref()]);
+        }
+    }
+
+    /// What follows from whatever was done with a flow.
+    fn after(&mut self, token: Token, fate: Fate, may_queue: bool, cx: &mut Cx) {
+        if fate == Fate::Over {
+            return self.remove(token, cx);
+        }
+        let Some(f) = self.table.get(token) else { return };
+        if may_queue && !f.queued && f.may_give() {
+            f.queued = true;
+            self.giving.push_back(token);
+        }
+        if let Some(when) = f.timer(cx.now) {
+            cx.timers.at(when, token);
+        }
+    }
+
+    /// Breaks a connection off at both ends.
+    fn break_off(&mut self, token: Token, cx: &mut Cx) {
+        if let Some(f) = self.table.get(token) {
+            f.reset(cx, &self.tools);
+            f.sock.abort();
+            self.counts.broken += 1;
+        }
+        self.remove(token, cx);
+    }
+
+    fn remove(&mut self, token: Token, cx: &mut Cx) {
+        let Some(mut f) = self.table.remove(token) else { return };
+        if self.last.is_some_and(|(_, t)| t == token) {
+            self.last = None;
+        }
+        self.calling -= u32::from(f.state == State::Calling);
+        f.up.hold.clear(&mut self.tools.store);
+        f.down.kept.clear(&mut self.tools.store);
+        if let Some(fd) = f.sock.fd().filter(|_| f.sock.is_handed()) {
+            // It stays open; that it is not watched already cannot be.
+            let _ = cx.poll.remove(fd);
+        }
+    }
+}
+
+impl<S: Sock> Room for Tcp<S> {
+    fn take(&mut self, p: &Packet<'_>, cx: &mut Cx) {
+        let (Some(ip), Some(s)) = (&p.ip, Segment::of(p)) else {
+            cx.stats.drop(Reason::Malformed);
+            return;
+        };
+        if p.to.is_multicast() || ip.dst.is_multicast() {
+            cx.stats.drop(Reason::Unknown);
+            return;
+        }
+        if self.intake.is_full() {
+            self.flush(cx);
+        }
+        let key = Key { guest: SocketAddr::new(ip.src, s.from), far: SocketAddr::new(ip.dst, s.to) };
+        match self.find(&key) {
+            Some(token) => self.known(p, &s, token, cx),
+            None if s.has(flag::SYN) && !s.has(flag::ACK) && !s.has(flag::RST) => self.call(&s, key, cx),
+            None => Self::stranger(&s, &key, cx),
+        }
+    }
+
+    fn flush(&mut self, cx: &mut Cx) {
+        let touched = std::mem::take(&mut self.intake.touched);
+        for &token in &touched {
+            let Some(f) = self.table.get(token) else { continue };
+            f.touched = false;
+            let pieces = f.up.pieces.take();
+            self.tools.parts.clear();
+            self.intake.gather(pieces, &mut self.tools.parts);
+            f.pass(cx, &mut self.tools);
+            let fate = f.settle(cx, &mut self.tools);
+            self.after(token, fate, true, cx);
+        }
+        self.intake.touched = touched;
+        self.intake.clear();
+    }
+
+    fn ready(&mut self, at: Token, ready: Ready, cx: &mut Cx) {
+        if at.kind == LISTENER {
+            return self.accept(at, cx);
+        }
+        let Some(f) = self.table.get(at) else { return };
+        if f.state == State::Calling {
+            if ready.write || ready.error || ready.hup {
+                self.decided(at, cx);
+            }
+            return;
+        }
+        let stood = (f.up.blocked, f.down.readable, f.queued);
+        if ready.write && f.up.blocked {
+            f.flush(&mut self.tools);
+        }
+        f.down.readable |= ready.read || ready.error || ready.hup;
+        let fate = f.settle(cx, &mut self.tools);
+        self.counts.idle += u64::from(stood == (f.up.blocked, f.down.readable, f.queued));
+        self.after(at, fate, true, cx);
+    }
+
+    fn tick(&mut self, at: Token, cx: &mut Cx) {
+        if at.kind == LISTENER {
+            return self.accept(at, cx);
+        }
+        let Some(f) = self.table.get(at) else { return };
+        let fate = f.tick(cx, &mut self.tools);
+        self.counts.again += u64::from(f.down.again);
+        self.counts.refused += u64::from(fate == Fate::Over);
+        self.after(at, fate, true, cx);
+    }
+
+    fn give(&mut self, bay: &mut Bay, b: &mut Batch, cx: &mut Cx) {
+        for _ in 0..self.giving.len() {
+            let Some(token) = self.giving.pop_front() else { return };
+            let Some(f) = self.table.get(token) else { continue };
+            match f.give(bay, b, cx, &mut self.tools) {
+                Given::Done => {
+                    f.queued = false;
+                    self.after(token, Fate::Lives, false, cx);
+                }
+                Given::More => {
+                    self.giving.push_back(token);
+                    self.after(token, Fate::Lives, false, cx);
+                }
+                Given::Full => {
+                    // The others are first next time.
+                    self.giving.push_back(token);
+                    return self.after(token, Fate::Lives, false, cx);
+                }
+                Given::Broken => self.break_off(token, cx),
+            }
+        }
+    }
+
+    fn has_more(&self) -> bool {
+        !self.giving.is_empty()
+    }
+}

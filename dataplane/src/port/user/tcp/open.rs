@@ -1,0 +1,200 @@
+//! How connections come to be: the guest calls, or somebody comes to a forward.
+//!
+//! Trust: none in the guest. Promise: no socket is made before the policy was asked; how many are under way at a time is
+//! bounded; a guest hears what the host's kernel said.
+#![forbid(unsafe_code)]
+
+use std::hash::BuildHasher;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use netreeve_shared::vnet::Vnet;
+
+use super::super::build::{self, Unreachable};
+use super::super::packet::{Packet, TCP};
+use super::super::plan::Way;
+use super::super::policy::{Proto, Verdict};
+use super::super::poll::{Token, Want};
+use super::super::room::Cx;
+use super::Tcp;
+use super::flow::{Fate, Flow};
+use super::forward::Leads;
+use super::segment::{Key, Segment, flag};
+use super::seq::Seq;
+use super::sock::Sock;
+use crate::stats::Reason;
+use crate::sys::io::accept_from;
+
+/// Connections that may be under way at a time.
+const CALLING: u32 = 256;
+/// Connections that are accepted at a time, from one listening socket.
+const ACCEPTS: usize = 64;
+/// When a listening socket is looked at again that could not be served.
+const LATER: Duration = Duration::from_millis(100);
+/// Ports that are tried for somebody whose own the guest knows already.
+const PORTS: usize = 64;
+
+impl<S: Sock> Tcp<S> {
+    /// The guest asks for a connection.
+    pub(super) fn call(&mut self, syn: &Segment, key: Key, cx: &mut Cx) {
+        let (sock, at_once) = match self.forwards.at(key.far) {
+            Leads::Handed(fd) => (Ok(S::made(fd, false, true)), true),
+            Leads::Busy => return Self::stranger(syn, &key, cx),
+            leads => {
+                let to = match (leads, cx.route(Proto::Tcp, key.far)) {
+                    (Leads::To(a), _) if !cx.restrict => a,
+                    (_, (_, Verdict::Drop)) => return cx.stats.drop(Reason::Refused),
+                    (_, (_, Verdict::Refuse)) => return Self::stranger(syn, &key, cx),
+                    (_, (a, Verdict::Pass)) => a,
+                };
+                if !self.make_room(self.calling >= CALLING, cx) {
+                    return cx.stats.drop(Reason::Full);
+                }
+                (S::open(to), false)
+            }
+        };
+        let sock = match sock {
+            Ok(s) => s,
+            Err(e) => return self.refused(syn.seq, key, &e, cx),
+        };
+        if !self.make_room(false, cx) {
+            return cx.stats.drop(Reason::Full);
+        }
+        let (iss, now) = (self.first(&key, cx), cx.now);
+        let Some(token) = self.table.add(key, |t| Flow::called(key, t, sock, syn, iss, now)) else { return };
+        self.calling += 1;
+        if !self.watch(token, cx) {
+            return self.remove(token, cx);
+        }
+        if at_once {
+            self.decided(token, cx);
+        }
+    }
+
+    /// Watches a new flow's socket. False: that failed, which only want of memory can make it.
+    fn watch(&mut self, token: Token, cx: &mut Cx) -> bool {
+        let fd = self.table.get(token).map(|f| &f.sock).and_then(Sock::fd);
+        let Some(fd) = fd else { return true };
+        let watched = cx.poll.add(fd, token, Want::BOTH).is_ok();
+        if !watched {
+            cx.stats.drop(Reason::Full);
+        }
+        watched
+    }
+
+    /// Sees that there is room for one more flow; `crowded`: one of those under way has to go in any case.
+    fn make_room(&mut self, crowded: bool, cx: &mut Cx) -> bool {
+        if !crowded && !self.table.is_full() {
+            return true;
+        }
+        let Some(old) = self.table.oldest(cx.now, crowded) else { return false };
+        self.counts.evicted += 1;
+        self.break_off(old, cx);
+        true
+    }
+
+    /// The first sequence number: nobody can guess it, and it is not soon used again (RFC 6528).
+    fn first(&self, key: &Key, cx: &Cx) -> Seq {
+        let clock = cx.now.saturating_duration_since(self.start).as_micros() / 4;
+        let sum = u128::from(self.secret.hash_one(key)).wrapping_add(clock);
+        Seq(u32::try_from(sum & 0xffff_ffff).unwrap_or(0))
+    }
+
+    /// A connection is decided.
+    pub(super) fn decided(&mut self, token: Token, cx: &mut Cx) {
+        let Some(f) = self.table.get(token) else { return };
+        if let Some(e) = f.sock.error() {
+            let (key, syn) = (f.key, f.up.next.minus(1));
+            self.remove(token, cx);
+            return self.refused(syn, key, &e, cx);
+        }
+        f.connected(cx, &self.tools);
+        self.calling = self.calling.saturating_sub(1);
+        self.after(token, Fate::Lives, true, cx);
+    }
+
+    /// The host's side said no; the guest hears what it said.
+    fn refused(&mut self, seq: Seq, key: Key, e: &io::Error, cx: &mut Cx) {
+        self.counts.refused += 1;
+        let why = match e.raw_os_error() {
+            Some(libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => {
+                Unreachable::Net
+            }
+            Some(libc::EHOSTUNREACH | libc::EHOSTDOWN | libc::ENONET) => Unreachable::Host,
+            Some(libc::EACCES | libc::EPERM) => Unreachable::Prohibited,
+            // The guest has waited as long as we did; or there is no memory or descriptor, and it asks again.
+            Some(libc::ETIMEDOUT | libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
+                return cx.stats.drop(Reason::Unreachable);
+            }
+            _ => {
+                let syn = Segment { seq, flags: flag::SYN, ..Segment::default() };
+                return Self::stranger(&syn, &key, cx);
+            }
+        };
+        // An error quotes what it is about: the guest's SYN, as far as it is looked at.
+        let Some(mut h) = build::ip(&cx.net, key.guest.ip(), key.far.ip(), TCP, 20) else { return };
+        let mut tcp = [0; 20];
+        let fields = key.guest.port().to_be_bytes().into_iter().chain(key.far.port().to_be_bytes());
+        let fields = fields.chain(seq.0.to_be_bytes()).chain([0, 0, 0, 0, 0x50, flag::SYN]);
+        tcp.iter_mut().zip(fields).for_each(|(to, b)| *to = b);
+        h.push(&tcp);
+        let len = u32::try_from(h.len()).unwrap_or(0);
+        if let Ok(p) = Packet::parse(h.as_ref(), &[], len, Vnet::default()) {
+            let from = cx.net.host(key.guest.ip()).unwrap_or(key.far.ip());
+            build::unreachable(cx, from, &p, why);
+        }
+    }
+
+    /// Somebody may have come to a listening socket.
+    pub(super) fn accept(&mut self, at: Token, cx: &mut Cx) {
+        for _ in 0..ACCEPTS {
+            let Some(l) = self.forwards.get(at.index) else { return };
+            let forward = l.forward;
+            if self.table.is_full() && !self.make_room(false, cx) {
+                return cx.timers.at(cx.now + LATER, at);
+            }
+            let Some(l) = self.forwards.get(at.index) else { return };
+            match accept_from(l.fd.as_fd()) {
+                Ok((fd, from)) => {
+                    let tcp = forward.way == Way::Tcp;
+                    let may = from.is_none_or(|a| cx.policy.may_enter(Proto::Tcp, a) == Verdict::Pass);
+                    let mut sock = S::made(Arc::new(fd), tcp, false);
+                    match self.forwards.seen_as(&forward, from, cx).filter(|_| may) {
+                        Some(seen) => self.come(sock, forward.guest, seen, cx),
+                        None => sock.abort(),
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
+                Err(_) => return cx.timers.at(cx.now + LATER, at),
+            }
+        }
+        cx.timers.at(cx.now, at);
+    }
+
+    /// Somebody has come: the guest is asked.
+    pub(super) fn come(&mut self, mut sock: S, guest: SocketAddr, seen: SocketAddr, cx: &mut Cx) {
+        let mut key = Key { guest, far: seen };
+        for _ in 0..PORTS {
+            if self.table.find(&key).is_none() {
+                break;
+            }
+            key.far.set_port(self.forwards.port());
+        }
+        if self.table.find(&key).is_some() || self.table.is_full() {
+            return sock.abort();
+        }
+        let (iss, now) = (self.first(&key, cx), cx.now);
+        let Some(token) = self.table.add(key, |t| Flow::asking(key, t, sock, iss, now)) else { return };
+        if !self.watch(token, cx) {
+            return self.remove(token, cx);
+        }
+        if let Some(f) = self.table.get(token) {
+            f.greet(cx, &self.tools);
+        }
+        self.after(token, Fate::Lives, false, cx);
+    }
+}

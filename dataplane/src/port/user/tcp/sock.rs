@@ -1,0 +1,154 @@
+//! The host's end of a flow, as the machine sees it: a stream that takes bytes, gives bytes, and may be reset.
+//!
+//! Trust: the kernel; what comes out of a socket is passed on, never looked at. Promise: nothing here waits; closing a
+//! handed socket is left to whoever handed it.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::mem::Seg;
+use crate::sys::sock::{self, Half, Opt, Speaks};
+
+/// The host's end of a flow.
+pub trait Sock: Sized {
+    /// Begins a connection. It is decided when the socket becomes writable: [`Sock::error`].
+    ///
+    /// # Errors
+    /// It is decided already.
+    fn open(to: SocketAddr) -> io::Result<Self>;
+
+    /// A connection that somebody else made; `tcp`: it is one of TCP's.
+    fn made(fd: Arc<OwnedFd>, tcp: bool, handed: bool) -> Self;
+
+    /// To be watched.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// What was read stays in the kernel until [`Sock::discard`], and can be read again after [`Sock::rewind`].
+    fn peeks(&self) -> bool;
+
+    /// It goes on after this flow.
+    fn is_handed(&self) -> bool {
+        false
+    }
+
+    /// Takes bytes; how many.
+    ///
+    /// # Errors
+    /// The kernel's; `WouldBlock`: none now.
+    fn write(&mut self, from: &[Seg]) -> io::Result<usize>;
+
+    /// Gives the next bytes; none: the end.
+    ///
+    /// # Errors
+    /// The kernel's; `WouldBlock`: none now.
+    fn read(&mut self, to: &[Seg]) -> io::Result<usize>;
+
+    /// Bytes that were read are not needed any more; how many of them there were.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn discard(&mut self, n: u32) -> io::Result<u32>;
+
+    /// Reads again from the first byte that was not discarded.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn rewind(&mut self) -> io::Result<()>;
+
+    /// No more is written: the peer reads the end.
+    fn finish(&mut self);
+
+    /// To be closed, and the peer is to know that it was broken off.
+    fn abort(&mut self);
+
+    /// How the connection came out, or what broke it. None: all is well.
+    fn error(&mut self) -> Option<io::Error>;
+}
+
+/// A socket of the kernel's.
+#[derive(Debug)]
+pub struct Stream {
+    fd: Arc<OwnedFd>,
+    peeks: bool,
+    handed: bool,
+}
+
+impl Stream {
+    /// Sets what every socket of a flow has. Whether the kernel knows where peeking goes on (TCP: Linux 6.9, IPv6 6.11) is
+    /// found out by asking; where it does not, what was read is kept here.
+    fn dress(fd: Arc<OwnedFd>, tcp: bool, handed: bool) -> Self {
+        let mut peeks = false;
+        if tcp {
+            // Neither can fail on a TCP socket; without them it works, if less well.
+            let _ = sock::set(fd.as_fd(), Opt::NoDelay, 1);
+            let _ = sock::set(fd.as_fd(), Opt::KeepAlive, 1);
+            // The kernel would take an urgent byte out of the stream, and peeking would count on as if it were there.
+            let _ = sock::set(fd.as_fd(), Opt::UrgentInline, 1);
+            peeks = sock::set(fd.as_fd(), Opt::PeekOff, 0).is_ok();
+        }
+        Self { fd, peeks, handed }
+    }
+}
+
+impl Sock for Stream {
+    fn open(to: SocketAddr) -> io::Result<Self> {
+        let fd = sock::new(Speaks::Tcp, to.is_ipv6())?;
+        let s = Self::dress(Arc::new(fd), true, false);
+        sock::connect(s.fd.as_fd(), to)?;
+        Ok(s)
+    }
+
+    fn made(fd: Arc<OwnedFd>, tcp: bool, handed: bool) -> Self {
+        Self::dress(fd, tcp, handed)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn peeks(&self) -> bool {
+        self.peeks
+    }
+
+    fn is_handed(&self) -> bool {
+        self.handed
+    }
+
+    fn write(&mut self, from: &[Seg]) -> io::Result<usize> {
+        sock::write(self.fd.as_fd(), from)
+    }
+
+    fn read(&mut self, to: &[Seg]) -> io::Result<usize> {
+        if self.peeks { sock::peek(self.fd.as_fd(), to) } else { sock::read(self.fd.as_fd(), to) }
+    }
+
+    fn discard(&mut self, n: u32) -> io::Result<u32> {
+        let n = sock::discard(self.fd.as_fd(), usize::try_from(n).unwrap_or(usize::MAX))?;
+        Ok(u32::try_from(n).unwrap_or(u32::MAX))
+    }
+
+    fn rewind(&mut self) -> io::Result<()> {
+        sock::set(self.fd.as_fd(), Opt::PeekOff, 0)
+    }
+
+    fn finish(&mut self) {
+        if !self.handed {
+            // Not connected any more: then its peer knows already.
+            let _ = sock::shutdown(self.fd.as_fd(), Half::Write);
+        }
+    }
+
+    fn abort(&mut self) {
+        if !self.handed {
+            // Only unix sockets have no such thing, and their peers read the end.
+            let _ = sock::reset_on_close(self.fd.as_fd());
+        }
+    }
+
+    fn error(&mut self) -> Option<io::Error> {
+        sock::error(self.fd.as_fd()).unwrap_or_else(Some)
+    }
+}

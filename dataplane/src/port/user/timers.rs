@@ -1,0 +1,90 @@
+//! Timers of the port: any number on one descriptor, in steps of [`STEP`].
+//!
+//! There is no cancelling: whoever's time has come looks whether that still means anything. A room keeps one timer for a
+//! flow at a time and sets the next when it has come, however often its deadline moves in between.
+//!
+//! Trust: none needed. Promise: never early, late by a step at most while the port runs; nobody is woken while no timer is
+//! set.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use super::poll::Token;
+use crate::sys::timer::Timer;
+
+/// What times are rounded up to.
+pub const STEP: Duration = Duration::from_millis(10);
+
+/// The timers.
+#[derive(Debug)]
+pub struct Timers {
+    timer: Timer,
+    start: Instant,
+    /// By their step since the start.
+    due: BTreeMap<u64, Vec<Token>>,
+    /// What the descriptor is set to.
+    armed: Option<u64>,
+}
+
+impl Timers {
+    /// None set.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(now: Instant) -> io::Result<Self> {
+        Ok(Self { timer: Timer::new()?, start: now, due: BTreeMap::new(), armed: None })
+    }
+
+    /// To be watched for reading, edge-triggered.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.timer.as_fd()
+    }
+
+    fn step(&self, at: Instant) -> u64 {
+        let ms = at.saturating_duration_since(self.start).as_millis();
+        u64::try_from(ms.div_ceil(STEP.as_millis())).unwrap_or(u64::MAX)
+    }
+
+    /// Whoever's `token` is, is told once `when` has come.
+    pub fn at(&mut self, when: Instant, token: Token) {
+        let step = self.step(when);
+        self.due.entry(step).or_default().push(token);
+    }
+
+    /// One whose time has come.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Token> {
+        let mut first = self.due.first_entry()?;
+        let passed = now.saturating_duration_since(self.start).as_millis() / STEP.as_millis();
+        if u128::from(*first.key()) > passed {
+            return None;
+        }
+        let token = first.get_mut().pop();
+        if first.get().is_empty() {
+            first.remove();
+        }
+        token
+    }
+
+    /// Has the descriptor become readable when the first timer's time comes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn arm(&mut self, now: Instant) -> io::Result<()> {
+        let Some((&first, _)) = self.due.first_key_value() else { return Ok(()) };
+        if self.armed == Some(first) {
+            return Ok(());
+        }
+        self.armed = Some(first);
+        let step = u64::try_from(STEP.as_millis()).unwrap_or(10);
+        let when = self.start + Duration::from_millis(first.saturating_mul(step));
+        self.timer.set(when.saturating_duration_since(now))
+    }
+
+    /// The descriptor was readable.
+    pub(super) fn rang(&mut self) {
+        self.armed = None;
+    }
+}

@@ -1,0 +1,234 @@
+//! Forwards of a `user` network, as QEMU writes them, and as they are given to a running one.
+//!
+//! | option | text |
+//! |---|---|
+//! | `hostfwd` | `[tcp\|udp]:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT`, `unix:PATH-[GUESTADDR]:GUESTPORT` |
+//! | `guestfwd` | `[tcp]:[SERVER]:PORT-tcp:HOST:PORT`, `[tcp]:[SERVER]:PORT-unix:PATH` |
+//!
+//! IPv6 addresses, which QEMU does not take, stand in brackets. Promise: QEMU's words for what QEMU refuses as well.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use crate::port::user::plan::{V4, V6};
+use crate::spec::fields::integer;
+use crate::spec::user::address;
+
+/// Why a text is none, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bad {
+    /// QEMU's words.
+    pub why: String,
+    /// What to do.
+    pub fix: String,
+}
+
+/// Where a forward listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// TCP; port 0: the kernel's choice.
+    Tcp(SocketAddr),
+    /// UDP; port 0: the kernel's choice.
+    Udp(SocketAddr),
+    /// A UNIX stream socket, absolute.
+    Unix(PathBuf),
+}
+
+/// From the host to the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostForward {
+    /// Where it listens.
+    pub listen: Listen,
+    /// Where its connections go. The unspecified address of IPv6: to whoever is the guest.
+    pub guest: SocketAddr,
+}
+
+/// What a guest finds at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A TCP server: host and port.
+    Tcp(String, u16),
+    /// A UNIX stream socket that listens.
+    Unix(PathBuf),
+}
+
+/// From the guest to something on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestForward {
+    /// Where the guest finds it.
+    pub at: SocketAddr,
+    /// What it finds.
+    pub to: Target,
+}
+
+const HOSTFWD: &str = "hostfwd=tcp:127.0.0.1:8080-:80 for instance";
+
+impl HostForward {
+    /// Reads one for a network of these addresses.
+    ///
+    /// # Errors
+    /// QEMU's words.
+    pub fn read(text: &str, v4: Option<&V4>, v6: Option<&V6>) -> Result<Self, Bad> {
+        let bad = |reason: &str| Bad {
+            why: format!("Invalid host forwarding rule '{text}' ({reason})"),
+            fix: HOSTFWD.into(),
+        };
+        let (proto, rest) = text.split_once(':').ok_or_else(|| bad("No : separators"))?;
+        let (listen, guest) = match proto {
+            "" | "tcp" | "udp" => {
+                let (host, rest) = part(rest, ':').ok_or_else(|| bad("Missing : separator"))?;
+                let host = if host.is_empty() { Some(Ipv4Addr::UNSPECIFIED.into()) } else { address(host) };
+                let host = host.ok_or_else(|| bad("Bad host address"))?;
+                let (port, rest) = rest.split_once('-').ok_or_else(|| bad("Bad host port separator"))?;
+                let port = number(port).ok_or_else(|| bad("Bad host port"))?;
+                let at = SocketAddr::new(host, port);
+                (if proto == "udp" { Listen::Udp(at) } else { Listen::Tcp(at) }, rest)
+            }
+            "unix" => {
+                // The guest's end has no '-', a path may.
+                let (path, rest) = rest.rsplit_once('-').ok_or_else(|| bad("Missing - separator"))?;
+                (Listen::Unix(absolute(path).ok_or_else(|| bad("Bad unix socket path"))?), rest)
+            }
+            _ => return Err(bad("Bad protocol name")),
+        };
+        let (to, port) = part(guest, ':').ok_or_else(|| bad("Missing guest address"))?;
+        let to = match to {
+            "" => None,
+            given => Some(address(given).ok_or_else(|| bad("Bad guest address"))?),
+        };
+        let port = number(port).filter(|n| *n > 0).ok_or_else(|| bad("Bad guest port"))?;
+        // QEMU's 0.0.0.0 is nobody's address as well.
+        let to = match to.filter(|ip| !ip.is_unspecified()) {
+            Some(ip) => ip,
+            None => v4.map_or(Ipv6Addr::UNSPECIFIED.into(), |v| v.dhcp_start.into()),
+        };
+        let off = if to.is_ipv4() { v4.is_none() } else { v6.is_none() };
+        if off {
+            return Err(bad("Bad guest address: its family is off"));
+        }
+        Ok(Self { listen, guest: SocketAddr::new(to, port) })
+    }
+}
+
+impl Listen {
+    /// Reads where a forward listens, to name it: `[tcp|udp]:[HOSTADDR]:HOSTPORT` or `unix:PATH`.
+    ///
+    /// # Errors
+    /// QEMU's words.
+    pub fn read(text: &str) -> Result<Self, Bad> {
+        let bad = || Bad { why: format!("invalid format '{text}'"), fix: "as in tcp:127.0.0.1:8080".into() };
+        let (proto, rest) = text.split_once(':').ok_or_else(bad)?;
+        if proto == "unix" {
+            return absolute(rest).map(Self::Unix).ok_or_else(bad);
+        }
+        let (host, port) = part(rest, ':').ok_or_else(bad)?;
+        let host = if host.is_empty() { Some(Ipv4Addr::UNSPECIFIED.into()) } else { address(host) };
+        let at = SocketAddr::new(host.ok_or_else(bad)?, number(port).ok_or_else(bad)?);
+        match proto {
+            "" | "tcp" => Ok(Self::Tcp(at)),
+            "udp" => Ok(Self::Udp(at)),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl GuestForward {
+    /// Reads one for a network of these addresses.
+    ///
+    /// # Errors
+    /// QEMU's words.
+    pub fn read(text: &str, v4: Option<&V4>, v6: Option<&V6>) -> Result<Self, Bad> {
+        let fix = "guestfwd=tcp:10.0.2.100:80-tcp:127.0.0.1:8080 for instance, or ...-unix:PATH";
+        let bad = |why: &str, fix: &str| Bad { why: format!("{why} '{text}'"), fix: fix.into() };
+        let invalid = || bad("Invalid guest forwarding rule", fix);
+        let rest = text.strip_prefix("tcp:").or_else(|| text.strip_prefix(':')).ok_or_else(invalid)?;
+        let (server, rest) = part(rest, ':').ok_or_else(invalid)?;
+        let (port, to) = rest.split_once('-').ok_or_else(invalid)?;
+        let port = port.parse::<u16>().ok().filter(|n| *n > 0).ok_or_else(invalid)?;
+        let server = match (server, v4) {
+            ("", None) => return Err(invalid()),
+            ("", Some(v)) => Ipv4Addr::from_bits(v.net.to_bits() | 0x0204 & !v.mask().to_bits()).into(),
+            (given, _) => address(given).ok_or_else(invalid)?,
+        };
+        let free = match server {
+            IpAddr::V4(a) => v4.is_some_and(|v| v.holds(a) && a != v.host && a != v.dns),
+            IpAddr::V6(a) => v6.is_some_and(|v| v.holds(a) && a != v.host && a != v.dns),
+        };
+        if !free {
+            let fix = "the address must be one of the guest's network, and neither host= nor dns=";
+            return Err(bad("Conflicting/invalid host:port in guest forwarding rule", fix));
+        }
+        if to.starts_with("cmd:") {
+            let fix = "start the program yourself behind a socket, as in socat UNIX-LISTEN:PATH EXEC:PROGRAM, and give \
+                       ...-unix:PATH";
+            return Err(bad(
+                "cmd: is refused, it would start a program for the guest: guest forwarding rule",
+                fix,
+            ));
+        }
+        let target = target(to).ok_or_else(|| Bad {
+            why: format!("Could not open guest forwarding device '{to}'"),
+            fix: "here it is tcp:HOST:PORT or unix:PATH".into(),
+        });
+        Ok(Self { at: SocketAddr::new(server, port), to: target? })
+    }
+}
+
+fn target(text: &str) -> Option<Target> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        // QEMU's character devices take options behind the path; none of them means anything here.
+        return (!path.is_empty() && !path.contains(',')).then(|| Target::Unix(path.into()));
+    }
+    let (host, port) = part(text.strip_prefix("tcp:")?, ':')?;
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let port = port.parse::<u16>().ok().filter(|n| *n > 0)?;
+    (!host.is_empty()).then(|| Target::Tcp(host.to_owned(), port))
+}
+
+/// Up to `separator`, brackets passed over; and behind it.
+fn part(text: &str, separator: char) -> Option<(&str, &str)> {
+    if !text.starts_with('[') {
+        return text.split_once(separator);
+    }
+    let end = text.find(']')? + 1;
+    Some((text.get(..end)?, text.get(end..)?.strip_prefix(separator)?))
+}
+
+fn number(text: &str) -> Option<u16> {
+    integer(text).and_then(|n| u16::try_from(n).ok())
+}
+
+fn absolute(path: &str) -> Option<PathBuf> {
+    path.starts_with('/').then(|| path.into())
+}
+
+/// As it is read.
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(at) => write!(f, "tcp:{at}"),
+            Self::Udp(at) => write!(f, "udp:{at}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// As it is read.
+impl fmt::Display for HostForward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.listen, self.guest)
+    }
+}
+
+/// As it is read.
+impl fmt::Display for GuestForward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.to {
+            Target::Tcp(host, port) if host.contains(':') => write!(f, "tcp:{}-tcp:[{host}]:{port}", self.at),
+            Target::Tcp(host, port) => write!(f, "tcp:{}-tcp:{host}:{port}", self.at),
+            Target::Unix(path) => write!(f, "tcp:{}-unix:{}", self.at, path.display()),
+        }
+    }
+}

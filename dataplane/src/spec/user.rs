@@ -1,0 +1,374 @@
+//! `user`: a network of its own for the guest, out of ordinary sockets. QEMU's options, defaults, checks and words
+//! (`-netdev user`, net/slirp.c), and a few of ours: `preset`, `allow`, `deny`, `drop`, `rules` and `mtu`.
+//!
+//! Trust: the text is the user's. Promise: what would start a program (`smb`, `guestfwd=...-cmd:`) is refused.
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use crate::fault::Fault;
+use crate::port::user::plan::{V4, V6};
+use crate::port::user::policy::{Preset, Rule, Verdict};
+use crate::spec::fields::{Fields, integer};
+use crate::spec::forward::{GuestForward, HostForward};
+
+/// A `user` network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// IPv4, if there is any.
+    pub v4: Option<V4>,
+    /// IPv6, if there is any.
+    pub v6: Option<V6>,
+    /// The guest's name; empty: none.
+    pub hostname: String,
+    /// The guest's domain; empty: none.
+    pub domain: String,
+    /// Domains to search.
+    pub search: Vec<String>,
+    /// A directory to be read by TFTP.
+    pub tftp: Option<PathBuf>,
+    /// The file to boot; empty: none.
+    pub bootfile: String,
+    /// The server to boot from, by its name; empty: none.
+    pub server_name: String,
+    /// Nothing goes out.
+    pub restrict: bool,
+    /// The user's own rules, in order.
+    pub rules: Vec<Rule>,
+    /// Those behind them.
+    pub preset: Preset,
+    /// MTU in bytes; none: what fits the device.
+    pub mtu: Option<u16>,
+    /// From the host to the guest.
+    pub forwards: Vec<HostForward>,
+    /// From the guest to something on the host.
+    pub guest_forwards: Vec<GuestForward>,
+}
+
+/// Least and most of an MTU: IPv6's least, and what a packet of 64 KiB leaves for an Ethernet header (as passt's).
+pub const MTU: (u16, u16) = (1280, 65_520);
+/// Bytes of a name in a DHCP option, and of a file's name in BOOTP, which ends with a NUL (RFC 951).
+const NAME: usize = 255;
+const FILE: usize = 127;
+/// Bytes of a label of a domain name (RFC 1035).
+const LABEL: usize = 63;
+/// Most search domains, and most rules.
+const SEARCH: usize = 32;
+const RULES: usize = 256;
+/// Most forwards, each way: as many descriptors travel in one message.
+pub const FORWARDS: usize = 128;
+
+/// Reads the options of `user`.
+///
+/// # Errors
+/// QEMU's complaints and rules.
+pub fn read(f: &mut Fields) -> Result<User, Fault> {
+    let smb = "it would start a Samba server beside the VMM";
+    let fix = "start one yourself that listens at 127.0.0.1:PORT and give guestfwd=tcp:10.0.2.4:445-tcp:127.0.0.1:PORT";
+    f.refuse("smb", smb, fix)?;
+    f.refuse("smbserver", smb, fix)?;
+    let restrict = f.flag("restrict")?.unwrap_or(false);
+    let (ipv4, ipv6) = families(f)?;
+    let v4 = v4(f, ipv4, restrict)?;
+    let v6 = v6(f, ipv6, restrict)?;
+    let [hostname, domain] = [name(f, "hostname", "vhostname")?, domain(f)?];
+    let search = search(f)?;
+    let server_name = name(f, "tftp-server-name", "tftp-server-name")?;
+    let tftp = f.text("tftp").map(PathBuf::from);
+    let bootfile = f.text("bootfile").unwrap_or_default();
+    if bootfile.len() > FILE {
+        return Err(
+            f.fault(format!("'bootfile' parameter cannot exceed {FILE} bytes"), "give a shorter path")
+        );
+    }
+    let preset = match f.text("preset") {
+        None => Preset::default(),
+        Some(p) => {
+            Preset::named(&p).ok_or_else(|| f.bad_value("preset", &p, "the presets are vm and qemu"))?
+        }
+    };
+    let rules = rules(f)?;
+    let mtu = f.number16("mtu", MTU.0, MTU.1)?;
+    let forwards = forwards(f, v4.as_ref(), v6.as_ref())?;
+    let guest_forwards = guest_forwards(f, v4.as_ref(), v6.as_ref())?;
+    Ok(User {
+        v4,
+        v6,
+        hostname,
+        domain,
+        search,
+        tftp,
+        bootfile,
+        server_name,
+        restrict,
+        rules,
+        preset,
+        mtu,
+        forwards,
+        guest_forwards,
+    })
+}
+
+/// Both, unless only one is named.
+fn families(f: &mut Fields) -> Result<(bool, bool), Fault> {
+    let (ipv4, ipv6) = (f.flag("ipv4")?, f.flag("ipv6")?);
+    let on = (ipv4.unwrap_or(ipv6 != Some(true)), ipv6.unwrap_or(ipv4 != Some(true)));
+    if on == (false, false) {
+        return Err(f.fault("IPv4 and IPv6 disabled", "leave one of ipv4= and ipv6= on"));
+    }
+    Ok(on)
+}
+
+fn v4(f: &mut Fields, on: bool, restrict: bool) -> Result<Option<V4>, Fault> {
+    let legacy = f.text("ip").map(|ip| format!("{ip}/24"));
+    let net = f.text("net").or(legacy);
+    let [host, dns, dhcp] = ["host", "dns", "dhcpstart"].map(|k| f.text(k));
+    if !on {
+        if net.is_some() || host.is_some() || dns.is_some() {
+            return Err(f.fault("IPv4 disabled but netmask/host/dns provided", "give ipv4=on"));
+        }
+        return Ok(None);
+    }
+    let (net, prefix) = match net {
+        None => (Ipv4Addr::new(10, 0, 2, 0), 24),
+        Some(text) => network(&text).map_err(|why| f.fault(why, "net=10.0.2.0/24 for instance"))?,
+    };
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+    let own = |n: u32| Ipv4Addr::from_bits(net.to_bits() | n & !mask);
+    let given = |text: Option<String>, default: u32, what: &str, key: &str| match text {
+        None => Ok(own(default)),
+        Some(t) => inet_aton(&t)
+            .ok_or_else(|| f.fault(format!("Failed to parse {what}"), format!("{key}= is an IPv4 address"))),
+    };
+    let inside = |a: Ipv4Addr| a.to_bits() & mask == net.to_bits();
+    let within = format!("it must be one of {net}/{prefix}");
+    let host = given(host, 0x0202, "host", "host")?;
+    if !inside(host) {
+        return Err(f.fault("Host doesn't belong to network", within));
+    }
+    let dns = given(dns, 0x0203, "DNS", "dns")?;
+    if restrict && !inside(dns) {
+        return Err(f.fault("DNS doesn't belong to network", within));
+    }
+    if dns == host {
+        return Err(f.fault("DNS must be different from host", "give another dns= or host="));
+    }
+    let dhcp_start = given(dhcp, 0x020f, "DHCP start address", "dhcpstart")?;
+    if !inside(dhcp_start) {
+        return Err(f.fault("DHCP doesn't belong to network", within));
+    }
+    if dhcp_start == host || dhcp_start == dns {
+        return Err(f.fault("DHCP must be different from host and DNS", "give another dhcpstart="));
+    }
+    Ok(Some(V4 { net, prefix, host, dns, dhcp_start }))
+}
+
+/// `ADDRESS`, whose class says the mask, `ADDRESS/BITS` or `ADDRESS/MASK`.
+fn network(text: &str) -> Result<(Ipv4Addr, u8), &'static str> {
+    let (addr, mask) = text.split_once('/').map_or((text, None), |(a, m)| (a, Some(m)));
+    let addr = inet_aton(addr).ok_or("Failed to parse netmask")?;
+    let bits = match mask {
+        None => by_class(addr),
+        Some(m) => match m.parse::<i64>() {
+            Ok(n) => u8::try_from(n)
+                .ok()
+                .filter(|n| (4..=32).contains(n))
+                .ok_or("Invalid netmask provided (must be in range 4-32)")?,
+            Err(_) => {
+                let m = inet_aton(m).ok_or("Failed to parse netmask (trailing chars)")?.to_bits();
+                let bits = u8::try_from(m.leading_ones())
+                    .ok()
+                    .filter(|_| m.leading_ones() + m.trailing_zeros() == 32);
+                bits.filter(|n| (4..=32).contains(n))
+                    .ok_or("Invalid netmask provided (must be in range 4-32)")?
+            }
+        },
+    };
+    let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+    Ok((Ipv4Addr::from_bits(addr.to_bits() & mask), bits))
+}
+
+/// The prefix that an address without one has (net/slirp.c, with its private and test networks).
+fn by_class(a: Ipv4Addr) -> u8 {
+    match a.octets() {
+        [0..128, ..] => 8,
+        [172, 16..32, ..] => 12,
+        [128..192, ..] => 16,
+        [192, 168, ..] => 16,
+        // QEMU compares the upper half with 198.18 alone.
+        [198, 18, ..] => 15,
+        [224..=255, ..] => 24,
+        _ => 28,
+    }
+}
+
+fn v6(f: &mut Fields, on: bool, restrict: bool) -> Result<Option<V6>, Fault> {
+    let (mut prefix, mut len) = (f.text("ipv6-prefix"), None);
+    if let Some(text) = f.text("ipv6-prefixlen") {
+        let words = "Parameter 'ipv6-prefixlen' expects an int64 value";
+        let number = text.parse().ok().or_else(|| integer(&text).and_then(|n| i64::try_from(n).ok()));
+        len = Some(number.ok_or_else(|| f.fault(words, "64 is usual"))?);
+    }
+    if let Some(net) = f.text("ipv6-net") {
+        let (p, l) = net.split_once('/').map_or((net.as_str(), None), |(p, l)| (p, Some(l)));
+        prefix = Some(p.to_owned());
+        let words = "parameter 'ipv6-net' expects a number after '/'";
+        len = Some(match l {
+            None => 64,
+            Some(l) => l.parse().map_err(|_| f.fault(words, "ipv6-net=fec0::/64 for instance"))?,
+        });
+    }
+    let [host, dns] = ["ipv6-host", "ipv6-dns"].map(|k| f.text(k));
+    if !on {
+        if prefix.is_some() || host.is_some() || dns.is_some() {
+            return Err(f.fault("IPv6 disabled but prefix/host6/dns6 provided", "give ipv6=on"));
+        }
+        return Ok(None);
+    }
+    let parse = |text: &str, what: &str| -> Result<Ipv6Addr, Fault> {
+        text.parse().map_err(|_| f.fault(format!("Failed to parse {what}"), "fec0::2 for instance"))
+    };
+    let prefix = parse(prefix.as_deref().unwrap_or("fec0::"), "IPv6 prefix")?;
+    let len = match len {
+        None | Some(0) => 64,
+        Some(n) => u8::try_from(n).ok().filter(|n| *n <= 126).ok_or_else(|| {
+            f.fault(
+                "Invalid IPv6 prefix provided (IPv6 prefix length must be between 0 and 126)",
+                "64 is usual",
+            )
+        })?,
+    };
+    let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
+    let inside = |a: Ipv6Addr| (a.to_bits() ^ prefix.to_bits()) & mask == 0;
+    let own = |n: u128| Ipv6Addr::from_bits(prefix.to_bits() | n);
+    let within = format!("it must be one of {prefix}/{len}");
+    let host = host.map_or(Ok(own(2)), |t| parse(&t, "IPv6 host"))?;
+    if !inside(host) {
+        return Err(f.fault("IPv6 Host doesn't belong to network", within));
+    }
+    let dns = dns.map_or(Ok(own(3)), |t| parse(&t, "IPv6 DNS"))?;
+    if restrict && !inside(dns) {
+        return Err(f.fault("IPv6 DNS doesn't belong to network", within));
+    }
+    if dns == host {
+        // QEMU takes it, and its guests get no names.
+        return Err(f.fault("IPv6 DNS must be different from host", "give another ipv6-dns= or ipv6-host="));
+    }
+    Ok(Some(V6 { prefix: Ipv6Addr::from_bits(prefix.to_bits() & mask), len, host, dns }))
+}
+
+/// A name for DHCP; `shown` is what QEMU calls the key.
+fn name(f: &mut Fields, key: &str, shown: &str) -> Result<String, Fault> {
+    let text = f.text(key).unwrap_or_default();
+    if text.len() > NAME {
+        return Err(f.fault(format!("'{shown}' parameter cannot exceed {NAME} bytes"), "give a shorter one"));
+    }
+    Ok(text)
+}
+
+fn domain(f: &mut Fields) -> Result<String, Fault> {
+    if f.peek("domainname") == Some("") {
+        return Err(f.fault("'domainname' parameter cannot be empty", "leave it out, or give a domain"));
+    }
+    name(f, "domainname", "domainname")
+}
+
+fn search(f: &mut Fields) -> Result<Vec<String>, Fault> {
+    let all = f.every("dnssearch");
+    if all.len() > SEARCH {
+        return Err(f.fault(format!("more than {SEARCH} dnssearch="), "give the important ones"));
+    }
+    for d in &all {
+        let label = |l: &str| !l.is_empty() && l.len() <= LABEL && l.bytes().all(|b| b.is_ascii_graphic());
+        if d.len() > NAME - 2 || !d.strip_suffix('.').unwrap_or(d).split('.').all(label) {
+            return Err(f.bad_value("dnssearch", d, "give a domain, as example.org"));
+        }
+    }
+    Ok(all)
+}
+
+/// Rules in the order given.
+fn rules(f: &mut Fields) -> Result<Vec<Rule>, Fault> {
+    let mut texts = f
+        .ordered(&["allow", "deny", "drop"])
+        .map_err(|why| f.fault(why, "give one list instead: \"rules\": [\"deny=private\", \"allow=any\"]"))?;
+    for text in f.every("rules") {
+        let pair = text.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let pair = pair.filter(|(k, _)| ["allow", "deny", "drop"].contains(&k.as_str()));
+        texts.push(
+            pair.ok_or_else(|| f.bad_value("rules", &text, "as in deny=private or allow=tcp:host:5432"))?,
+        );
+    }
+    if texts.len() > RULES {
+        return Err(f.fault(format!("more than {RULES} rules"), "join them by prefixes"));
+    }
+    let rule = |(key, text): (String, String)| {
+        let rule: Rule = text.parse().map_err(|why: String| {
+            let fix = "[in:][tcp:|udp:|icmp:]WHERE[:PORT[-PORT]]; WHERE is any, host, link-local, metadata, private, \
+                       10.0.0.0/8 or [fd00::/8]";
+            f.fault(format!("Parameter '{key}' does not accept value '{text}': {why}"), fix)
+        })?;
+        let verdict = match key.as_str() {
+            "allow" => Verdict::Pass,
+            "deny" => Verdict::Refuse,
+            _ => Verdict::Drop,
+        };
+        Ok(Rule { verdict, ..rule })
+    };
+    texts.into_iter().map(rule).collect()
+}
+
+fn forwards(f: &mut Fields, v4: Option<&V4>, v6: Option<&V6>) -> Result<Vec<HostForward>, Fault> {
+    let texts = f.every("hostfwd");
+    if texts.len() > FORWARDS {
+        return Err(f.fault(format!("more than {FORWARDS} hostfwd="), "one guest needs fewer"));
+    }
+    let read = |text: String| HostForward::read(&text, v4, v6).map_err(|e| f.fault(e.why, e.fix));
+    texts.into_iter().map(read).collect()
+}
+
+fn guest_forwards(f: &mut Fields, v4: Option<&V4>, v6: Option<&V6>) -> Result<Vec<GuestForward>, Fault> {
+    let texts = f.every("guestfwd");
+    if texts.len() > FORWARDS {
+        return Err(f.fault(format!("more than {FORWARDS} guestfwd="), "one guest needs fewer"));
+    }
+    let mut all: Vec<GuestForward> = Vec::new();
+    for text in texts {
+        let new = GuestForward::read(&text, v4, v6).map_err(|e| f.fault(e.why, e.fix))?;
+        if all.iter().any(|g| g.at == new.at) {
+            let why = format!("Conflicting/invalid host:port in guest forwarding rule '{text}'");
+            return Err(f.fault(why, "another rule has that address and port"));
+        }
+        all.push(new);
+    }
+    Ok(all)
+}
+
+/// An IPv4 address as inet_aton(3) reads it: one to four numbers as C writes them, the last one filling what is left.
+pub(super) fn inet_aton(text: &str) -> Option<Ipv4Addr> {
+    let parts: Vec<u64> = text.split('.').map(integer).collect::<Option<_>>()?;
+    let (last, bytes) = parts.split_last()?;
+    if bytes.len() > 3 || bytes.iter().any(|b| *b > 255) {
+        return None;
+    }
+    let room = 8 * (4 - u32::try_from(bytes.len()).ok()?);
+    let last = u32::try_from(*last).ok().filter(|n| room == 32 || n >> room == 0)?;
+    let mut high = 0_u32;
+    for (i, b) in (0_u32..).zip(bytes) {
+        high |= u32::try_from(*b).ok()? << (24 - 8 * i);
+    }
+    Some(Ipv4Addr::from_bits(high | last))
+}
+
+/// An address in an option: IPv4, or IPv6 in brackets.
+pub(super) fn address(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[') {
+        Some(v6) => v6.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::from),
+        None => inet_aton(text).map(IpAddr::from),
+    }
+}
+
+#[cfg(test)]
+#[path = "user_tests.rs"]
+mod tests;

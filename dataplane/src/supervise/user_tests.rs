@@ -1,0 +1,174 @@
+//! Tables of forwards that change, with real sockets.
+
+use super::*;
+use crate::spec::{Config, Kind};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixListener;
+
+fn spec(options: &str) -> User {
+    let mut c = Config::read(&[format!("user,id=n{options}")], &[], None).unwrap();
+    match c.ports.remove(0).kind {
+        Kind::User(u) => *u,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn opened(options: &str) -> (Host, Plan, Vec<OwnedFd>) {
+    open("port 'n'", spec(options), 0o600).unwrap()
+}
+
+fn ports(host: &Host) -> Vec<u16> {
+    let port = |o: &Open| match &o.rule.listen {
+        Listen::Tcp(at) | Listen::Udp(at) => at.port(),
+        Listen::Unix(_) => 0,
+    };
+    host.table.iter().map(port).collect()
+}
+
+fn rule(text: &str) -> HostForward {
+    spec(&format!(",hostfwd={text}")).forwards.remove(0)
+}
+
+fn change(
+    host: &mut Host,
+    kept: &mut Vec<OwnedFd>,
+    all: bool,
+    remove: &[&str],
+    add: &[&str],
+) -> Result<(), Fault> {
+    let remove: Vec<Listen> = remove.iter().map(|t| Listen::read(t).unwrap()).collect();
+    host.prepare(all, &remove, add.iter().map(|t| rule(t)).collect(), kept)?;
+    host.commit(kept);
+    Ok(())
+}
+
+/// Nobody listens there, soon: a child that another test has just forked holds copies until it runs its program.
+fn is_closed(port: u16) -> bool {
+    (0..500).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        TcpStream::connect(("127.0.0.1", port)).is_err()
+    })
+}
+
+#[test]
+fn what_is_asked_for_is_open() {
+    let dir = std::env::temp_dir().join(format!("netreeve-user-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let (path, peer) = (dir.join("a-b.sock"), dir.join("peer.sock"));
+    let listener = UnixListener::bind(&peer).unwrap();
+    let (host, plan, kept) = opened(&format!(
+        ",hostfwd=tcp:127.0.0.1:0-:22,hostfwd=udp:127.0.0.1:0-:53,hostfwd=unix:{}-:80,tftp={},guestfwd=::80-unix:{},\
+         guestfwd=:10.0.2.9:1-tcp:127.0.0.1:9,bootfile=x",
+        path.display(),
+        dir.display(),
+        peer.display()
+    ));
+    assert_eq!((kept.len(), plan.descriptors()), (5, 5), "three forwards, one connection, the directory");
+    let [tcp, udp, _] = ports(&host)[..] else { panic!() };
+    assert!(tcp > 0 && udp > 0);
+    TcpStream::connect(("127.0.0.1", tcp)).unwrap();
+    assert!(UdpSocket::bind(("127.0.0.1", udp)).is_err());
+    UnixStream::connect(&path).unwrap();
+    listener.accept().unwrap();
+    assert_eq!(plan.forwards.iter().map(|f| f.way).collect::<Vec<_>>(), [Way::Tcp, Way::Udp, Way::Unix]);
+    assert_eq!(
+        plan.guest_forwards.iter().map(|g| g.to).collect::<Vec<_>>(),
+        [To::Handed, To::Address("127.0.0.1:9".parse().unwrap())]
+    );
+    assert!(plan.boot.tftp && plan.boot.file == "x" && plan.mtu == 1500 && !plan.resolvers.is_empty());
+    assert!(host.rules().next().unwrap().ends_with("-10.0.2.15:22"));
+    drop(host);
+    assert!(!path.exists(), "its file goes with it");
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_table_changes_as_a_whole() {
+    let (mut host, _, mut kept) = opened(",hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:0-:23");
+    kept.push(fs::File::open("/dev/null").unwrap().into());
+    let [a, b] = ports(&host)[..] else { panic!() };
+    let ids: Vec<u16> = host.table.iter().map(|o| o.id).collect();
+    // One goes, two come; the one that stays is the same socket under the same number.
+    let gone = format!("tcp:127.0.0.1:{a}");
+    change(&mut host, &mut kept, false, &[&gone], &["tcp:127.0.0.1:0-:80", "udp:127.0.0.1:0-:81"]).unwrap();
+    assert_eq!((host.table.len(), kept.len(), host.table[0].id), (3, 4, ids[1]));
+    assert!(is_closed(a));
+    TcpStream::connect(("127.0.0.1", b)).unwrap();
+    assert!(host.table[1..].iter().all(|o| !ids.contains(&o.id)));
+    // What fails changes nothing.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let _holder = TcpListener::bind(("127.0.0.1", taken)).unwrap();
+    let before: Vec<String> = host.rules().collect();
+    let clash = format!("tcp:127.0.0.1:{taken}-:1");
+    let fault = change(&mut host, &mut kept, true, &[], &["tcp:127.0.0.1:0-:2", &clash]).unwrap_err();
+    assert_eq!(fault.exit, Exit::Unavailable);
+    assert_eq!(
+        fault.why,
+        format!("Could not set up host forwarding rule '{clash}' (Address already in use)")
+            .replace("-:1", "-10.0.2.15:1")
+    );
+    assert!(fault.fix.contains(&format!("sport = {taken}")), "{}", fault.fix);
+    assert_eq!(host.rules().collect::<Vec<_>>(), before);
+    assert!(host.next.is_none());
+    let missing = change(&mut host, &mut kept, false, &["tcp:127.0.0.1:1"], &[]).unwrap_err();
+    assert_eq!(missing.why, "host forwarding rule for tcp:127.0.0.1:1 not found");
+    // To another place in the guest: the same socket, another number.
+    let (at, elsewhere) = (format!("tcp:127.0.0.1:{b}"), format!("tcp:127.0.0.1:{b}-:2222"));
+    let id = host.table[0].id;
+    change(&mut host, &mut kept, false, &[&at], &[&elsewhere]).unwrap();
+    assert!(host.table.iter().all(|o| o.id != id) && ports(&host).contains(&b));
+    TcpStream::connect(("127.0.0.1", b)).unwrap();
+    // Nothing is left; what is no forward's stays.
+    change(&mut host, &mut kept, true, &[], &[]).unwrap();
+    assert_eq!((host.table.len(), kept.len()), (0, 1));
+    assert!(is_closed(b));
+}
+
+#[test]
+fn a_unix_socket_goes_on_under_another_number() {
+    let path = std::env::temp_dir().join(format!("netreeve-user-{}-again.sock", std::process::id()));
+    let at = format!("unix:{}", path.display());
+    let (mut host, _, mut kept) = opened(&format!(",hostfwd={at}-:1"));
+    change(&mut host, &mut kept, true, &[], &[&format!("{at}-:2")]).unwrap();
+    UnixStream::connect(&path).unwrap();
+    assert_eq!(host.forwards()[0].guest, "10.0.2.15:2".parse().unwrap());
+    change(&mut host, &mut kept, true, &[], &[]).unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
+fn one_change_at_a_time_and_not_too_much() {
+    let (mut host, _, mut kept) = opened("");
+    host.prepare(false, &[], vec![rule("tcp:127.0.0.1:0-:1")], &kept).unwrap();
+    assert_eq!(host.prepare(false, &[], vec![], &kept).unwrap_err().exit, Exit::TryAgain);
+    assert_eq!(host.prepared().unwrap().0.len(), 1);
+    host.abandon();
+    assert!(host.prepared().is_none() && host.table.is_empty());
+    let many: Vec<&str> = vec!["tcp:127.0.0.1:0-:1"; MAX_FDS + 1];
+    assert!(change(&mut host, &mut kept, false, &[], &many).is_err());
+    change(&mut host, &mut kept, false, &[], &many[1..]).unwrap();
+    assert_eq!((host.table.len(), kept.len()), (MAX_FDS, MAX_FDS));
+}
+
+#[test]
+fn what_cannot_be_had_is_said_in_three_parts() {
+    let fault = |options: &str| open("port 'n'", spec(options), 0o600).unwrap_err();
+    let f = fault(",tftp=/nonexistent/x");
+    assert_eq!((f.exit, f.what.as_str()), (Exit::Config, "port 'n': opening tftp=/nonexistent/x"));
+    let f = fault(",tftp=/dev/null");
+    assert!(f.why.contains("Not a directory"), "{f}");
+    let f = fault(",hostfwd=tcp:192.0.2.77:0-:1");
+    assert!(f.fix.contains("192.0.2.77 is no address of this machine"), "{f}");
+    let f = fault(",guestfwd=::1-unix:/nonexistent/x");
+    assert!(
+        f.why.starts_with("Could not open guest forwarding device 'unix:/nonexistent/x' (No such"),
+        "{f}"
+    );
+    let f = fault(",restrict=on,guestfwd=::1-tcp:127.0.0.1:1");
+    assert!(f.why.contains("Connection refused"), "{f}");
+    let low = remedy(&io::Error::from_raw_os_error(libc::EACCES), "0.0.0.0:80".parse().unwrap(), true);
+    assert!(low.contains("ip_unprivileged_port_start=80"));
+    let long = ",deny=[2001:db8:1234:5678:9abc:def0:1234:5678]:1024-65535".repeat(256);
+    let f = fault(&long);
+    assert!(f.why.contains("too long"), "{f}");
+}
