@@ -11,9 +11,13 @@
 
 #[path = "root_ports/datagrams.rs"]
 mod datagrams;
+#[path = "root_ports/streams.rs"]
+mod streams;
 #[path = "root_ports/support.rs"]
 mod support;
 #[path = "root_ports/tap.rs"]
 mod tap;
+#[path = "root_ports/user.rs"]
+mod user;
 #[path = "root_ports/xsk.rs"]
 mod xsk;

@@ -18,7 +18,9 @@ mod matrix;
 mod queues;
 mod refusal;
 mod roads;
+mod services;
 mod soak;
+mod user;
 mod vmm;
 
 use netreeve_tests::guest::Console;

@@ -1,0 +1,195 @@
+//! A guest on a network of our own making: no helper, no bridge, no privilege. What it reaches are programs in another
+//! namespace, by sockets that the dataplane makes in the host's.
+
+use crate::{DEVICE, all, streams_to};
+use netreeve_tests::guest::Console;
+use netreeve_tests::guest::uml::{Running, Uml};
+use netreeve_tests::leftovers::Ground;
+use netreeve_tests::peers::ping_from_guest;
+use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Reeve, Road, Scene, UPLINK};
+use netreeve_tests::transfer;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+/// The host's own addresses on the way to the far side.
+const HOST4: &str = "10.77.0.9";
+
+/// A floor for TCP that only something broken stays below, on a busy machine too.
+const BROKEN: f64 = 2e7;
+
+/// A scene with a running `netreeve` and a guest, in the order of their end.
+pub(crate) struct Home {
+    pub(crate) guest: Running,
+    pub(crate) reeve: Reeve,
+    pub(crate) scene: Scene,
+    pub(crate) ground: Ground,
+}
+
+/// The scene without helper; the host has addresses and lets its users ping. (`Road::AfXdp` leaves its link alone.)
+pub(crate) fn scene() -> Scene {
+    let scene = Scene::set(Road::AfXdp).unwrap();
+    let ours = format!("ip addr add {HOST4}/24 dev {UPLINK}; ip addr add fd77::9/64 dev {UPLINK} nodad");
+    // Without a way to the world, the guest is told of none.
+    let ways = format!("ip route add default via {FAR4}; ip -6 route add default via {FAR6}");
+    scene
+        .host
+        .sh(&format!("{ours}; {ways}; echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range"))
+        .unwrap();
+    scene
+}
+
+fn home(options: &str) -> Home {
+    let ground = Ground::survey().unwrap();
+    let scene = scene();
+    let reeve = scene.run(&[&format!("user,id=n0{options}")], &[DEVICE], &[]).unwrap();
+    let guest = Uml::new().nic(&scene.path("vm.sock")).boot().unwrap();
+    Home { guest, reeve, scene, ground }
+}
+
+/// Gets `eth0` its addresses as any guest does: by DHCP, and by the router's advertisement.
+fn configure(guest: &Console) {
+    let script = "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nip addr add $ip/$mask dev $interface\n\
+                  [ -z \"$router\" ] || ip route add default via $router\n\
+                  echo \"$ip/$mask router=$router dns=$dns host=$hostname domain=$domain mtu=$mtu\" >/tmp/lease";
+    guest.ok(&format!("cat >/tmp/lease.sh <<'END'\n{script}\nEND\nchmod +x /tmp/lease.sh")).unwrap();
+    guest
+        .ok("echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set eth0 up
+             udhcpc -i eth0 -n -q -f -t 10 -T 1 -s /tmp/lease.sh")
+        .unwrap();
+}
+
+/// Waits for the address that the guest makes of the router's prefix.
+fn slaac(guest: &Console) {
+    guest
+        .ok("for i in $(seq 100); do ip -6 addr show dev eth0 | grep -q 'fec0::.* scope' && ip -6 route | grep -q ^default \
+             && exit 0; usleep 50000; done; ip -6 addr; ip -6 route; exit 1")
+        .unwrap();
+}
+
+impl Home {
+    pub(crate) fn end(mut self) {
+        self.guest.power_off().unwrap();
+        let end = self.reeve.proc.terminate(PATIENCE).unwrap();
+        assert_eq!(end.code, 0, "{}", end.text);
+        drop((self.reeve, self.scene));
+        assert_eq!(self.ground.left(Duration::from_secs(3)).unwrap(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_guest_gets_addresses_pings_and_streams_without_any_privilege() {
+    let home = home(",preset=qemu");
+    configure(&home.guest);
+    let lease = home.guest.ok("cat /tmp/lease").unwrap();
+    assert!(lease.starts_with("10.0.2.15/24 router=10.0.2.2 dns=10.0.2.3"), "{lease}");
+    slaac(&home.guest);
+    for there in ["10.0.2.2", FAR4, FAR6] {
+        all(ping_from_guest(&home.guest, &format!("-c 3 -W 2 {there}")).unwrap(), 3);
+    }
+    streams_to(&[FAR4, FAR6], &home.scene, &home.guest, BROKEN);
+    for address in [FAR4, FAR6] {
+        let address = address.parse().unwrap();
+        transfer::to_guest(&home.scene.far, &home.guest, address, 64).unwrap();
+        transfer::from_guest(&home.scene.far, &home.guest, address, 64).unwrap();
+    }
+    home.end();
+}
+
+/// One connection to a far end that answers in capitals, and its end.
+fn talk(guest: &Console, address: &str, port: u16) -> String {
+    guest.run(&format!("echo quiet words | nc -w 5 {address} {port}"), PATIENCE).unwrap().text
+}
+
+/// Answers everything that comes by each of `n` connections in capitals.
+fn shout(listener: &TcpListener, n: usize) {
+    for _ in 0..n {
+        let (mut s, _) = listener.accept().unwrap();
+        let mut text = [0; 64];
+        let n = s.read(&mut text).unwrap();
+        s.write_all(text[..n].to_ascii_uppercase().as_slice()).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_dataplane_ends_its_connections_and_no_others() {
+    let home = home("");
+    configure(&home.guest);
+    let at = SocketAddr::new(FAR4.parse().unwrap(), 7100);
+    let listener = home.scene.far.enter(|| TcpListener::bind(at)).unwrap().unwrap();
+    let held = home.guest.start(&format!("sleep 60 | nc {FAR4} 7100; echo over")).unwrap();
+    let (_open, _) = listener.accept().unwrap();
+    kill(Pid::from_raw(home.reeve.dataplane().unwrap()), Signal::SIGKILL).unwrap();
+    drop(_open);
+    std::thread::scope(|s| {
+        s.spawn(|| shout(&listener, 1));
+        assert_eq!(talk(&home.guest, FAR4, 7100), "QUIET WORDS\n");
+    });
+    home.guest.run("killall sleep", PATIENCE).unwrap();
+    let over = home.guest.finish(held, Duration::from_secs(20)).unwrap();
+    assert!(over.text.contains("over"), "{}", over.text);
+    home.end();
+}
+
+#[test]
+fn a_restricted_guest_is_reached_by_its_forwards_and_reaches_nobody() {
+    let home = home(&format!(",restrict=on,hostfwd=tcp:{HOST4}:7200-:80"));
+    configure(&home.guest);
+    let lease = home.guest.ok("cat /tmp/lease").unwrap();
+    assert!(lease.starts_with("10.0.2.15/24 router= dns= "), "{lease}");
+    home.guest.ok("ip route add default via 10.0.2.2").unwrap();
+    let job = home.guest.start("echo here I am | nc -l -p 80").unwrap();
+    let at = SocketAddr::new(HOST4.parse().unwrap(), 7200);
+    let said = home.scene.far.enter(|| {
+        let mut text = String::new();
+        for _ in 0..50 {
+            text.clear();
+            if let Ok(mut s) = TcpStream::connect(at)
+                && s.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
+                && s.read_to_string(&mut text).is_ok()
+                && !text.is_empty()
+            {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        text
+    });
+    assert_eq!(said.unwrap(), "here I am\n");
+    home.guest.finish(job, PATIENCE).unwrap();
+    let ping = ping_from_guest(&home.guest, &format!("-c 1 -W 1 {FAR4}")).unwrap();
+    assert_eq!(ping.received, 0);
+    assert_ne!(home.guest.run(&format!("echo x | nc -w 1 {FAR4} 22"), PATIENCE).unwrap().code, 0);
+    home.end();
+}
+
+/// No netdev, no device, no helper, no root: the command line of QEMU is all there is.
+#[test]
+fn one_line_gives_qemu_a_network() {
+    let ground = Ground::survey().unwrap();
+    let scene = scene();
+    let qemu = scene.qemu();
+    let program = qemu.program().unwrap().display().to_string();
+    let mut words = vec!["run".to_owned(), "--".to_owned(), program];
+    words.extend(qemu.arguments().unwrap());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut command = scene.netreeve(&words);
+    command.env("XDG_RUNTIME_DIR", scene.path(""));
+    let guest = qemu.inside(&scene.host).boot_by(command).unwrap();
+    configure(&guest);
+    let lease = guest.ok("cat /tmp/lease").unwrap();
+    assert!(lease.starts_with("10.0.2.15/24 router=10.0.2.2 dns=10.0.2.3"), "{lease}");
+    let at = SocketAddr::new(FAR4.parse().unwrap(), 7300);
+    let listener = scene.far.enter(|| TcpListener::bind(at)).unwrap().unwrap();
+    std::thread::scope(|s| {
+        s.spawn(|| shout(&listener, 1));
+        assert_eq!(talk(&guest, FAR4, 7300), "QUIET WORDS\n");
+    });
+    // Its exit status is QEMU's, and the socket's directory goes with it.
+    guest.power_off(PATIENCE).unwrap();
+    assert_eq!(std::fs::read_dir(scene.path("")).unwrap().count(), 0);
+    drop(scene);
+    assert_eq!(ground.left(Duration::from_secs(3)).unwrap(), Vec::<String>::new());
+}
