@@ -43,6 +43,7 @@ complete -c netreeve -n '__fish_seen_subcommand_from run' -l stats -d 'Counters 
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l name -x -d 'Name of the instance'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l control -r -F -d 'Control socket'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l hotplug -x -a 'all tap bridge af-xdp stream dgram l2tpv3 socket vde vhost-user hubport' -d 'Types that may be added later'
+complete -c netreeve -n '__fish_seen_subcommand_from run' -l one-off -d 'End when the VMM has left'
 complete -c netreeve -n '__fish_seen_subcommand_from stats' -l format -x -a 'table json openmetrics' -d 'How counters are written'
 complete -c netreeve -n "__fish_seen_subcommand_from $talks" -a "(netreeve ls 2>/dev/null | awk 'NR > 1 { print \$1 }')" -d Instance
 complete -c netreeve -n '__fish_seen_subcommand_from set' -a 'link=on link=off netdev= hostfwd+= hostfwd-= hostfwd=' -d Change

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Mutex;
 
@@ -34,8 +35,11 @@ pub(super) fn start() -> Result<u8, Fault> {
     let (mut reader, writer) = io::pipe().map_err(|e| fault(&e))?;
     fcntl(&writer, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|e| fault(&e))?;
     let own = std::env::current_exe().map_err(|e| fault(&e))?;
+    let mut words = std::env::args_os();
     let mut child = Command::new(own)
-        .args(std::env::args_os().skip(1))
+        // It may be called by another name than its file's.
+        .arg0(words.next().unwrap_or_default())
+        .args(words)
         .env(VARIABLE, writer.as_raw_fd().to_string())
         .spawn()
         .map_err(|e| fault(&e))?;

@@ -9,6 +9,7 @@ mod daemon;
 mod doctor;
 mod grant;
 mod list;
+mod passt;
 mod run;
 
 use std::ffi::OsString;
@@ -22,6 +23,7 @@ use crate::fault::{Exit, Fault};
 use crate::spec::Config;
 use crate::supervise::ask::Door;
 use crate::supervise::control::place;
+use crate::supervise::ready::print_line;
 use crate::supervise::say;
 
 /// Gives a virtual machine any network without privilege for its VMM.
@@ -140,6 +142,9 @@ struct Run {
     /// Types of ports that may be added later, or all; the dataplane's filter allows what they need.
     #[arg(long, value_name = "TYPE,...", value_delimiter = ',')]
     hotplug: Vec<String>,
+    /// End when the VMM that came has left.
+    #[arg(long)]
+    one_off: bool,
     /// Print the counters at the end (SIGUSR1 prints them any time).
     #[arg(long)]
     stats: bool,
@@ -174,14 +179,46 @@ fn name(text: &str) -> Result<String, &'static str> {
     if place::is_name(text) { Ok(text.to_owned()) } else { Err(why) }
 }
 
-/// Runs the program.
+/// Runs the program, under either of its names.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(e) => return usage(&e),
+    let end = if std::env::args_os().next().is_some_and(|name| passt::is_name(&name)) {
+        called_passt()
+    } else {
+        match Cli::try_parse() {
+            Ok(cli) => verb(cli.command),
+            Err(e) => return usage(&e),
+        }
     };
-    let end = match cli.command {
+    match end {
+        Ok(code) => ExitCode::from(code),
+        Err(fault) => {
+            say::fault(&fault);
+            ExitCode::from(fault.exit.code())
+        }
+    }
+}
+
+/// Does what passt's command line says.
+fn called_passt() -> Result<u8, Fault> {
+    let own: Vec<String> = std::env::args_os().skip(1).map(|w| w.to_string_lossy().into_owned()).collect();
+    let words = match passt::translate(&own, passt::free)? {
+        passt::Plan::Say(text) => {
+            print_line(&text).map_err(|e| Fault::new(Exit::General, "writing to standard output", e, ""))?;
+            return Ok(0);
+        }
+        passt::Plan::Run(words) => words,
+    };
+    let words = std::iter::once("netreeve".to_owned()).chain(words);
+    let cli = Cli::try_parse_from(words).map_err(|e| {
+        let why = e.to_string().lines().next().unwrap_or_default().to_owned();
+        Fault::new(Exit::Usage, "passt: a value", why, "see passt(1) and netreeve(1)")
+    })?;
+    verb(cli.command)
+}
+
+fn verb(verb: Verb) -> Result<u8, Fault> {
+    match verb {
         Verb::Run(arguments) => run::run(*arguments),
         Verb::Grant(arguments) => grant::grant(&arguments),
         Verb::Doctor(arguments) => doctor::doctor(&arguments),
@@ -194,13 +231,6 @@ pub fn main() -> ExitCode {
         Verb::Events(arguments) => control::events(&arguments),
         Verb::Capture(arguments) => control::capture(&arguments),
         Verb::List { json } => list::list(json),
-    };
-    match end {
-        Ok(code) => ExitCode::from(code),
-        Err(fault) => {
-            say::fault(&fault);
-            ExitCode::from(fault.exit.code())
-        }
     }
 }
 

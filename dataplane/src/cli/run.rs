@@ -103,6 +103,7 @@ pub(super) fn run(arguments: Run) -> Result<u8, Fault> {
         hotplug,
         control,
         stats: arguments.stats,
+        one_off: arguments.one_off,
         command: arguments.command,
         after_ready: if arguments.daemonize { Some(daemon::let_go()?) } else { None },
     };

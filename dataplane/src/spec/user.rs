@@ -4,7 +4,7 @@
 //! Trust: the text is the user's. Promise: what would start a program (`smb`, `guestfwd=...-cmd:`) is refused.
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::fault::Fault;
@@ -38,6 +38,8 @@ pub struct User {
     pub rules: Vec<Rule>,
     /// Those behind them.
     pub preset: Preset,
+    /// Who is asked for names; empty: whom the host asks.
+    pub resolvers: Vec<SocketAddr>,
     /// MTU in bytes; none: what fits the device.
     pub mtu: Option<u16>,
     /// From the host to the guest.
@@ -56,6 +58,8 @@ const LABEL: usize = 63;
 /// Most search domains, and most rules.
 const SEARCH: usize = 32;
 const RULES: usize = 256;
+/// Most resolvers.
+const RESOLVERS: usize = 8;
 /// Most forwards, each way: as many descriptors travel in one message.
 pub const FORWARDS: usize = 128;
 
@@ -90,6 +94,7 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
     };
     let rules = rules(f)?;
     let mtu = f.number16("mtu", MTU.0, MTU.1)?;
+    let resolvers = resolvers(f)?;
     let forwards = forwards(f, v4.as_ref(), v6.as_ref())?;
     let guest_forwards = guest_forwards(f, v4.as_ref(), v6.as_ref())?;
     Ok(User {
@@ -104,6 +109,7 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
         restrict,
         rules,
         preset,
+        resolvers,
         mtu,
         forwards,
         guest_forwards,
@@ -286,6 +292,21 @@ fn search(f: &mut Fields) -> Result<Vec<String>, Fault> {
         }
     }
     Ok(all)
+}
+
+/// Who is asked instead of the host's resolvers.
+fn resolvers(f: &mut Fields) -> Result<Vec<SocketAddr>, Fault> {
+    let all = f.every("resolver");
+    if all.len() > RESOLVERS {
+        return Err(f.fault(format!("more than {RESOLVERS} resolver="), "give the important ones"));
+    }
+    let read = |text: String| {
+        let ip = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(&text);
+        let ip: IpAddr =
+            ip.parse().map_err(|_| f.bad_value("resolver", &text, "give an address, as 9.9.9.9"))?;
+        Ok(SocketAddr::new(ip, 53))
+    };
+    all.into_iter().map(read).collect()
 }
 
 /// Rules in the order given.

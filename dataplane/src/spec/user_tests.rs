@@ -41,6 +41,7 @@ fn plain() -> User {
         restrict: false,
         rules: Vec::new(),
         preset: Preset::Vm,
+        resolvers: Vec::new(),
         mtu: None,
         forwards: Vec::new(),
         guest_forwards: Vec::new(),
@@ -105,6 +106,12 @@ fn every_other_option() {
         }),
         (",tftp-server-name=boot", User { server_name: "boot".into(), ..plain() }),
         (",preset=qemu", User { preset: Preset::Qemu, ..plain() }),
+        (",resolver=9.9.9.9,resolver=fd00::1", {
+            User {
+                resolvers: vec!["9.9.9.9:53".parse().unwrap(), "[fd00::1]:53".parse().unwrap()],
+                ..plain()
+            }
+        }),
         (",mtu=9000", User { mtu: Some(9000), ..plain() }),
         (",deny=private,deny=tcp:any:25", User { rules: rules(&["private", "tcp:any:25"]), ..plain() }),
         (",rules=deny=private", User { rules: rules(&["private"]), ..plain() }),
@@ -177,6 +184,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("restrict=maybe", "Parameter 'restrict' expects 'on' or 'off'"),
     ("preset=open", "Parameter 'preset' does not accept value 'open'"),
     ("mtu=1279", "Parameter 'mtu' expects a value from 1280 to 65520"),
+    ("resolver=x", "Parameter 'resolver' does not accept value 'x'"),
     ("rules=private", "Parameter 'rules' does not accept value 'private'"),
     ("smb=/srv", "smb= is refused: it would start a Samba server beside the VMM"),
     ("smbserver=10.0.2.4", "smbserver= is refused: it would start a Samba server beside the VMM"),

@@ -243,6 +243,11 @@ impl Supervisor {
     /// Some port is gone for good: with no wire left there is nothing to do.
     pub(super) fn end_if_nothing_is_left(&mut self, why: &str) {
         let gone = |n: u16| self.slots.get(n).is_none_or(|s| s.gone);
+        if self.one_off && self.live && self.slots.iter().any(|(_, s)| s.device && s.gone) {
+            // It was for once, and that is over.
+            self.stop = Some(0);
+            return;
+        }
         // More may be added.
         if self.plan.later.is_empty()
             && self.over.is_none()

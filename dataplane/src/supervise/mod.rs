@@ -90,6 +90,8 @@ pub struct Options {
     pub control: Where,
     /// Print the counters at the end.
     pub stats: bool,
+    /// End when the VMM that came has left.
+    pub one_off: bool,
     /// Started when frames can pass.
     pub command: Vec<OsString>,
     /// Called once after *ready* was said (a daemon lets its terminal go).
@@ -139,6 +141,7 @@ struct Supervisor {
     /// The round of counters that is to be printed.
     print_round: Option<u64>,
     stats_at_end: bool,
+    one_off: bool,
     voice: Voice,
     words: Vec<OsString>,
     command: Option<Child>,
@@ -211,6 +214,7 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
         counters: Counters::default(),
         print_round: None,
         stats_at_end: options.stats,
+        one_off: options.one_off,
         voice: Voice::new(json),
         words: options.command,
         command: None,

@@ -25,7 +25,13 @@ impl Supervisor {
     /// Somebody has come to the far end of a port, or has gone from there.
     pub(super) fn far_end(&mut self, slot: u16, end: FarEnd) {
         match end {
-            FarEnd::Nobody => self.connected(slot, false, None),
+            FarEnd::Nobody => {
+                let left = self.slots.get(slot).is_some_and(|s| s.device && s.connected);
+                self.connected(slot, false, None);
+                if self.one_off && left {
+                    self.stop = Some(0);
+                }
+            }
             FarEnd::Somebody(from) => self.connected(slot, true, from),
             FarEnd::Refused(why) => {
                 self.refused(slot, why);

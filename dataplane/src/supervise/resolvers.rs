@@ -45,6 +45,12 @@ impl Resolvers {
         Self { file: file.to_owned(), watch, due: None, list }
     }
 
+    /// These, whatever a file says.
+    #[must_use]
+    pub fn fixed(list: Vec<SocketAddr>) -> Self {
+        Self { file: PathBuf::new(), watch: None, due: None, list }
+    }
+
     /// What it said last.
     #[must_use]
     pub fn list(&self) -> &[SocketAddr] {

@@ -83,7 +83,10 @@ pub struct Host {
 /// # Errors
 /// A forward's address, a guest forward's peer or the directory cannot be had.
 pub fn open(what: &str, spec: User, mode: u32) -> Result<(Host, Plan, Vec<OwnedFd>), Fault> {
-    let resolvers = Resolvers::new(Path::new(resolvers::FILE));
+    let resolvers = match spec.resolvers.is_empty() {
+        true => Resolvers::new(Path::new(resolvers::FILE)),
+        false => Resolvers::fixed(spec.resolvers),
+    };
     let mut host = Host {
         what: what.to_owned(),
         mode,
