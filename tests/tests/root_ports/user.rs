@@ -3,11 +3,13 @@
 //! narrower link, is the far side.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::Duration;
 
 use netreeve_dataplane::port::user::{self, Forward, Plan, Way};
 use netreeve_dataplane::stats::{Reason, Stats};
+use netreeve_dataplane::sys::mmsg::Outgoing;
 use netreeve_tests::netns::{Netns, veth};
 use netreeve_tests::peers::ping_from;
 
@@ -130,8 +132,42 @@ fn datagrams_of_all_lengths_pass_both_ways() {
             assert_eq!(far.recv(&mut got).unwrap(), 1104);
             assert_eq!(got[..4], i.to_be_bytes());
         }
+        trains(&near, &far, from_of(&near, &far));
     }
     home.end();
+}
+
+/// The address by which `far` sees `near`, which is connected to it.
+fn from_of(near: &UdpSocket, far: &UdpSocket) -> SocketAddr {
+    near.send(b"who").unwrap();
+    let (n, from) = far.recv_from(&mut [0; 10]).unwrap();
+    assert_eq!(n, 3);
+    from
+}
+
+/// Forty datagrams as one message, cut by the last who can: each kernel passes them on as one (UDP's segmentation).
+fn trains(near: &UdpSocket, far: &UdpSocket, from: SocketAddr) {
+    let train: Vec<u8> = (0..40_u32).flat_map(|i| [&i.to_be_bytes()[..], &payload(1100)].concat()).collect();
+    let arrives = |at: &UdpSocket| {
+        let mut got = [0; 2000];
+        for want in train.chunks(1104) {
+            assert_eq!(at.recv(&mut got).unwrap(), want.len());
+            assert_eq!(got[..want.len()], *want);
+        }
+    };
+    for _ in 0..4 {
+        let mut out = Outgoing::new();
+        out.private(&train);
+        out.finish(1104);
+        assert_eq!(out.send(near.as_fd()).unwrap(), 1);
+        arrives(far);
+        let mut out = Outgoing::new();
+        out.towards(from);
+        out.private(&train);
+        out.finish(1104);
+        assert_eq!(out.send(far.as_fd()).unwrap(), 1);
+        arrives(near);
+    }
 }
 
 #[test]
