@@ -333,6 +333,10 @@ pub trait Port: Send {
     /// The peer's link came up or went down: tell our side, if it can be told (carrier).
     fn peer_link(&mut self, _up: bool) {}
 
+    /// It has another peer now, behind which nobody knows who is here: tell that network, if it can be told. Only the first
+    /// queue's port is asked.
+    fn announce(&mut self) {}
+
     /// Who is at the far end, of a port that has connections. Only the first queue's port is asked.
     fn far_end(&self) -> Option<FarEnd> {
         None

@@ -128,6 +128,10 @@ impl Port for Stage {
         self.inner.peer_link(up);
     }
 
+    fn announce(&mut self) {
+        self.inner.announce();
+    }
+
     fn peer_up(&mut self, up: bool) {
         if let Some(s) = &mut self.steps {
             s.peer_up = up;

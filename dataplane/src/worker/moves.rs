@@ -194,6 +194,7 @@ impl Floor {
         let same = a == b;
         let for_a = if self.has_two(&a) { n } else { 0 };
         let for_b = if !same && self.has_two(&b) { n } else { 0 };
+        let moved = for_b > 0;
         let spare = self.free(for_a + for_b)?;
         let desks = if same { [a, spare].concat() } else { [a, b, spare].concat() };
         self.hold(&desks, |held| {
@@ -207,6 +208,11 @@ impl Floor {
             let mut lanes: Vec<&mut Held<'_>> =
                 a.iter_mut().chain(b.iter_mut()).chain(for_a.iter_mut()).chain(for_b.iter_mut()).collect();
             unite(&mut lanes, netdev, device, lock_mac);
+            // A device that was elsewhere before: who is behind its new netdev does not know it.
+            let wire = |h: &&mut &mut Held<'_>| h.desk.slots() == (netdev, device);
+            if let Some(first) = lanes.iter_mut().find(wire).filter(|_| moved) {
+                first.lane.port(Side::Device).announce();
+            }
             tell_links([a, b, for_a, for_b]);
         });
         Ok(())

@@ -51,8 +51,8 @@ pub struct ForwardCase {
     pub kind: Kind,
     /// Bytes of a frame.
     pub size: usize,
-    /// UDP: the generator has the kernel cut many out of one message, as netreeve itself sends; else each datagram has
-    /// its system call, as QEMU sends.
+    /// UDP: the generator has the kernel cut many out of one message, as netreeve itself sends; else each datagram passes
+    /// the stack by itself, as QEMU's do.
     pub cut: bool,
 }
 
@@ -214,9 +214,10 @@ fn watch(world: &Netns, measured: &Proc, flow: &Flow, case: ForwardCase, window:
     let after = look()?;
     let (frames, wanted) = (real(after.0 - before.0), real(after.2 - before.2));
     let (spent, wall) = (real(after.1 - before.1), (after.3 - before.3).as_secs_f64());
+    let share = spent / 1e9 / wall;
     // Where the load waits for who is measured, all that was offered arrives, and the load is the limit only if the
     // other had time left.
-    let share = spent / 1e9 / wall;
-    let load_bound = frames >= 0.97 * wanted && share < 0.95;
+    let waits = !matches!(case.kind, Kind::L2tp | Kind::Hub);
+    let load_bound = frames >= 0.97 * wanted && !(waits && share >= 0.95);
     Ok(Value { share: Some(share), load_bound, ..per_frame(frames.max(1.0), spent, wall, case.size) })
 }

@@ -187,6 +187,19 @@ fn plug(dir: &Path, ours: &Path) -> io::Result<(UnixStream, UnixDatagram)> {
     Ok((ctl, data))
 }
 
+/// As many datagrams as one call takes, each passed through the stack by itself; says how many went.
+///
+/// # Errors
+/// The kernel's about the first one.
+pub fn burst(to: &impl AsFd, datagram: &[u8]) -> io::Result<usize> {
+    let mut out = Outgoing::new();
+    for _ in 0..MESSAGES {
+        out.private(datagram);
+        out.finish(0);
+    }
+    out.send(to.as_fd())
+}
+
 /// Waits until a socket can be read or written.
 fn ready(fd: BorrowedFd<'_>, what: PollFlags) {
     let _ready = poll(&mut [PollFd::new(fd, what)], PollTimeout::from(50_u8));
@@ -232,12 +245,7 @@ impl Flow {
         let (offered, read) = (Arc::clone(&self.offered), Arc::clone(&self.read));
         self.spawn(move |stop| {
             while !stop.load(Ordering::Relaxed) {
-                let mut out = Outgoing::new();
-                for _ in 0..MESSAGES {
-                    out.private(&one);
-                    out.finish(0);
-                }
-                match out.send(from.as_fd()) {
+                match burst(&from, &one) {
                     Ok(n) => drop(offered.fetch_add(n as u64, Ordering::Relaxed)),
                     Err(_) => ready(from.as_fd(), PollFlags::POLLOUT),
                 }
@@ -277,13 +285,12 @@ impl Flow {
             let segment = i32::try_from(datagram.len()).map_err(io::Error::other)?;
             setsockopt(&from, sockopt::UdpGsoSegment, &segment)?;
         }
-        let (message, offered) = (datagram.repeat(many), Arc::clone(&self.offered));
+        let (message, offered, cut) = (datagram.repeat(many), Arc::clone(&self.offered), case.cut);
         self.spawn(move |stop| {
             while !stop.load(Ordering::Relaxed) {
                 // Refused while who is measured is still starting.
-                if from.send(&message).is_ok() {
-                    offered.fetch_add(many as u64, Ordering::Relaxed);
-                }
+                let sent = if cut { from.send(&message).map(|_| many) } else { burst(&from, &message) };
+                offered.fetch_add(sent.unwrap_or(0) as u64, Ordering::Relaxed);
             }
             Ok(())
         });

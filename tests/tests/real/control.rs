@@ -70,7 +70,14 @@ fn the_netdev_beneath_a_guest_is_swapped_and_its_link_is_cut() {
     let second = house.port("n1")["ifname"].as_str().unwrap().to_owned();
     assert!(second != first && house.has_link(&second, true));
     house.say(&["set", SOCKET, "d0", "netdev=n1"]);
-    // Its next frame tells the bridge where the guest is now.
+    // The bridge is told where the guest is now, before it sends anything.
+    let mac = guest.ok("cat /sys/class/net/eth0/address").unwrap();
+    let there = || house.scene.host.sh(&format!("bridge fdb show dev {second}")).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while !there().contains(mac.trim()) {
+        assert!(Instant::now() < until, "{mac} is not behind {second}: {}", there());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     wait_until_reachable(&guest, FAR4).unwrap();
     pings(&house.scene, &guest, 1400);
     house.say(&["remove", SOCKET, "n0"]);

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use netreeve_shared::mac::Mac;
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{Batch, MAX_SUPER, MIN_FRAME};
+use crate::frame::{Batch, Frame, MAX_SUPER, MIN_FRAME};
 use crate::mem::{GuestMemory, sigbus};
 use crate::port::{
     Change, FarEnd, Interest, Keep, Left, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits,
@@ -98,6 +98,8 @@ struct VhostUser {
     held: (Option<Arc<GuestMemory>>, Option<Arc<GuestMemory>>),
     hits: u32,
     rarp_given: bool,
+    /// The address that the guest sent from last, if it is one.
+    source: Option<Mac>,
     stats: Stats,
 }
 
@@ -153,6 +155,7 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
                 held: (None, None),
                 hits: sigbus::hits(),
                 rarp_given: false,
+                source: None,
                 stats: Stats::default(),
             })
         })
@@ -229,6 +232,12 @@ impl VhostUser {
         }
         c
     }
+}
+
+/// Where a frame says that it comes from.
+fn source(f: &Frame) -> Option<Mac> {
+    let mac: [u8; 6] = *f.head().get(6..12)?.first_chunk()?;
+    (mac[0] & 1 == 0 && mac != [0; 6]).then_some(Mac(mac))
 }
 
 /// A reverse ARP request of `mac` for its own address, broadcast (RFC 903), padded to the shortest frame.
@@ -319,6 +328,7 @@ impl Port for VhostUser {
         if let Some(mut r) = lock(&self.shared.rings, index) {
             let Ring { engine: Some(Engine::Giver(g)), terms, .. } = &mut *r else { return Ok(()) };
             let call = g.recv(b, terms, &mut self.stats);
+            self.source = b.frames().first().and_then(source).or(self.source);
             self.held.1 = Some(g.device().memory().clone());
             if call {
                 r.interrupt(&mut self.stats);
@@ -383,8 +393,18 @@ impl Port for VhostUser {
         self.check_memory();
     }
 
+    fn announce(&mut self) {
+        let said = self.head.as_ref().and_then(|h| h.plan.mac);
+        if let Some(mac) = said.or(self.source).filter(|_| self.traits().up) {
+            *self.shared.rarp.lock().unwrap_or_else(PoisonError::into_inner) = Some(mac);
+        }
+    }
+
     fn arm_gives(&mut self) -> bool {
         self.held = (None, None);
+        if self.index == 0 && self.shared.rarp.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return true;
+        }
         let Some(mut r) = lock(&self.shared.rings, self.transmit_ring()) else { return false };
         match &mut r.engine {
             Some(Engine::Giver(g)) => g.arm(),

@@ -618,6 +618,23 @@ fn a_rarp_frame_is_sent_once() {
 }
 
 #[test]
+fn a_device_with_another_netdev_says_who_it_is() {
+    let mut unknown = Front::ready(&Plan { mac: None, ..plan(1) });
+    unknown.ports[0].announce();
+    assert_eq!(unknown.turn(0).len(), 0, "nobody knows its address yet");
+    let mac = Some(Mac([2, 0, 0, 0, 0, 9]));
+    let mut x = Front::ready(&Plan { mac, ..plan(1) });
+    assert!(!x.ports[0].arm_gives());
+    x.ports[0].announce();
+    assert!(x.ports[0].arm_gives(), "who sleeps is woken");
+    let mut b = Batch::new();
+    x.ports[0].recv(&mut b).unwrap();
+    assert_eq!(b.frames()[0].head()[6..14], [2, 0, 0, 0, 0, 9, 0x80, 0x35]);
+    x.ports[0].release(&b, 1);
+    assert_eq!(x.turn(0).len(), 0, "once");
+}
+
+#[test]
 fn the_front_end_hears_of_the_link() {
     let mut x = Front::ready(&plan(1));
     let (ours, theirs) = UnixStream::pair().unwrap();
