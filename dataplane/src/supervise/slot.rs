@@ -178,7 +178,7 @@ impl Slot {
                 Ok(datagrams(port.id, kind, opened))
             }
             Kind::Hub(plan) => Ok(Self::bare(port.id, kind, PortPlan::Hub(plan))),
-            Kind::User(u) => user_network(port.id, &what, *u, how.mode),
+            Kind::User(u) => user_network(port.id, &what, *u, how.mode, asker),
             Kind::VhostUser(v) => {
                 let plan = port::vhost_user::Plan {
                     queues: v.queues,
@@ -312,8 +312,14 @@ fn inherited_kind(what: &str, n: i32, fds: &[OwnedFd]) -> Result<Kind, Fault> {
 }
 
 /// A slot of a user network: forwards' sockets stay, whatever happens to the dataplane.
-fn user_network(id: String, what: &str, spec: spec::user::User, mode: u32) -> Result<Slot, Fault> {
-    let (host, plan, kept) = user::open(what, spec, mode)?;
+fn user_network(
+    id: String,
+    what: &str,
+    spec: spec::user::User,
+    mode: u32,
+    asker: &mut Asker,
+) -> Result<Slot, Fault> {
+    let (host, plan, kept) = user::open(what, spec, mode, asker)?;
     let bare = Slot::bare(id, "user", PortPlan::User(Box::new(plan)));
     Ok(Slot { kept, user: Some(host), ..bare })
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use netreeve_shared::channel::MAX_FDS;
 use netreeve_shared::codec::{self, Header};
+use netreeve_shared::request::{ListenRequest, Request};
 use nix::sys::socket::{
     self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, setsockopt, sockopt,
 };
@@ -31,6 +32,7 @@ use crate::port::user::plan::{Boot, Forward, GuestForward, Limits, MAC, Plan, To
 use crate::port::user::policy::Policy;
 use crate::spec::forward::{self, HostForward, Listen, Target};
 use crate::spec::user::{FORWARDS, User};
+use crate::supervise::ask::{Asker, user_name};
 use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::resolvers::{self, Resolvers};
 use crate::supervise::say;
@@ -82,7 +84,12 @@ pub struct Host {
 ///
 /// # Errors
 /// A forward's address, a guest forward's peer or the directory cannot be had.
-pub fn open(what: &str, spec: User, mode: u32) -> Result<(Host, Plan, Vec<OwnedFd>), Fault> {
+pub fn open(
+    what: &str,
+    spec: User,
+    mode: u32,
+    asker: &mut Asker,
+) -> Result<(Host, Plan, Vec<OwnedFd>), Fault> {
     let resolvers = match spec.resolvers.is_empty() {
         true => Resolvers::new(Path::new(resolvers::FILE)),
         false => Resolvers::fixed(spec.resolvers),
@@ -102,7 +109,7 @@ pub fn open(what: &str, spec: User, mode: u32) -> Result<(Host, Plan, Vec<OwnedF
     }
     let mut kept = Vec::new();
     for rule in spec.forwards {
-        let (open, socket) = host.listen(rule)?;
+        let (open, socket) = host.listen(rule, asker)?;
         host.table.push(open);
         kept.push(socket);
     }
@@ -190,6 +197,7 @@ impl Host {
         remove: &[Listen],
         add: Vec<HostForward>,
         kept: &[OwnedFd],
+        asker: &mut Asker,
     ) -> Result<(), Fault> {
         let fault = |why: &str, fix: &str| Fault::new(Exit::Config, self.what.clone(), why, fix);
         if self.next.is_some() {
@@ -221,7 +229,7 @@ impl Host {
         for rule in new {
             let (open, socket) = match self.again(&rule, &table, kept) {
                 Some(again) => again,
-                None => self.listen(rule)?,
+                None => self.listen(rule, asker)?,
             };
             table.push(open);
             sockets.push(socket);
@@ -287,7 +295,7 @@ impl Host {
         self.last_id
     }
 
-    fn listen(&mut self, rule: HostForward) -> Result<(Open, OwnedFd), Fault> {
+    fn listen(&mut self, rule: HostForward, asker: &mut Asker) -> Result<(Open, OwnedFd), Fault> {
         let (mut bound, mut file) = (rule.clone(), None);
         let refused = |e: io::Error, at: SocketAddr, tcp: bool| {
             let exit = match e.kind() {
@@ -299,12 +307,16 @@ impl Host {
         };
         let socket = match &rule.listen {
             Listen::Tcp(at) => {
-                let (socket, at) = bind(*at, SockType::Stream).map_err(|e| refused(e, *at, true))?;
+                let (socket, at) = bind(*at, SockType::Stream)
+                    .or_else(|e| by_helper(&self.what, *at, false, e, asker))
+                    .map_err(|e| refused(e, *at, true))?;
                 bound.listen = Listen::Tcp(at);
                 socket
             }
             Listen::Udp(at) => {
-                let (socket, at) = bind(*at, SockType::Datagram).map_err(|e| refused(e, *at, false))?;
+                let (socket, at) = bind(*at, SockType::Datagram)
+                    .or_else(|e| by_helper(&self.what, *at, true, e, asker))
+                    .map_err(|e| refused(e, *at, false))?;
                 bound.listen = Listen::Udp(at);
                 socket
             }
@@ -358,6 +370,26 @@ fn bind(at: SocketAddr, kind: SockType) -> io::Result<(OwnedFd, SocketAddr)> {
     Ok((socket, SocketAddr::new(at.ip(), port.unwrap_or(at.port()))))
 }
 
+/// A port that is root's, from the helper, if it is there and its policy allows it; else what the kernel said of our try.
+fn by_helper(
+    what: &str,
+    at: SocketAddr,
+    udp: bool,
+    e: io::Error,
+    asker: &mut Asker,
+) -> io::Result<(OwnedFd, SocketAddr)> {
+    if e.raw_os_error() != Some(libc::EACCES) || at.port() == 0 {
+        return Err(e);
+    }
+    let request = Request::Listen(ListenRequest { udp, address: at.ip(), port: at.port() });
+    match asker.socket(what, &request) {
+        Ok(socket) => Ok((socket, at)),
+        Err(fault) if fault.exit == Exit::TryAgain => Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
+        // No helper, or it refuses: what is to be done is the same.
+        Err(_) => Err(e),
+    }
+}
+
 /// The kernel's words, without Rust's number.
 fn words(e: &io::Error) -> String {
     e.to_string().split(" (os error").next().unwrap_or_default().to_owned()
@@ -371,8 +403,9 @@ fn remedy(e: &io::Error, at: SocketAddr, tcp: bool) -> String {
             format!("see who has it ({list} sport = {port}), or give another port; 0 takes any that is free")
         }
         Some(libc::EACCES) => format!(
-            "ports below 1024 are root's: give one above, or let everybody have them from {port} on: sudo sysctl \
-             net.ipv4.ip_unprivileged_port_start={port}"
+            "ports below 1024 are root's: give one above, or let root add 'allow user:{} listen {ip} port={port}' to \
+             /etc/netreeve/policy.conf for the helper, or 'sysctl net.ipv4.ip_unprivileged_port_start={port}' for everybody",
+            user_name()
         ),
         Some(libc::EADDRNOTAVAIL) => format!("{ip} is no address of this machine (ip address shows them)"),
         Some(libc::EAFNOSUPPORT) => "this machine has no IPv6: give an IPv4 address".into(),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::spec::{Config, Kind};
+use crate::supervise::ask::Door;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixListener;
 
@@ -13,8 +14,13 @@ fn spec(options: &str) -> User {
     }
 }
 
+/// There is no helper.
+fn nobody() -> Asker {
+    Asker::new(Door::Socket("/nonexistent/helper.sock".into()))
+}
+
 fn opened(options: &str) -> (Host, Plan, Vec<OwnedFd>) {
-    open("port 'n'", spec(options), 0o600).unwrap()
+    open("port 'n'", spec(options), 0o600, &mut nobody()).unwrap()
 }
 
 fn ports(host: &Host) -> Vec<u16> {
@@ -37,7 +43,7 @@ fn change(
     add: &[&str],
 ) -> Result<(), Fault> {
     let remove: Vec<Listen> = remove.iter().map(|t| Listen::read(t).unwrap()).collect();
-    host.prepare(all, &remove, add.iter().map(|t| rule(t)).collect(), kept)?;
+    host.prepare(all, &remove, add.iter().map(|t| rule(t)).collect(), kept, &mut nobody())?;
     host.commit(kept);
     Ok(())
 }
@@ -139,8 +145,8 @@ fn a_unix_socket_goes_on_under_another_number() {
 #[test]
 fn one_change_at_a_time_and_not_too_much() {
     let (mut host, _, mut kept) = opened("");
-    host.prepare(false, &[], vec![rule("tcp:127.0.0.1:0-:1")], &kept).unwrap();
-    assert_eq!(host.prepare(false, &[], vec![], &kept).unwrap_err().exit, Exit::TryAgain);
+    host.prepare(false, &[], vec![rule("tcp:127.0.0.1:0-:1")], &kept, &mut nobody()).unwrap();
+    assert_eq!(host.prepare(false, &[], vec![], &kept, &mut nobody()).unwrap_err().exit, Exit::TryAgain);
     assert_eq!(host.prepared().unwrap().0.len(), 1);
     host.abandon();
     assert!(host.prepared().is_none() && host.table.is_empty());
@@ -152,7 +158,7 @@ fn one_change_at_a_time_and_not_too_much() {
 
 #[test]
 fn what_cannot_be_had_is_said_in_three_parts() {
-    let fault = |options: &str| open("port 'n'", spec(options), 0o600).unwrap_err();
+    let fault = |options: &str| open("port 'n'", spec(options), 0o600, &mut nobody()).unwrap_err();
     let f = fault(",tftp=/nonexistent/x");
     assert_eq!((f.exit, f.what.as_str()), (Exit::Config, "port 'n': opening tftp=/nonexistent/x"));
     let f = fault(",tftp=/dev/null");

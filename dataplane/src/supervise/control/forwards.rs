@@ -12,6 +12,7 @@ use crate::handover::PortPlan;
 use crate::port::user::plan::Tell;
 use crate::spec::forward::Listen;
 use crate::supervise::Supervisor;
+use crate::supervise::ask::Asker;
 use crate::supervise::change::{Change, Step};
 
 /// When a dataplane that is being replaced is told of resolvers.
@@ -81,6 +82,7 @@ impl Supervisor {
         if self.dataplane.as_ref().is_none_or(|d| d.ready.is_none()) {
             return Err(Refusal::generic("the dataplane is being replaced: try again"));
         }
+        let mut asker = Asker::new(self.door.clone());
         let gone = || Refusal::generic("there is no user network");
         let s = self.slots.get_mut(slot).ok_or_else(gone)?;
         let host = s.user.as_mut().ok_or_else(gone)?;
@@ -88,7 +90,7 @@ impl Supervisor {
         let remove: Vec<Listen> =
             remove.iter().map(|t| Listen::read(t)).collect::<Result<_, _>>().map_err(bad)?;
         let add = add.iter().map(|t| host.read(t)).collect::<Result<_, _>>().map_err(bad)?;
-        host.prepare(all, &remove, add, &s.kept)?;
+        host.prepare(all, &remove, add, &s.kept, &mut asker)?;
         Ok(Outcome::Change(Box::new(Change::of([Step::Forwards { slot }]))))
     }
 
