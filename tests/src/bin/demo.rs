@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// The device of every guest: its VMM dials us.
 const DEVICE: &str = "vhost-user,netdev=n0,path=vm.sock";
+/// The host's own address on the way to the far side.
+const OURS: &str = "10.77.0.9/24";
 /// Seconds of each throughput measurement.
 const SECONDS: u32 = 2;
 
@@ -66,6 +68,7 @@ fn play() -> Done {
         ));
     }
     let ground = Ground::survey()?;
+    by_one_line()?;
     let acts = [on_af_xdp()?, in_a_bridge()?, under_qemu()?];
     table_of_figures(&acts);
     table_of_processes(&acts);
@@ -75,6 +78,31 @@ fn play() -> Done {
         return Ok(());
     }
     Err(trouble(format!("left behind: {}", left.join(", "))))
+}
+
+/// QEMU with a network out of nothing: no root, no helper, no option.
+fn by_one_line() -> Done {
+    println!("== A Debian kernel under QEMU (no KVM), an ordinary user, one line");
+    let scene = Scene::set(Road::AfXdp)?;
+    scene.host.sh(&format!("ip addr add {OURS} dev {UPLINK}"))?;
+    let qemu = scene.qemu();
+    let mut words = vec!["run".to_owned(), "--".to_owned(), qemu.program()?.display().to_string()];
+    words.extend(qemu.arguments()?);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    println!("   $ netreeve run -- qemu-system-x86_64 ...");
+    let mut command = scene.netreeve(&words);
+    command.env("XDG_RUNTIME_DIR", scene.path(""));
+    let guest = qemu.inside(&scene.host).boot_by(command)?;
+    guest.ok("ip link set eth0 up
+        printf '#!/bin/sh\\n[ $1 = bound ] && ip addr add $ip/$mask dev eth0 && ip route add default via $router\\n' >/tmp/up
+        chmod +x /tmp/up; udhcpc -i eth0 -n -q -f -t 10 -T 1 -s /tmp/up")?;
+    let lease = guest.ok("ip -4 -o addr show eth0")?;
+    println!("   guest: {}", lease.split_whitespace().skip(2).take(2).collect::<Vec<_>>().join(" "));
+    let server = iperf_server(&scene.far, 5201)?;
+    let out = iperf_from_guest(&guest, FAR4, server.port, SECONDS, "")?;
+    let back = iperf_from_guest(&guest, FAR4, server.port, SECONDS, "-R")?;
+    println!("   iperf3: {} out, {} back", gigabits(out), gigabits(back));
+    guest.power_off(PATIENCE)
 }
 
 /// A guest that has the uplink's receive queue to itself.
