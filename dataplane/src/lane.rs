@@ -310,10 +310,7 @@ impl Lane {
 
     /// Takes an end's link down or up.
     pub fn set_off(&mut self, side: Side, off: bool) {
-        match side {
-            Side::Netdev => self.off.0 = off,
-            Side::Device => self.off.1 = off,
-        }
+        *(if side == Side::Netdev { &mut self.off.0 } else { &mut self.off.1 }) = off;
         self.rewire();
     }
 
@@ -344,26 +341,17 @@ impl Lane {
 
     /// The port at an end.
     pub fn port(&mut self, side: Side) -> &mut dyn Port {
-        match side {
-            Side::Netdev => self.netdev.as_mut(),
-            Side::Device => self.device.as_mut(),
-        }
+        self.place(side).as_mut()
     }
 
     /// The place of the port at an end, for a filter to be put around it. The lane is rewired by whoever does that.
     pub fn place(&mut self, side: Side) -> &mut Box<dyn Port> {
-        match side {
-            Side::Netdev => &mut self.netdev,
-            Side::Device => &mut self.device,
-        }
+        if side == Side::Netdev { &mut self.netdev } else { &mut self.device }
     }
 
     /// The port is of no use until it is connected anew.
     pub fn set_dead(&mut self, side: Side, dead: bool) {
-        match side {
-            Side::Netdev => self.dead.0 = dead,
-            Side::Device => self.dead.1 = dead,
-        }
+        *(if side == Side::Netdev { &mut self.dead.0 } else { &mut self.dead.1 }) = dead;
         self.rewire();
     }
 
@@ -428,6 +416,16 @@ impl Lane {
     #[must_use]
     pub fn stats(&self, side: Side) -> Stats {
         if side == Side::Netdev { self.netdev.stats() } else { self.device.stats() }
+    }
+
+    /// What did not come by the lane waits for this end to take it, while its peer has nothing for it.
+    #[must_use]
+    pub fn is_stuck(&self, taker: Side) -> bool {
+        let (path, to) = match taker {
+            Side::Netdev => (&self.to_netdev, &self.netdev),
+            Side::Device => (&self.to_device, &self.device),
+        };
+        path.takes.withheld && to.is_stuck()
     }
 
     /// One pass in the direction that `giver` gives.

@@ -38,7 +38,7 @@ pub use moves::Cannot;
 use patience::Patience;
 pub use patience::Waits;
 pub use place::BUDGET;
-use place::{Place, Stand, State, turns};
+use place::{Place, Stand, State, arm, nudge, turns};
 
 /// Rounds before events are looked for while no lane is watched: only control can wait then.
 const UNWATCHED: u8 = 8;
@@ -232,6 +232,7 @@ impl Worker {
                         rewire = true;
                     }
                 }
+                nudge(&lane, &mut place);
             }
             moved |= here;
             place.count(here);
@@ -320,7 +321,14 @@ impl Worker {
         for why in whys.into_iter().filter_map(|(on, why)| on.then_some(why)) {
             let Some(mut lane) = floor.lane(reg.seat.lane) else { return false };
             match lane.event(reg.seat.side, reg.fd, why) {
-                Ok(change) if change == Change::default() => drop(lane),
+                Ok(change) if change == Change::default() => {
+                    if let Some((at, mut place)) = reg.place.and_then(|at| Some((at, *self.places.get(at)?)))
+                        && nudge(&lane, &mut place)
+                    {
+                        self.put(at, place);
+                    }
+                    drop(lane);
+                }
                 Ok(change) => {
                     drop(lane);
                     match out {
@@ -447,18 +455,6 @@ impl Worker {
                 Interest::Control => r.control = true,
                 Interest::Gone => r.gone = true,
             }
-        }
-    }
-}
-
-/// Arms the notifications of the paths that wait; one that finds work is ready again.
-fn arm(floor: &Floor, place: &mut Place) {
-    let Some(mut lane) = floor.lane(place.lane) else { return };
-    for giver in [Side::Device, Side::Netdev] {
-        let stand = place.stand(giver);
-        if stand.state != State::Ready && !stand.armed {
-            let work = lane.arm(giver, stand.state == State::Full);
-            place.set(giver, if work { Stand::READY } else { Stand { armed: true, ..stand } });
         }
     }
 }

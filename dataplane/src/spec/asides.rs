@@ -8,6 +8,13 @@ use crate::fault::{Exit, Fault};
 use crate::port::stream::framing::Framing;
 
 impl Config {
+    /// Ports that no wire joins.
+    pub fn unjoined(&self) -> impl Iterator<Item = &Port> {
+        let aside = |i: usize| self.steps().any(|s| s.asides().any(|a| a == i));
+        let joined = move |i: usize| self.wires.iter().any(|w| w.netdev == i || w.device == i) || aside(i);
+        self.ports.iter().enumerate().filter(move |(i, _)| !joined(*i)).map(|(_, p)| p)
+    }
+
     /// Filters that put frames out at a port or take frames from one.
     pub(super) fn steps(&self) -> impl Iterator<Item = &Step> {
         self.filters.iter().filter_map(|f| if let Filter::Step(s) = f { Some(s) } else { None })

@@ -262,13 +262,6 @@ impl Config {
         Ok(())
     }
 
-    /// Ports that no wire joins.
-    pub fn unjoined(&self) -> impl Iterator<Item = &Port> {
-        let aside = |i: usize| self.steps().any(|s| s.asides().any(|a| a == i));
-        let joined = move |i: usize| self.wires.iter().any(|w| w.netdev == i || w.device == i) || aside(i);
-        self.ports.iter().enumerate().filter(move |(i, _)| !joined(*i)).map(|(_, p)| p)
-    }
-
     /// Rules across ports.
     fn check(&mut self) -> Result<(), Fault> {
         let of = |p: &Port| match p.kind {

@@ -105,6 +105,7 @@ impl Port for Stage {
         }
         let change = self.inner.event(fd, why)?;
         self.follow(change);
+        self.resume()?;
         Ok(change)
     }
 
@@ -135,6 +136,8 @@ impl Port for Stage {
     fn peer_up(&mut self, up: bool) {
         if let Some(s) = &mut self.steps {
             s.peer_up = up;
+            // Nobody would hear of it.
+            s.stuck &= up;
         }
         self.inner.peer_up(up);
     }

@@ -30,6 +30,8 @@ pub(super) struct Steps {
     had_turn: bool,
     /// What a filter puts in stays there: the port takes nothing now.
     pub(super) stuck: bool,
+    /// And not because the port takes nothing, but so that others have their turn.
+    paused: bool,
     /// The port did not take all that the lane offered: that comes again first.
     pub(super) lane_waits: bool,
     /// Frames can pass to and from the lane's other end.
@@ -45,6 +47,7 @@ impl Default for Steps {
             giving: None,
             had_turn: false,
             stuck: false,
+            paused: false,
             lane_waits: false,
             // Until it is told: a frame too many waits rather than is lost.
             peer_up: true,
@@ -145,18 +148,24 @@ impl Stage {
         }
         let (from, end) = (self.links.len(), b.len());
         let (passed, taken) = self.offer(from, b);
+        let mut waited = false;
         let result = match taken {
             Some(n) => Ok(n),
             None => {
                 let sent = self.inner.send(b);
                 if let (Some(s), Ok(n)) = (&mut self.steps, &sent) {
-                    s.lane_waits = *n < end;
+                    waited = std::mem::replace(&mut s.lane_waits, *n < end);
                 }
                 sent
             }
         };
-        self.tell(passed..from, b, result.as_ref().map_or(0, |n| *n));
-        result
+        let n = result.as_ref().map_or(0, |n| *n);
+        self.tell(passed..from, b, n);
+        if result? == end && waited {
+            // What waited behind it.
+            self.pump()?;
+        }
+        Ok(n)
     }
 
     /// Offers frames on their way to the port to the filters below place `from`. The first of those that let them pass,
@@ -193,12 +202,14 @@ impl Stage {
     }
 
     fn pump_with(&mut self, s: &mut Steps) -> io::Result<()> {
-        s.stuck = false;
+        (s.stuck, s.paused) = (false, false);
         let mut batches = 0;
         for at in 0..self.links.len() {
             while self.links.get(at).is_some_and(|l| l.filter.waiting(Way::Rx) > 0) {
                 batches += 1;
-                if batches > AT_ONCE {
+                if batches > AT_ONCE && s.peer_up {
+                    // Others have their turn; then it goes on as after any wait.
+                    (s.stuck, s.paused) = (true, true);
                     return Ok(());
                 }
                 s.batch.clear();
@@ -282,7 +293,18 @@ impl Stage {
             // Its own descriptor wakes us.
             return false;
         }
-        self.inner.arm_takes()
+        let paused = self.steps.as_ref().is_some_and(|s| s.stuck && s.paused);
+        let takes = paused || self.inner.arm_takes();
+        // What died is found out by the next turn.
+        if takes && self.is_stuck() && self.pump().is_err() {
+            return true;
+        }
+        takes
+    }
+
+    /// The port may take frames again.
+    pub(super) fn resume(&mut self) -> io::Result<()> {
+        if self.is_stuck() { self.pump() } else { Ok(()) }
     }
 
     /// A descriptor is readable; none: it is no filter's.

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use super::Floor;
 use crate::lane::{Lane, Outcome, Side};
 
 /// Turns of one path before the next lane has its turn.
@@ -113,4 +114,29 @@ pub(super) fn turns(lane: &mut Lane, giver: Side) -> Came {
         }
     }
     came
+}
+
+/// Arms the notifications of the paths that wait; one that finds work is ready again.
+pub(super) fn arm(floor: &Floor, place: &mut Place) {
+    let Some(mut lane) = floor.lane(place.lane) else { return };
+    for giver in [Side::Device, Side::Netdev] {
+        let stand = place.stand(giver);
+        if stand.state != State::Ready && !stand.armed {
+            let work = lane.arm(giver, stand.state == State::Full);
+            place.set(giver, if work { Stand::READY } else { Stand { armed: true, ..stand } });
+        }
+    }
+}
+
+/// A path that is dry, but whose taker is stuck, is tried again: then it is full, and hears when that is over. True: so
+/// it is.
+pub(super) fn nudge(lane: &Lane, place: &mut Place) -> bool {
+    let mut stuck = false;
+    for taker in Side::BOTH {
+        if place.stand(taker.peer()).state == State::Dry && lane.is_stuck(taker) {
+            place.set(taker.peer(), Stand::READY);
+            stuck = true;
+        }
+    }
+    stuck
 }

@@ -18,7 +18,7 @@ impl Wire {
         p
     }
 
-    fn control(&self, command: &str, arguments: &str) -> String {
+    pub(crate) fn control(&self, command: &str, arguments: &str) -> String {
         use std::io::{BufRead, BufReader, Write};
         let mut s = std::os::unix::net::UnixStream::connect(self.dir.join("ctl")).unwrap();
         s.set_read_timeout(Some(PATIENCE)).unwrap();

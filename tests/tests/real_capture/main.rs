@@ -13,6 +13,7 @@
 mod live;
 mod load;
 mod read;
+mod steps;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,6 +40,10 @@ impl Wire {
     }
 
     fn with(pairs: usize, objects: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+        Self::more(pairs, objects, &[], prepare)
+    }
+
+    fn more(pairs: usize, objects: &[&str], more: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let id = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("netreeve-{}-capture{id}", netreeve_tests::proc::mark()));
@@ -51,6 +56,7 @@ impl Wire {
         if pairs > 1 {
             c.args(["--workers", &pairs.to_string()]);
         }
+        c.args(more);
         objects.iter().for_each(|o| {
             c.args(["--object", o]);
         });
