@@ -32,7 +32,7 @@ use crate::port::absent::Absent;
 use crate::port::hub::Hubs;
 use crate::port::{Change, Left, Piece, Port, Queues};
 use crate::sandbox::call::{Call, Cond};
-use crate::sandbox::seccomp::LOCKS;
+use crate::sandbox::seccomp::{CHANNEL, LOCKS};
 use crate::sandbox::{self, Needs};
 use crate::stage::aside::Asides;
 use crate::worker::{Floor, NOBODY, Outside, Seated, Worker};
@@ -50,7 +50,8 @@ pub const CALLS: &[Call] = &[
     Call::only(libc::SYS_fcntl, &[Cond::is(1, 1)]),
     // From the supervisor and to it, with descriptors.
     Call::any(libc::SYS_recvmsg),
-    Call::any(libc::SYS_sendmsg),
+    // Nothing else is sent by it: a message can name whom it goes to, where no filter sees it.
+    Call::only(libc::SYS_sendmsg, &[Cond::is(0, CHANNEL)]),
 ];
 
 /// Descriptors that may come or be made later: connections, guest memory (64 regions), two or three eventfds a ring.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -14,15 +15,16 @@ use netreeve_shared::codec::{self, Header};
 use super::KIND;
 use crate::handover::{FromDataplane, ToDataplane};
 
-/// The channel, and how many messages went.
+/// The channel, and how many messages went. It is closed by the process's end: the filter keeps its number from naming
+/// anything else, and so from being closed.
 pub(super) struct Link {
-    pub(super) channel: Channel,
+    pub(super) channel: ManuallyDrop<Channel>,
     sequence: u32,
 }
 
 impl Link {
     pub(super) fn new(channel: Channel) -> Self {
-        Self { channel, sequence: 0 }
+        Self { channel: ManuallyDrop::new(channel), sequence: 0 }
     }
 
     pub(super) fn say(&mut self, m: &FromDataplane) -> io::Result<()> {

@@ -21,6 +21,8 @@ pub struct Cond {
     pub mask: u64,
     /// What they must be.
     pub value: u64,
+    /// What they must not be, rather (all 32 bits count then).
+    pub not: bool,
 }
 
 impl Call {
@@ -41,18 +43,30 @@ impl Cond {
     /// Argument `arg`, as 32 bits, is `value` (file descriptors, ioctl requests, flags).
     #[must_use]
     pub const fn is(arg: u8, value: u32) -> Self {
-        Self { arg, mask: 0xffff_ffff, value: value as u64 }
+        Self { arg, mask: 0xffff_ffff, value: value as u64, not: false }
+    }
+
+    /// Argument `arg`, as 32 bits, is anything but `value`.
+    #[must_use]
+    pub const fn is_not(arg: u8, value: u32) -> Self {
+        Self { arg, mask: 0xffff_ffff, value: value as u64, not: true }
+    }
+
+    /// The bits `mask` of argument `arg` are `value`.
+    #[must_use]
+    pub const fn bits(arg: u8, mask: u64, value: u64) -> Self {
+        Self { arg, mask, value, not: false }
     }
 
     /// Argument `arg`, as 64 bits, is zero (a null pointer).
     #[must_use]
     pub const fn null(arg: u8) -> Self {
-        Self { arg, mask: u64::MAX, value: 0 }
+        Self { arg, mask: u64::MAX, value: 0, not: false }
     }
 
     /// No bit of `bits` is set in argument `arg`.
     #[must_use]
     pub const fn without(arg: u8, bits: u64) -> Self {
-        Self { arg, mask: bits, value: 0 }
+        Self { arg, mask: bits, value: 0, not: false }
     }
 }

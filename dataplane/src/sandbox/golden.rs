@@ -37,6 +37,7 @@ fn name(nr: i64) -> String {
 
 fn condition(c: &Cond) -> String {
     match c.mask {
+        _ if c.not => format!("a{} != {:#x}", c.arg, c.value),
         u64::MAX | 0xffff_ffff => format!("a{} == {:#x}", c.arg, c.value),
         m => format!("a{} & {m:#x} == {:#x}", c.arg, c.value),
     }

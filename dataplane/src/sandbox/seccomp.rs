@@ -23,6 +23,8 @@ use super::call::{Call, Cond};
 const PROT_EXEC: u64 = 4;
 /// `FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME` do not count.
 const FUTEX_OP: u64 = 0xffff_ffff & !(128 | 256);
+/// The supervisor's channel.
+pub const CHANNEL: u32 = netreeve_shared::channel::INHERITED.cast_unsigned();
 /// Pins the signal of `tgkill`; the process id is added when the filter is compiled.
 const SIGABRT: Cond = Cond::is(2, 6);
 
@@ -30,7 +32,8 @@ const SIGABRT: Cond = Cond::is(2, 6);
 pub const CORE: &[Call] = &[
     // The last words of a bug, on standard error. (What is held was handed over or made by a declared call.)
     Call::any(libc::SYS_write),
-    Call::any(libc::SYS_close),
+    // But the supervisor's channel: its number shall name nothing else, for only there `sendmsg` is allowed.
+    Call::only(libc::SYS_close, &[Cond::is_not(0, CHANNEL)]),
     // The event loop, made anew when descriptors change. Without a signal mask: it has none to change.
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_epoll_wait),
@@ -41,7 +44,7 @@ pub const CORE: &[Call] = &[
     // Memory: the allocator's, and regions that a VMM hands over. Never executable, and what is mapped never moves to
     // an address of somebody's choice (MREMAP_MAYMOVE alone).
     NOT_EXECUTABLE,
-    Call::only(libc::SYS_mremap, &[Cond { arg: 3, mask: u64::MAX, value: 1 }]),
+    Call::only(libc::SYS_mremap, &[Cond::bits(3, u64::MAX, 1)]),
     Call::any(libc::SYS_munmap),
     Call::any(libc::SYS_brk),
     // musl's allocator keeps parts of its heap unreadable until they are used.
@@ -67,10 +70,10 @@ pub const CORE: &[Call] = &[
 /// What several threads need in addition: to wait for each other and to wake each other, without priorities and
 /// requeueing. Declared by whoever starts threads; they never end, so nothing is there for their end.
 pub const LOCKS: &[Call] = &[
-    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 0 }]),
-    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 1 }]),
-    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 9 }]),
-    Call::only(libc::SYS_futex, &[Cond { arg: 1, mask: FUTEX_OP, value: 10 }]),
+    Call::only(libc::SYS_futex, &[Cond::bits(1, FUTEX_OP, 0)]),
+    Call::only(libc::SYS_futex, &[Cond::bits(1, FUTEX_OP, 1)]),
+    Call::only(libc::SYS_futex, &[Cond::bits(1, FUTEX_OP, 9)]),
+    Call::only(libc::SYS_futex, &[Cond::bits(1, FUTEX_OP, 10)]),
 ];
 
 const NOT_EXECUTABLE: Call = Call::only(libc::SYS_mmap, &[Cond::without(2, PROT_EXEC)]);
@@ -143,6 +146,7 @@ pub const CHECKED: &[libc::c_long] = &[
     libc::SYS_setsockopt,
     libc::SYS_getsockopt,
     libc::SYS_sendto,
+    libc::SYS_sendmmsg,
     libc::SYS_madvise,
     libc::SYS_futex,
     libc::SYS_epoll_pwait,
@@ -151,7 +155,8 @@ pub const CHECKED: &[libc::c_long] = &[
 ];
 
 /// Ports may repeat these as they are in [`CORE`], and not otherwise.
-pub const OURS: &[libc::c_long] = &[libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_tgkill];
+pub const OURS: &[libc::c_long] =
+    &[libc::SYS_close, libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_tgkill];
 
 /// What of [`NEVER`] may be declared all the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -289,6 +294,7 @@ fn permitted(call: &Call, licence: Licence) -> Result<(), SandboxError> {
 /// 32 bits where the condition looks at no more: the kernel takes descriptors, requests and flags as `int`.
 fn condition(c: &Cond) -> Result<SeccompCondition, seccompiler::BackendError> {
     let (len, op) = match c.mask {
+        0xffff_ffff if c.not => (SeccompCmpArgLen::Dword, SeccompCmpOp::Ne),
         0xffff_ffff => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq),
         u64::MAX => (SeccompCmpArgLen::Qword, SeccompCmpOp::Eq),
         m if m <= 0xffff_ffff => (SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(m)),

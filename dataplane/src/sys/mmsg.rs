@@ -1,4 +1,5 @@
-//! Datagrams by the batch: `recvmmsg(2)` and `sendmmsg(2)`.
+//! Datagrams by the batch: `recvmmsg(2)` and `sendmmsg(2)`, or a `writev(2)` for each where the filter is to see that
+//! nobody is named: [`Outgoing::send_each`].
 //!
 //! Neither ever waits, and neither names an address to the kernel, but for answers from a bound socket
 //! ([`Outgoing::towards`]): who receives is what the socket is connected to. The kernel's own cutting and joining of equal datagrams (`UDP_SEGMENT`, `UDP_GRO`, linux/udp.h) is said for each message.
@@ -22,8 +23,9 @@ pub const SEND_FLAGS: u32 = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL).cast_unsig
 /// Most runs of memory in one call.
 const PARTS: usize = 512;
 /// `SOL_UDP` and its options (linux/udp.h).
-const SOL_UDP: i32 = 17;
-const UDP_SEGMENT: i32 = 103;
+pub const SOL_UDP: i32 = 17;
+/// The size that a socket's messages are cut to.
+pub const UDP_SEGMENT: i32 = 103;
 const UDP_GRO: i32 = 104;
 /// Bytes of a `struct cmsghdr` with a number behind it (`CMSG_SPACE`), and its length with one of 32 bits, as the kernel
 /// gives it, and of 16, as it takes it (`CMSG_LEN`).
@@ -182,6 +184,19 @@ fn cut(segment: u16) -> Note {
     Note(raw)
 }
 
+/// What a UDP socket cuts its messages to: 0: it does not, none: nobody knows. To be kept with the socket.
+pub type Cutting = Option<u16>;
+
+/// Has a UDP socket cut what it is given to send into datagrams of `segment` bytes; 0: it does not.
+fn set_cut(fd: BorrowedFd<'_>, segment: u16) -> Result<()> {
+    let value = libc::c_int::from(segment);
+    let len = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    let at = (&raw const value).cast();
+    // SAFETY: an int of `len` bytes that outlives the call.
+    let done = unsafe { libc::setsockopt(fd.as_raw_fd(), SOL_UDP, UDP_SEGMENT, at, len) };
+    if done < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
 /// One message to be sent: the end of its parts, and how it is to be cut.
 #[derive(Clone, Copy, Debug, Default)]
 struct Message {
@@ -323,6 +338,56 @@ impl<'a> Outgoing<'a> {
             unsafe { libc::syscall(libc::SYS_sendmmsg, fd.as_raw_fd(), headers.as_mut_ptr(), n, SEND_FLAGS) };
         usize::try_from(done).map_err(|_| Error::last_os_error())
     }
+
+    /// Sends them in order by a call each, which cannot name an address: who receives is what the socket is connected to,
+    /// whoever has this process in his hands. Says how many were taken. The socket must be non-blocking; `cutting` is
+    /// `Some(0)` for one that is not UDP.
+    ///
+    /// # Errors
+    /// The kernel's about the first message.
+    pub fn send_each(&self, fd: BorrowedFd<'_>, cutting: &mut Cutting) -> Result<usize> {
+        let mut from = 0;
+        for (i, m) in self.list.iter().take(self.n).enumerate() {
+            let parts = self.iov.get(from..m.end).unwrap_or_default();
+            match prepare(fd, m.segment, parts, cutting).and_then(|()| write(fd, parts)) {
+                Ok(()) => from = m.end,
+                Err(e) if i == 0 => return Err(e),
+                // The next call hears it again.
+                Err(_) => return Ok(i),
+            }
+        }
+        Ok(self.n)
+    }
+}
+
+/// Has the socket cut a message as it is to be cut. One that is not may be sent by a socket that cuts longer ones.
+fn prepare(
+    fd: BorrowedFd<'_>,
+    segment: u16,
+    parts: &[MaybeUninit<libc::iovec>],
+    cutting: &mut Cutting,
+) -> Result<()> {
+    // SAFETY: the parts of a message that was gathered are written (`Outgoing::put`).
+    let lens = parts.iter().map(|v| unsafe { v.assume_init_ref() }.iov_len);
+    let right = match (*cutting, segment) {
+        (Some(0), 0) => true,
+        (Some(size), 0) => lens.sum::<usize>() <= usize::from(size),
+        (now, size) => now == Some(size),
+    };
+    if right {
+        return Ok(());
+    }
+    *cutting = None;
+    set_cut(fd, segment)?;
+    *cutting = Some(segment);
+    Ok(())
+}
+
+fn write(fd: BorrowedFd<'_>, parts: &[MaybeUninit<libc::iovec>]) -> Result<()> {
+    // SAFETY: the parts of a message that was gathered are written, from slices that live as long as what gathered them,
+    // and from segments, which describe mapped memory.
+    let done = unsafe { libc::syscall(libc::SYS_writev, fd.as_raw_fd(), parts.as_ptr(), parts.len()) };
+    if done < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -385,6 +450,44 @@ mod tests {
             assert_eq!(b.recv_from(&mut got).unwrap(), (6, a.local_addr().unwrap()));
             assert_eq!(b.recv(&mut got).unwrap(), 3);
         }
+    }
+
+    #[test]
+    fn one_by_one_they_are_cut_as_the_socket_was_told_last() {
+        let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        a.connect(b.local_addr().unwrap()).unwrap();
+        b.set_nonblocking(true).unwrap();
+        let mem = Buf::new(8192).unwrap();
+        mem.seg(0, 8).copy_in(b"bodybody");
+        let mut out = Outgoing::new();
+        out.private(b"head ");
+        out.shared(&[mem.seg(0, 4)]);
+        out.finish(0);
+        out.private(b"12341234123");
+        out.finish(4);
+        out.private(b"abc");
+        out.finish(0);
+        out.private(b"longer");
+        out.finish(0);
+        let mut cutting = None;
+        assert_eq!(out.send_each(a.as_fd(), &mut cutting).unwrap(), 4);
+        assert_eq!(cutting, Some(0), "the longer one is whole because the socket no longer cuts");
+        let segs: Vec<Seg> = (0..64).map(|i| mem.seg(i * 100, 16)).collect();
+        let mut incoming = Incoming::new(false);
+        let lens: Vec<_> = incoming.recv(b.as_fd(), &segs).unwrap().iter().map(|g| g.len).collect();
+        assert_eq!(lens, [9, 4, 4, 3, 3, 6]);
+        // A socket that refuses is at fault for the message that it refuses, and for no other.
+        let mut out = Outgoing::new();
+        for bytes in [&b"ok"[..], &[0; 70_000]] {
+            out.private(bytes);
+            out.finish(0);
+        }
+        assert_eq!(out.send_each(a.as_fd(), &mut cutting).unwrap(), 1);
+        let mut out = Outgoing::new();
+        out.private(&[0; 70_000]);
+        out.finish(0);
+        let e = out.send_each(a.as_fd(), &mut cutting).unwrap_err();
+        assert_eq!(e.raw_os_error(), Some(libc::EMSGSIZE));
     }
 
     #[test]

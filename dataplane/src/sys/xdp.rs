@@ -44,11 +44,9 @@ pub fn statistics(fd: BorrowedFd<'_>) -> Result<libc::xdp_statistics> {
 /// # Errors
 /// The kernel's.
 pub fn kick_tx(fd: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: all zero is a valid msghdr: no data and no address.
-    let none: libc::msghdr = unsafe { std::mem::zeroed() };
-    // By a message, because the filter allows that call anyway.
-    // SAFETY: the header is valid for the call, and the kernel only reads it.
-    let r = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const none, libc::MSG_DONTWAIT) };
+    let (data, address) = (std::ptr::null(), std::ptr::null());
+    // SAFETY: no data and no address.
+    let r = unsafe { libc::sendto(fd.as_raw_fd(), data, 0, libc::MSG_DONTWAIT, address, 0) };
     if r < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 

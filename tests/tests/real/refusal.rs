@@ -60,8 +60,12 @@ fn nobody_holds_more_than_he_needs() {
             (0, 0, 0),
             "{helper:?}"
         );
-        // NET_ADMIN, NET_RAW, IPC_LOCK, BPF and nothing else.
-        assert_eq!(helper.caps.permitted & !(1 << 12 | 1 << 13 | 1 << 14 | 1 << 39), 0, "{helper:?}");
+        // NET_BIND_SERVICE, NET_ADMIN, NET_RAW, IPC_LOCK, BPF and nothing else.
+        assert_eq!(
+            helper.caps.permitted & !(1 << 10 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 39),
+            0,
+            "{helper:?}"
+        );
         assert!(helper.no_new_privs && helper.seccomp == 2, "{helper:?}");
         let supervisor = look(house.reeve.proc.pid(), beside).unwrap();
         assert_eq!((supervisor.uid, supervisor.caps.permitted), (USER, 0), "{supervisor:?}");

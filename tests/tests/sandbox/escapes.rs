@@ -215,6 +215,14 @@ escapes! { ESCAPES:
     "connect re-targets a held UDP socket", [EACCES, EPERM, ENETUNREACH, EINVAL], |h| { let to = inet([192, 0, 2, 9], 9); sys!(libc::SYS_connect, h.udp, &raw const to, 16) };
     "sendto with an address", [], |h| { let to = inet([127, 0, 0, 1], 9); sys!(libc::SYS_sendto, h.udp, h.buffer, 1, 0, &raw const to, 16) };
     "sendmmsg with addresses", [], |h| { let m = sendmsg_to(h); sys!(libc::SYS_sendmmsg, h.udp, &raw const m, 1, 0) };
+    "sendmsg with an address", [], |h| { let m = sendmsg_to(h); sys!(libc::SYS_sendmsg, h.udp, &raw const m, 0) };
+    "sendmsg without one, but of a channel", [], |h| { let m: libc::msghdr = unsafe { zeroed() }; sys!(libc::SYS_sendmsg, h.stream, &raw const m, 0) };
+    "sendmsg opens a TCP connection", [], |h| { let m = sendmsg_to(h); sys!(libc::SYS_sendmsg, h.stream, &raw const m, libc::MSG_FASTOPEN) };
+    "sendto opens a TCP connection", [], |h| { let to = inet([192, 0, 2, 1], 9); sys!(libc::SYS_sendto, h.stream, h.buffer, 1, libc::MSG_FASTOPEN, &raw const to, 16) };
+    "close gives the channel's number free", [], |_| sys!(libc::SYS_close, 3);
+    "setsockopt IP_HDRINCL", [], |h| sys!(libc::SYS_setsockopt, h.udp, libc::IPPROTO_IP, libc::IP_HDRINCL, h.buffer, 4);
+    "setsockopt IPV6_HDRINCL", [], |h| sys!(libc::SYS_setsockopt, h.udp, libc::IPPROTO_IPV6, 36, h.buffer, 4);
+    "setsockopt UDP_ENCAP", [], |h| sys!(libc::SYS_setsockopt, h.udp, libc::SOL_UDP, 100, h.buffer, 4);
     "bind of a held socket", [EACCES, EINVAL, EPERM, EADDRNOTAVAIL], |h| { let at = inet([192, 0, 2, 1], 80); sys!(libc::SYS_bind, h.udp, &raw const at, 16) };
     "listen", [EINVAL, EOPNOTSUPP], |h| sys!(libc::SYS_listen, h.stream, 1);
     "setsockopt SO_BINDTODEVICE", [], |h| sys!(libc::SYS_setsockopt, h.udp, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, c"lo".as_ptr(), 2);

@@ -32,7 +32,8 @@ fn made(walls: &Walls, nr: i64, args: impl Fn() -> [u64; 6]) -> End {
 /// Arguments that `conds` allow and that do no harm: descriptor -1, address -1, nothing to read or write.
 fn allowed(nr: i64, conds: &[Cond]) -> [u64; 6] {
     let mut args = [u64::MAX, 0, 0, 0, 0, 0];
-    for c in conds {
+    // What is not to be something is something else already.
+    for c in conds.iter().filter(|c| !c.not) {
         let arg = &mut args[usize::from(c.arg)];
         *arg = *arg & !c.mask | c.value;
     }
@@ -45,7 +46,9 @@ fn allowed(nr: i64, conds: &[Cond]) -> [u64; 6] {
 
 fn allows(alternatives: &[Vec<Cond>], args: &[u64; 6]) -> bool {
     alternatives.is_empty()
-        || alternatives.iter().any(|a| a.iter().all(|c| args[usize::from(c.arg)] & c.mask == c.value))
+        || alternatives
+            .iter()
+            .any(|a| a.iter().all(|c| (args[usize::from(c.arg)] & c.mask == c.value) != c.not))
 }
 
 /// Runs `f` behind walls and fails with the lines that it writes.
@@ -110,10 +113,14 @@ fn every_condition_stops_what_differs_in_one_bit() {
         for (nr, alternatives) in union.iter() {
             for conds in alternatives {
                 for c in conds {
-                    for bit in (0..64).map(|n| 1_u64 << n).filter(|bit| c.mask & bit != 0) {
+                    let bits = (0..64).map(|n| 1_u64 << n).filter(|bit| c.mask & bit != 0);
+                    // What must not be is missed by being that, whatever the bits that do not count.
+                    let bits: Vec<u64> = if c.not { vec![0, 1 << 32, 1 << 63] } else { bits.collect() };
+                    for bit in bits {
                         let miss = || {
                             let mut args = allowed(nr, conds);
-                            args[usize::from(c.arg)] ^= bit;
+                            let arg = &mut args[usize::from(c.arg)];
+                            *arg = if c.not { c.value | bit } else { *arg ^ bit };
                             args
                         };
                         if allows(alternatives, &miss()) {

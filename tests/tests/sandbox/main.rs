@@ -30,6 +30,7 @@ use netreeve_dataplane::{engine, port};
 
 /// What a dataplane with every port and several threads may call.
 pub fn every_port() -> Vec<&'static [Call]> {
-    use port::{stream, tap, vhost_user, xsk};
-    vec![engine::CALLS, LOCKS, tap::CALLS, xsk::CALLS, vhost_user::CALLS, stream::CALLS]
+    use port::{dgram, hub, stream, tap, vhost_user, xsk};
+    let ports = [tap::CALLS, xsk::CALLS, vhost_user::CALLS, stream::CALLS, dgram::CALLS, hub::CALLS];
+    [engine::CALLS, LOCKS].into_iter().chain(ports).collect()
 }

@@ -26,6 +26,7 @@ use crate::port::dgram::outbox::Outbox;
 use crate::port::{Change, Interest, OpenError, Port, Queues, Traits, Watch};
 use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
+use crate::sys::fd::set_nonblocking;
 use crate::sys::mmsg;
 
 /// Whose datagrams are frames for us. (A connected socket has the kernel's own say before.)
@@ -63,10 +64,18 @@ impl Plan {
     }
 }
 
-/// What it calls once locked in. `sendmmsg` only as it is made here: it does not wait.
+/// What it calls once locked in. What sends names no address, and of a socket's options only the size that UDP's messages
+/// are cut to is set.
 pub const CALLS: &[Call] = &[
     Call::only(libc::SYS_recvmmsg, &[Cond::is(3, mmsg::RECV_FLAGS), Cond::null(4)]),
-    Call::only(libc::SYS_sendmmsg, &[Cond::is(3, mmsg::SEND_FLAGS)]),
+    Call::any(libc::SYS_writev),
+    Call::only(
+        libc::SYS_setsockopt,
+        &[Cond::is(1, mmsg::SOL_UDP.cast_unsigned()), Cond::is(2, mmsg::UDP_SEGMENT.cast_unsigned())],
+    ),
+    // A socket that is handed in later does not wait either.
+    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_GETFL.cast_unsigned())]),
+    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_SETFL.cast_unsigned())]),
     // fdkind::socket, for a connection that is handed in later.
     Call::only(libc::SYS_getsockopt, &[Cond::is(1, 1)]),
 ];
@@ -116,9 +125,10 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
     })])
 }
 
+/// It is a socket of ours; it does not wait from now on.
 fn check(fd: &OwnedFd) -> io::Result<()> {
     match fdkind::socket(fd.as_fd())?.kind {
-        libc::SOCK_DGRAM | libc::SOCK_RAW => Ok(()),
+        libc::SOCK_DGRAM | libc::SOCK_RAW => set_nonblocking(fd.as_fd()),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     }
 }

@@ -1,4 +1,4 @@
-//! Sending frames as datagrams, a batch with each call.
+//! Sending frames as datagrams.
 //!
 //! Frames of one length that follow each other go to the kernel as one message, which it cuts into datagrams itself
 //! (UDP's segmentation): the stack is passed once for all of them. What is on the link is the same.
@@ -14,7 +14,7 @@ use crate::frame::{BATCH, Batch, Frame};
 use crate::port::dgram::l2tp::{Counter, Head, Session};
 use crate::port::dgram::{Plan, is_wait};
 use crate::stats::{Reason, Stats};
-use crate::sys::mmsg::Outgoing;
+use crate::sys::mmsg::{Cutting, Outgoing};
 
 /// Most bytes of datagrams that go as one message: less than an IPv4 packet holds.
 const MOST: u32 = 65_000;
@@ -27,6 +27,8 @@ pub(super) struct Outbox {
     count: u32,
     /// Datagrams shorter than this may be cut by the kernel; 0: none.
     cut_below: u32,
+    /// What the socket cuts to now.
+    cutting: Cutting,
     /// What the kernel is short of is waited for.
     waits: bool,
     /// How often it was, one time after the other.
@@ -60,8 +62,9 @@ enum Verdict {
 
 impl Outbox {
     pub(super) fn new(plan: &Plan) -> Self {
-        let cut_below = if plan.cut { u32::MAX } else { 0 };
-        Self { l2tp: plan.l2tp, count: 0, cut_below, waits: plan.waits, short: 0 }
+        // What a UDP socket was told by a dataplane before us is unknown.
+        let (cut_below, cutting) = if plan.cut { (u32::MAX, None) } else { (0, Some(0)) };
+        Self { l2tp: plan.l2tp, count: 0, cut_below, cutting, waits: plan.waits, short: 0 }
     }
 
     /// Sends the frames of `b` that wait; says how many went or were passed over.
@@ -86,7 +89,7 @@ impl Outbox {
                 continue;
             }
             let first = runs.first().copied().unwrap_or_default();
-            match out.send(fd) {
+            match out.send_each(fd, &mut self.cutting) {
                 Ok(n) => {
                     let sent = runs.get(n.saturating_sub(1)).map_or(0, |r| r.end);
                     self.sent(rest.get(..sent).unwrap_or_default(), stats);
@@ -182,6 +185,11 @@ impl Outbox {
             // Longer than the way's packets, or a way on which the kernel does not cut.
             Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO | libc::EOPNOTSUPP) if first.segment > 0 => {
                 self.cut_below = self.cut_below.min(first.segment);
+                Verdict::Again
+            }
+            // Kernels measure what is not cut by the size to cut to as well, if one is set.
+            Some(libc::EINVAL | libc::EMSGSIZE) if self.cutting.is_some_and(|size| size > 0) => {
+                self.cutting = None;
                 Verdict::Again
             }
             Some(libc::EINTR) => Verdict::Again,

@@ -20,7 +20,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use netreeve_shared::fdkind;
 use netreeve_shared::vnet::Vnet;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{Shutdown, shutdown};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +31,7 @@ use crate::port::stream::outbox::{Outbox, Stop, is_full, send_packets};
 use crate::port::{Change, FarEnd, Interest, Offloads, OpenError, Port, Queues, Traits, Watch};
 use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
+use crate::sys::fd::set_nonblocking;
 use crate::sys::io as sys;
 
 /// A stream as the dataplane opens it.
@@ -53,15 +53,18 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_recvfrom),
     // No address: a stream's descriptor sends to nobody but its peer.
     Call::only(libc::SYS_sendto, &[Cond::null(4)]),
-    Call::any(libc::SYS_sendmsg),
+    Call::any(libc::SYS_writev),
+    // Connections do not wait, wherever they come from.
+    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_GETFL.cast_unsigned())]),
+    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_SETFL.cast_unsigned())]),
     Call::any(libc::SYS_accept4),
     Call::any(libc::SYS_shutdown),
     // fdkind::socket, for a connection that is handed in later.
     Call::only(libc::SYS_getsockopt, &[Cond::is(1, 1)]),
 ];
 
-/// What opening one calls in addition, once locked in: a listening socket that does not wait.
-pub const OPENS: &[Call] = &[Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_SETFL.cast_unsigned())])];
+/// What opening one calls in addition, once locked in: nothing.
+pub const OPENS: &[Call] = &[];
 
 /// Space in the inbox below which a read is not worth its call while frames are there.
 const WORTH: u32 = 4096;
@@ -117,11 +120,10 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
     if let Some(fd) = fd {
         check(&fd, plan).map_err(fail("a descriptor is not the stream socket that was said"))?;
         if plan.server {
-            let nonblock = FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK);
-            let set = fcntl(fd.as_fd(), nonblock);
-            set.map_err(|e| fail("a listening socket cannot be made non-blocking")(e.into()))?;
+            set_nonblocking(fd.as_fd()).map_err(fail("a listening socket cannot be made non-blocking"))?;
             port.listener = Some(fd);
         } else {
+            set_nonblocking(fd.as_fd()).map_err(fail("a connection cannot be made non-blocking"))?;
             port.begin(fd);
         }
     }
@@ -426,6 +428,7 @@ impl Port for Stream {
             return Err(io::ErrorKind::Unsupported.into());
         }
         check(&fd, &self.plan)?;
+        set_nonblocking(fd.as_fd())?;
         Ok(self.begin(fd))
     }
 

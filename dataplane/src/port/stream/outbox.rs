@@ -148,7 +148,7 @@ impl Outbox {
             let before = prefixes.get(frames..).unwrap_or_default();
             let mut parts = Gather::<PARTS>::new();
             let n = Self::gather::<F>(b, rest, before, &mut parts);
-            let done = if parts.bytes() == 0 { Ok(0) } else { parts.sendmsg(fd, FLAGS) };
+            let done = if parts.bytes() == 0 { Ok(0) } else { parts.writev(fd) };
             let all = rest.iter().zip(before).take(n);
             let whole = match done {
                 Ok(done) if done == parts.bytes() => {
@@ -231,7 +231,7 @@ pub(super) fn send_packets(
             // Counted by whoever counts what was passed over.
             continue;
         }
-        match parts.sendmsg(fd, FLAGS) {
+        match parts.writev(fd) {
             Ok(_) => done(f, None),
             // Larger than what the socket's buffer may ever hold.
             Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => done(f, Some(Reason::Refused)),

@@ -48,7 +48,7 @@ pub const CALLS: &[Call] = &[
     // flag than to wait: no polling thread is woken, no ring is named by anything but its descriptor.
     Call::only(
         libc::SYS_io_uring_enter,
-        &[Cond { arg: 3, mask: !(uring::GETEVENTS as u64) & 0xffff_ffff, value: 0 }, Cond::null(4)],
+        &[Cond::without(3, !(uring::GETEVENTS as u64) & 0xffff_ffff), Cond::null(4)],
     ),
     Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_OFFLOAD)]),
     // A queue leaves its own tap and comes back to it; to another it cannot go.

@@ -67,7 +67,6 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_accept4),
     Call::any(libc::SYS_recvmsg),
     Call::any(libc::SYS_shutdown),
-    Call::any(libc::SYS_close),
     // Descriptors it sends: what are they, and never let them block.
     Call::any(libc::SYS_fstat),
     Call::any(libc::SYS_fstatfs),

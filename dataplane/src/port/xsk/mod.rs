@@ -62,7 +62,8 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_read),
     // Relative, and without asking for the old setting.
     Call::only(libc::SYS_timerfd_settime, &[Cond::is(1, 0), Cond::null(3)]),
-    Call::any(libc::SYS_sendmsg),
+    // No address.
+    Call::only(libc::SYS_sendto, &[Cond::null(4)]),
     Call::any(libc::SYS_recvmsg),
     // SOL_XDP and XDP_STATISTICS.
     Call::only(libc::SYS_getsockopt, &[Cond::is(1, 283), Cond::is(2, 7)]),
