@@ -43,12 +43,12 @@ fuzz_target!(|data: &[u8]| {
                 here.push_back(message);
             }
             1 => match inbox.next() {
-                Next::Frame { at, seg } => {
+                Next::Frame { at, seg, .. } => {
                     let want = here.pop_front().expect("no message");
                     assert_eq!(bytes(&seg), want);
                     given.push((at, want));
                 }
-                Next::Empty => {
+                Next::Empty { .. } => {
                     let want = here.pop_front().expect("no message");
                     assert!(want.is_empty());
                     // It comes again with the frame before it, if there is one to go back to.
