@@ -157,13 +157,21 @@ fn within<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Names of the ports that there are.
-fn ports(control: &str) -> Vec<String> {
+fn show(control: &str) -> Vec<Value> {
     let out = Command::new(NETREEVE).args(["show", control, "--json"]).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let all: Value = serde_json::from_slice(&out.stdout).unwrap();
-    let ports = all["ports"].as_array().unwrap_or_else(|| panic!("{all}"));
-    ports.iter().map(|p| p["id"].as_str().unwrap().to_owned()).collect()
+    all["ports"].as_array().unwrap_or_else(|| panic!("{all}")).clone()
+}
+
+/// Names of the ports that there are.
+fn ports(control: &str) -> Vec<String> {
+    show(control).iter().map(|p| p["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// A port's state.
+fn state(control: &str, id: &str) -> Value {
+    show(control).into_iter().find(|p| p["id"] == id).unwrap()["state"].take()
 }
 
 /// The switch, and a VM's stream on it.
@@ -368,4 +376,93 @@ fn a_switch_comes_and_goes_while_a_run_lasts() {
     let out = dial(1);
     assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains("connecting"), "{out:?}");
     assert_eq!(ports(&control), ["n0"]);
+}
+
+type Send = dyn FnMut(&[u8]);
+type Recv = dyn FnMut() -> Vec<u8>;
+
+/// One member's end of a hub.
+struct End {
+    send: Box<Send>,
+    recv: Box<Recv>,
+}
+
+/// A stream's end, with lengths of so many bytes.
+fn stream(path: &str, prefix: usize) -> End {
+    let mut tx = UnixStream::connect(path).unwrap();
+    let mut rx = tx.try_clone().unwrap();
+    rx.set_read_timeout(Some(PATIENCE)).unwrap();
+    let send = move |f: &[u8]| {
+        let len = (f.len() as u32).to_be_bytes();
+        tx.write_all(&[&len[4 - prefix..], f].concat()).unwrap();
+    };
+    let recv = move || {
+        let mut len = [0; 4];
+        rx.read_exact(&mut len[4 - prefix..]).unwrap();
+        let mut f = vec![0; u32::from_be_bytes(len) as usize];
+        rx.read_exact(&mut f).unwrap();
+        f
+    };
+    End { send: Box::new(send), recv: Box::new(recv) }
+}
+
+fn datagrams(tx: UnixDatagram) -> End {
+    let rx = tx.try_clone().unwrap();
+    rx.set_read_timeout(Some(PATIENCE)).unwrap();
+    let recv = move || {
+        let mut f = vec![0; 2000];
+        let n = rx.recv(&mut f).unwrap();
+        f.truncate(n);
+        f
+    };
+    let send = move |f: &[u8]| assert_eq!(tx.send(f).unwrap(), f.len());
+    End { send: Box::new(send), recv: Box::new(recv) }
+}
+
+#[test]
+fn members_of_four_kinds_are_one_hub() {
+    let dir = Dir::new("vde-hub");
+    let at = |name: &str| dir.at(name);
+    let theirs = UnixDatagram::bind(at("b2")).unwrap();
+    let stream_at =
+        |id: &str, more: &str| format!("stream,id={id}{more},server=on,addr.type=unix,addr.path={}", at(id));
+    let mut netdevs = vec![
+        format!("vde,id=sw,server=on,sock={},hubid=5", at("sw")),
+        stream_at("a", ""),
+        format!(
+            "dgram,id=b,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+            at("b"),
+            at("b2")
+        ),
+        stream_at("c", ",framing=u16be"),
+    ];
+    netdevs.extend(["a", "b", "c"].map(|id| format!("hubport,id=h{id},hubid=5,netdev={id}")));
+    let words: Vec<&str> = netdevs.iter().flat_map(|n| ["--netdev", n]).collect();
+    let control = at("c.sock");
+    let _n = Netreeve::run(&[&["--control", &control], &words[..]].concat());
+    let plug = Plug::into(&at("sw"), 0).unwrap();
+    within("the datagram socket", || theirs.connect(at("b")).ok());
+    let mut ends = [
+        stream(&at("a"), 4),
+        datagrams(theirs),
+        stream(&at("c"), 2),
+        datagrams(plug.data.try_clone().unwrap()),
+    ];
+    let meet = |ends: &mut [End; 4], from: usize, f: &[u8]| {
+        (ends[from].send)(f);
+        for (i, e) in ends.iter_mut().enumerate().filter(|(i, _)| *i != from) {
+            let got = (e.recv)();
+            assert!(got == f, "from {from} to {i}: {} bytes, not {}", got.len(), f.len());
+        }
+    };
+    // What is sent before a stream's connection is taken is not for it.
+    within("the streams", || ["a", "c"].iter().all(|id| state(&control, id) == "up").then_some(()));
+    for (n, len) in (0..).zip([60, 61, 342, 1514, 1518].iter().cycle().take(40)) {
+        for from in 0..ends.len() {
+            let mut f = broadcast(from as u8, n);
+            f.resize(*len, n.wrapping_add(from as u8));
+            meet(&mut ends, from, &f);
+        }
+    }
+    drop(plug);
 }
