@@ -160,6 +160,15 @@ fn frames_cross_and_an_orderly_end_leaves_nothing() {
     assert!(gone(pid(&ready)));
 }
 
+/// The other end is gone. On a busy machine `crosses` sends a frame more than is waited for: where one lay unread when its
+/// reader was killed, the kernel says reset instead of end (unix(7)).
+fn ended(mut s: &UnixStream) {
+    match s.read(&mut [0; 1]) {
+        Ok(n) => assert_eq!(n, 0),
+        Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset),
+    }
+}
+
 #[test]
 fn a_killed_dataplane_is_replaced_on_the_same_sockets() {
     let dir = Dir::new("kill");
@@ -172,7 +181,7 @@ fn a_killed_dataplane_is_replaced_on_the_same_sockets() {
         kill(dataplane, Signal::SIGKILL).unwrap();
         let killed = Instant::now();
         // The peer sees the end at once, dials again, and waits in the queue of a socket that never closed.
-        assert_eq!((&a).read(&mut [0; 1]).unwrap(), 0);
+        ended(&a);
         let (a, b) = (connect(&dir.at("a")), connect(&dir.at("b")));
         crosses(&b, &a, i);
         worst = worst.max(killed.elapsed());
