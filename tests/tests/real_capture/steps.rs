@@ -178,7 +178,10 @@ fn a_queues_number_stays_its_own_when_ports_change_places() {
     }
     w.end();
     for (name, n) in [("d0", 13), ("n0", 7), ("late0", 5), ("late1", 3), ("late2", 1)] {
-        let rows = fields(&w.dir.join(format!("{name}.pcapng")), &["udp.srcport", "frame.interface_queue"]);
+        let mut rows =
+            fields(&w.dir.join(format!("{name}.pcapng")), &["udp.srcport", "frame.interface_queue"]);
+        // A device whose netdev is swapped announces its guest.
+        rows.retain(|r| !r[0].is_empty());
         let wrong = rows.iter().find(|r| r[0].parse::<u32>().unwrap() - 5000 != r[1].parse::<u32>().unwrap());
         assert_eq!(wrong, None, "{name}");
         assert_eq!(rows.len(), n * 80, "{name}");
