@@ -5,10 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use netreeve_tests::guest::uml::Uml;
 use netreeve_tests::leftovers::Ground;
 use netreeve_tests::peers::{ping_from_guest, wait_until_reachable};
 use netreeve_tests::proc::run;
-use netreeve_tests::scene::{FAR4, PATIENCE, Road, Scene};
+use netreeve_tests::scene::{FAR4, PATIENCE, Road, Scene, address};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,41 @@ fn the_netdev_beneath_a_guest_is_swapped_and_its_link_is_cut() {
     assert_eq!(cut.received, 0);
     house.say(&["set", SOCKET, "n1", "link=on"]);
     all(ping_from_guest(&guest, &format!("-c 5 -W 2 {FAR4}")).unwrap(), 5);
+    drop(guest);
+    house.end();
+}
+
+/// AF_XDP sockets come from the helper to a dataplane that is locked in, serve the guest, and let the interface go.
+#[test]
+fn af_xdp_comes_beneath_a_guest_and_goes() {
+    let ground = Ground::survey().unwrap();
+    let mut scene = Scene::set(Road::AfXdp).unwrap();
+    scene.help(&scene.policy()).unwrap();
+    let n0 = "stream,id=n0,server=on,addr.type=unix,addr.path=n.sock";
+    let more = ["--control", SOCKET, "--hotplug", "af-xdp"];
+    let reeve = scene.run(&[n0], &["vhost-user,id=d0,netdev=n0,path=vm.sock"], &more).unwrap();
+    let house = House { reeve, scene, ground };
+    let guest = Uml::new().nic(&house.scene.path("vm.sock")).boot().unwrap();
+    let attached = || house.scene.host.sh("ip -d link show nv0").unwrap().contains("xdp");
+    address(&guest, "eth0", 2, 1500).unwrap();
+    for round in 0..2 {
+        house.say(&["add", SOCKET, "--netdev", &house.scene.netdev("x0")]);
+        assert!(attached());
+        house.say(&["set", SOCKET, "d0", "netdev=x0"]);
+        wait_until_reachable(&guest, FAR4).unwrap();
+        pings(&house.scene, &guest, 1400);
+        if round == 0 {
+            kill_dataplane(&house);
+            pings(&house.scene, &guest, 1400);
+        }
+        house.say(&["set", SOCKET, "d0", "netdev=n0"]);
+        house.say(&["remove", SOCKET, "x0"]);
+        let until = Instant::now() + PATIENCE;
+        while attached() {
+            assert!(Instant::now() < until, "the program is still at the interface");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
     drop(guest);
     house.end();
 }
