@@ -346,9 +346,7 @@ impl Worker {
                     return true;
                 }
             }
-            if let Some(at) = reg.place {
-                self.woken(at, reg.seat.side, why);
-            }
+            reg.place.into_iter().for_each(|at| self.woken(at, reg.seat.side, why));
         }
         false
     }

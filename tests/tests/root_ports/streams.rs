@@ -100,6 +100,7 @@ fn exchange(mut s: TcpStream, data: &[u8]) -> Vec<u8> {
     })
 }
 
+#[allow(clippy::print_stderr, reason = "figures for whoever reads the log")]
 fn both_ways(near: TcpStream, far: TcpStream, n: usize) {
     let (up, down) = (noise(1, n), noise(2, n + 12_345));
     let started = Instant::now();
@@ -108,7 +109,7 @@ fn both_ways(near: TcpStream, far: TcpStream, n: usize) {
         (exchange(near, &up), far.join().unwrap())
     });
     let rate = (up.len() + down.len()) as f64 * 8.0 / started.elapsed().as_secs_f64() / 1e6;
-    println!("{} and {} bytes, {rate:.0} Mbit/s together", up.len(), down.len());
+    eprintln!("{} and {} bytes, {rate:.0} Mbit/s together", up.len(), down.len());
     assert!(at_far == up, "up: {} of {} bytes", at_far.len(), up.len());
     assert!(at_near == down, "down: {} of {} bytes", at_near.len(), down.len());
 }
