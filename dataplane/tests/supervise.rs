@@ -378,7 +378,7 @@ fn every_way_not_to_start_has_its_code() {
         (vec!["run", "--nonsense"], 64),
         (vec!["run", "--netdev", &a], 64),
         (vec!["run", "--netdev", "tap,id=n0,foo=1"], 78),
-        (vec!["run", "--netdev", "user,id=n0", "--device", &b], 78),
+        (vec!["run", "--netdev", "user,id=n0,smb=/srv", "--device", &b], 78),
         (vec!["run", "--netdev", &a, "--device", &b, "--dataplane", "/nonexistent/x"], 69),
         (vec!["run", "--netdev", &a, "--device", &b, "--dataplane", "/bin/true"], 69),
         (vec!["run", "--netdev", &a, "--device", &b, "--ready-fd", "99"], 78),
