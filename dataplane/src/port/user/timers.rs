@@ -44,8 +44,8 @@ impl Timers {
     }
 
     fn step(&self, at: Instant) -> u64 {
-        let ms = at.saturating_duration_since(self.start).as_millis();
-        u64::try_from(ms.div_ceil(STEP.as_millis())).unwrap_or(u64::MAX)
+        let since = at.saturating_duration_since(self.start).as_nanos();
+        u64::try_from(since.div_ceil(STEP.as_nanos())).unwrap_or(u64::MAX)
     }
 
     /// Whoever's `token` is, is told once `when` has come.
@@ -86,5 +86,26 @@ impl Timers {
     /// The descriptor was readable.
     pub(super) fn rang(&mut self) {
         self.armed = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::poll::Who;
+    use super::*;
+
+    #[test]
+    fn nobodys_time_comes_early() {
+        let start = Instant::now();
+        let token = Token { who: Who::Tcp, kind: 0, index: 0, generation: 0 };
+        // Between two steps, and a little behind a whole millisecond, and a step itself.
+        for us in [1, 999, 9_999, 10_000, 10_001, 250_000, 250_700, 250_999, 251_000] {
+            let mut t = Timers::new(start).unwrap();
+            let when = start + Duration::from_micros(us);
+            t.at(when, token);
+            assert_eq!(t.next(when - Duration::from_nanos(1)), None, "{us}");
+            assert_eq!(t.next(when + STEP), Some(token), "{us}");
+            assert_eq!(t.next(when + STEP), None, "{us}");
+        }
     }
 }
