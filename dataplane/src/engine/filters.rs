@@ -142,12 +142,14 @@ fn change<T>(floor: &Floor, seat: Seat, what: impl FnOnce(&mut Box<dyn Port>) ->
 pub(super) fn detach(floor: &Floor, asides: &mut Asides, slot: u16, number: u16) -> bool {
     let mut found = false;
     for seat in seats(floor, slot) {
-        floor.visit(seat.lane, |lane| {
+        // In one breath: a turn between the two would have the lane hold such frames again.
+        let _changed = floor.change(0, seat, |lane| {
             if stage::lends_to_lane(lane.port(seat.side), number) {
                 lane.forget();
             }
+            found |= stage::detach(lane.place(seat.side), number);
+            Ok(Change { rewire: true, ..Change::default() })
         });
-        found |= change(floor, seat, |place| stage::detach(place, number)).unwrap_or(false);
     }
     unface(floor, asides);
     found

@@ -3,7 +3,8 @@
 //! One [`Hold`] for each queue, each with a timer of its own that the supervisor has set to go off again and again: the
 //! dataplane only reads it. Frames that are held do not pass the lane's checks before they are let go.
 //!
-//! Promise: bounded; while there is no room, what comes waits where it is. What is held goes on when the filter is turned
+//! Promise: bounded; while there is no room, what comes waits where it is (of a port that takes nothing back, what of a last
+//! batch finds no room is dropped and counted). What is held goes on when the filter is turned
 //! off or taken away, before anything that comes later.
 #![forbid(unsafe_code)]
 

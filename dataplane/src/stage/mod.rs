@@ -209,12 +209,13 @@ pub fn set_on(port: &mut dyn Port, number: u16, on: bool) -> bool {
     true
 }
 
-/// Frames of a filter's own memory may lie in the lane: it is to forget them before the filter goes.
+/// Frames of the memory of a filter that is to go, and goes at once, may lie in the lane: it is to forget them before
+/// [`detach`].
 #[must_use]
 pub fn lends_to_lane(port: &mut dyn Port, number: u16) -> bool {
     let Some(s) = stage(port) else { return false };
-    let key = s.steps.as_ref().and_then(|t| t.giving);
-    key.is_some() && s.links.iter().any(|l| l.number == number && Some(l.key) == key)
+    let Some(key) = s.steps.as_ref().and_then(|t| t.giving) else { return false };
+    s.links.iter_mut().any(|l| l.number == number && l.key == key && l.filter.leave())
 }
 
 /// Takes the stage away from a port that has no filters any more.

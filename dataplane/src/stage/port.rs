@@ -84,6 +84,7 @@ impl Port for Stage {
             return;
         }
         self.again = left;
+        self.steps.iter_mut().for_each(|s| s.left = false);
         self.inner.release(b, taken);
     }
 

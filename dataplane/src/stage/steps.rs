@@ -32,6 +32,10 @@ pub(super) struct Steps {
     pub(super) stuck: bool,
     /// And not because the port takes nothing, but so that others have their turn.
     paused: bool,
+    /// And not because the port takes nothing, but because a filter on the way does not.
+    behind: bool,
+    /// What comes again of the port's was left by a filter, not by the lane: others may go before it.
+    pub(super) left: bool,
     /// The port did not take all that the lane offered: that comes again first.
     pub(super) lane_waits: bool,
     /// Frames can pass to and from the lane's other end.
@@ -39,6 +43,8 @@ pub(super) struct Steps {
     batch: Batch,
     scratch: Batch,
     at: At,
+    /// Whose first frame `at` is about.
+    at_of: u64,
 }
 
 impl Default for Steps {
@@ -48,12 +54,15 @@ impl Default for Steps {
             had_turn: false,
             stuck: false,
             paused: false,
+            behind: false,
+            left: false,
             lane_waits: false,
             // Until it is told: a frame too many waits rather than is lost.
             peer_up: true,
             batch: Batch::new(),
             scratch: Batch::new(),
             at: At::default(),
+            at_of: 0,
         }
     }
 }
@@ -72,12 +81,23 @@ impl Stage {
             if again > 0 {
                 return self.links.iter().position(|l| l.key == key);
             }
-        } else if self.again > 0 {
+        } else if self.again > 0 && !self.steps.as_ref().is_some_and(|s| s.left) {
             return None;
         }
         let had_turn = self.steps.as_ref().is_some_and(|s| s.had_turn);
-        let is_next = |l: &Link| l.filter.waiting(Way::Tx) > 0 && (l.filter.is_first() || !had_turn);
-        self.links.iter().rposition(is_next)
+        self.givers().find(|(_, l)| l.filter.is_first() || !had_turn).map(|(at, _)| at)
+    }
+
+    /// Filters with frames for the lane that those behind them let come, the last one first.
+    fn givers(&self) -> impl Iterator<Item = (usize, &Link)> {
+        let mut open = true;
+        let mut is_open = move |l: &Link| {
+            let was = open;
+            open &= !l.filter.is_closed(Way::Tx);
+            was
+        };
+        let links = self.links.iter().enumerate().rev();
+        links.take_while(move |(_, l)| is_open(l)).filter(|(_, l)| l.filter.waiting(Way::Tx) > 0)
     }
 
     /// Gives frames to the lane.
@@ -109,8 +129,7 @@ impl Stage {
 
     fn give_own(&mut self, b: &mut Batch) -> io::Result<()> {
         if let Some(s) = &mut self.steps {
-            s.giving = None;
-            s.had_turn = false;
+            (s.giving, s.had_turn) = (None, false);
         }
         if self.links.iter().any(|l| l.filter.is_closed(Way::Tx)) {
             return Ok(());
@@ -125,6 +144,7 @@ impl Stage {
             if self.rewinds {
                 self.inner.release(b, taken);
                 self.again = all.saturating_sub(taken);
+                self.steps.iter_mut().for_each(|s| s.left = true);
             } else {
                 self.inner.release(b, all);
                 self.inner.stats_mut().drop_n(Reason::Full, all.saturating_sub(taken) as u64);
@@ -202,7 +222,7 @@ impl Stage {
     }
 
     fn pump_with(&mut self, s: &mut Steps) -> io::Result<()> {
-        (s.stuck, s.paused) = (false, false);
+        (s.stuck, s.paused, s.behind) = (false, false, false);
         let mut batches = 0;
         for at in 0..self.links.len() {
             while self.links.get(at).is_some_and(|l| l.filter.waiting(Way::Rx) > 0) {
@@ -220,7 +240,13 @@ impl Stage {
                 let (passed, taken) = self.offer(at, &s.batch);
                 let sent = match taken {
                     Some(n) => Ok(n),
-                    None => self.deliver(s),
+                    None => {
+                        let key = self.links.get(at).map_or(0, |l| l.key);
+                        if std::mem::replace(&mut s.at_of, key) != key {
+                            s.at = At::default();
+                        }
+                        self.deliver(s)
+                    }
                 };
                 let n = *sent.as_ref().unwrap_or(&all);
                 self.tell(passed..at, &s.batch, if sent.is_ok() { n } else { 0 });
@@ -236,7 +262,7 @@ impl Stage {
                 }
                 sent?;
                 if gone < all {
-                    s.stuck = true;
+                    (s.stuck, s.behind) = (true, taken.is_some());
                     return Ok(());
                 }
             }
@@ -280,8 +306,8 @@ impl Stage {
     /// About to sleep until there are frames for the lane.
     pub(super) fn arm_output(&mut self) -> bool {
         let stuck = self.is_stuck() || self.steps.as_ref().is_some_and(|s| s.lane_waits);
-        let waits = |l: &Link| l.filter.waiting(Way::Tx) > 0 || (!stuck && l.filter.waiting(Way::Rx) > 0);
-        if self.links.iter().any(waits) {
+        let pumps = !stuck && self.links.iter().any(|l| l.filter.waiting(Way::Rx) > 0);
+        if pumps || self.givers().next().is_some() {
             return true;
         }
         !self.links.iter().any(|l| l.filter.is_closed(Way::Tx)) && self.inner.arm_gives()
@@ -289,7 +315,8 @@ impl Stage {
 
     /// About to sleep until the port takes frames.
     pub(super) fn arm_input(&mut self) -> bool {
-        if self.links.iter().any(|l| l.filter.is_closed(Way::Rx)) && !self.is_stuck() {
+        let behind = self.steps.as_ref().is_some_and(|s| s.behind);
+        if self.links.iter().any(|l| l.filter.is_closed(Way::Rx)) && (behind || !self.is_stuck()) {
             // Its own descriptor wakes us.
             return false;
         }

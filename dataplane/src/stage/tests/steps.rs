@@ -107,6 +107,9 @@ impl Port for Noting {
     fn release(&mut self, b: &Batch, taken: usize) {
         self.0.release(b, taken);
     }
+    fn arm_takes(&mut self) -> bool {
+        self.0.takes > 0
+    }
     fn send(&mut self, b: &Batch) -> io::Result<usize> {
         let n = self.0.send(b)?;
         TOOK.with(|t| t.borrow_mut().append(&mut self.0.took));
@@ -349,4 +352,80 @@ fn a_full_buffer_makes_both_sides_wait_and_loses_nothing() {
     }
     assert!(t.port.arm_gives() || got == taken);
     assert_eq!(t.port.stats().drops.iter().sum::<u64>(), 0);
+}
+
+#[test]
+fn what_a_full_buffer_leaves_with_the_port_comes_again_after_its_time() {
+    let one = |i: u32| [&i.to_be_bytes()[..], &[7; 1596]].concat();
+    let all: Vec<Vec<u8>> = (0..3200).map(one).collect();
+    let mut t = Timed::new(Queue::Tx, fake(true, &all));
+    let mut got = Vec::new();
+    for _ in 0..2 {
+        for _ in 0..60 {
+            assert!(turn(t.port.as_mut(), 64).is_empty());
+        }
+        assert!(!t.port.arm_gives(), "nothing is to be done before its time");
+        t.goes_off();
+        loop {
+            let more = turn(t.port.as_mut(), 50);
+            if more.is_empty() {
+                break;
+            }
+            got.extend(more);
+        }
+    }
+    assert_eq!(got.len(), all.len());
+    assert!(got == all, "in order, each once");
+}
+
+#[test]
+fn who_waits_for_a_full_buffer_is_not_asked_before_its_time() {
+    for way in Way::BOTH {
+        let mut aside = Beside::new();
+        let mut t = Timed::new(Queue::All, fake(true, &[]));
+        let plan = plan(if way == Way::Tx { Queue::Tx } else { Queue::Rx }, true);
+        let from = Some((aside.handle.clone(), spool::bell().unwrap()));
+        let redirector = Divert::new(plan, None, from).unwrap();
+        let (before, timer) = if way == Way::Tx { (Some(1), 2) } else { (None, 0) };
+        attach(&mut t.port, 2, before, Box::new(redirector));
+        let some: Vec<_> = (0..64).map(|_| vec![9; 1600]).collect();
+        for _ in 0..100 {
+            aside.come(&some);
+            assert!(turn(t.port.as_mut(), 64).is_empty());
+        }
+        assert!(aside.handle.lock().unwrap().came(way) > 0 && !t.port.arm_gives(), "{way:?}");
+        assert!(way == Way::Tx || (t.port.is_stuck() && !t.port.arm_takes()));
+        nix::unistd::write(&t.timer, &1_u64.to_ne_bytes()).unwrap();
+        let mut w = Watch::default();
+        t.port.watch(&mut w);
+        t.port.event(w.fds()[timer].0, Interest::Room).unwrap();
+        let went = if way == Way::Tx { turn(t.port.as_mut(), 64) } else { took(&mut t.port) };
+        assert!(went.len() >= 64, "{way:?}");
+    }
+}
+
+#[test]
+fn a_buffer_that_goes_lets_the_lane_keep_what_it_has_of_it() {
+    let mut t = Timed::new(Queue::Tx, fake(false, &frames(1, 5)));
+    assert!(turn(t.port.as_mut(), 9).is_empty());
+    t.goes_off();
+    let mut b = Batch::new();
+    t.port.recv(&mut b).unwrap();
+    assert_eq!(b.len(), 5);
+    t.port.release(&b, 2);
+    assert!(!lends_to_lane(t.port.as_mut(), 1) && detach(&mut t.port, 1));
+    let rest: Vec<_> = b.frames()[2..].iter().map(|f| whole(&b, f)).collect();
+    assert_eq!(rest, frames(3, 3));
+    b.advance(2);
+    t.port.release(&b, 3);
+    assert!(t.goes_off().rewire, "now it goes");
+
+    let mut aside = Beside::new();
+    let mut port: Box<dyn Port> = Box::new(Noting(fake(false, &[])));
+    let from = Some((aside.handle.clone(), spool::bell().unwrap()));
+    attach(&mut port, 1, None, Box::new(Divert::new(plan(Queue::Tx, true), None, from).unwrap()));
+    assert_eq!(aside.come(&frames(40, 3)), 3);
+    b.clear();
+    port.recv(&mut b).unwrap();
+    assert!(lends_to_lane(port.as_mut(), 1), "its memory goes with it");
 }
