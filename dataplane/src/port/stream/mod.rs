@@ -398,8 +398,10 @@ impl Port for Stream {
 
     fn event(&mut self, fd: RawFd, why: Interest) -> io::Result<Change> {
         if self.conn.as_ref().is_some_and(|c| c.as_raw_fd() == fd) && self.lost {
-            // Not before what came whole has gone on; until then there is a turn for every event.
-            return Ok(if self.inbox.is_ready() { Change::default() } else { self.end() });
+            // Not before what came whole has gone on; until then there is a turn for every event. Where it cannot go
+            // there is none, and its end would be told for ever.
+            let goes_on = self.peer_up && self.inbox.is_ready();
+            return Ok(if goes_on { Change::default() } else { self.end() });
         }
         if why == Interest::Gone {
             // What it sent before has nowhere to go.

@@ -276,6 +276,27 @@ fn only_the_socket_that_was_said_is_taken() {
 }
 
 #[test]
+fn an_end_is_an_end_when_what_came_before_it_cannot_go_on() {
+    let (mut p, mut peer) = client();
+    let mut b = Batch::new();
+    peer.write_all(&wire(&[7; 90])).unwrap();
+    drop(peer);
+    for _ in 0..2 {
+        b.clear();
+        p.recv(&mut b).unwrap();
+        assert_eq!(b.len(), 1);
+        p.release(&b, 0);
+    }
+    let mut w = Watch::default();
+    p.watch(&mut w);
+    let fd = w.fds()[0].0;
+    assert_eq!(p.event(fd, Interest::Gives).unwrap(), Change::default(), "it waits for its taker");
+    p.peer_up(false);
+    assert!(p.event(fd, Interest::Gone).unwrap().redial, "who is gone: nothing would end it");
+    assert!(!p.traits().up);
+}
+
+#[test]
 fn whole_frames_that_came_before_the_end_go_on() {
     let (mut p, mut peer) = client();
     let mut b = Batch::new();
