@@ -297,7 +297,7 @@ impl Pattern {
             (Self::All, _) => true,
             (Self::Prefix(start), Subject::Name(Some(name))) => name.as_str().starts_with(start.as_str()),
             (Self::Exact(one), Subject::Name(Some(name))) => *one == name,
-            (Self::Block(block), Subject::Address(address)) => block.holds(address),
+            (Self::Block(block), Subject::Address(address)) => block.covers(address),
             (Self::Block(block), Subject::Family(ipv6)) => block.is_ipv6() == ipv6,
             _ => false,
         }

@@ -121,7 +121,7 @@ fn who_is_matched_exactly() {
 #[test]
 fn what_and_which_are_matched_exactly() {
     let named = |text: &str| tap(|t| t.name = Some(name(text)));
-    let table: [(&str, Request, bool); 33] = [
+    let table: [(&str, Request, bool); 35] = [
         ("tap *", tap(|_| ()), true),
         ("tap nv*", tap(|_| ()), false), // the helper's own names fit no pattern but *
         ("tap vm0", tap(|_| ()), false),
@@ -151,6 +151,8 @@ fn what_and_which_are_matched_exactly() {
         ("tap *", listen("192.0.2.2", 80), false),
         ("listen 192.0.2.2", listen("192.0.2.2", 80), true),
         ("listen 192.0.2.0/24", listen("0.0.0.0", 80), false), // all addresses are more than these
+        ("listen 0.0.0.0/8", listen("0.0.0.0", 80), false),
+        ("listen ::/64", listen("::", 80), false),
         ("listen 0.0.0.0/0", listen("0.0.0.0", 80), true),
         ("listen 0.0.0.0", listen("0.0.0.0", 80), true),
         ("listen 0.0.0.0", listen("192.0.2.2", 80), false),

@@ -27,6 +27,14 @@ impl Prefix {
         self.first.is_ipv4() == address.is_ipv4() && differs == 0
     }
 
+    /// The same of an address that a socket is bound to: the unspecified one is all of its family's, so a block covers it
+    /// that is all, or it alone.
+    #[must_use]
+    pub fn covers(&self, address: IpAddr) -> bool {
+        let part = self.bits > 0 && self.bits < width(self.first);
+        self.holds(address) && !(part && address.is_unspecified())
+    }
+
     /// Its address, if it is one alone.
     #[must_use]
     pub fn single(&self) -> Option<IpAddr> {
@@ -102,6 +110,25 @@ mod tests {
             let block: Prefix = prefix.parse().unwrap();
             assert_eq!(block.holds(address.parse().unwrap()), yes, "{prefix} {address}");
             assert_eq!(block.single().is_some(), !prefix.contains('/'), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn every_address_at_once_is_no_part() {
+        for (prefix, address, yes) in [
+            ("0.0.0.0/8", "0.0.0.0", false),
+            ("0.0.0.0/8", "0.0.0.1", true),
+            ("0.0.0.0/1", "0.0.0.0", false),
+            ("0.0.0.0/0", "0.0.0.0", true),
+            ("0.0.0.0", "0.0.0.0", true),
+            ("::/64", "::", false),
+            ("::/64", "::1", true),
+            ("::/0", "::", true),
+            ("::", "::", true),
+            ("::/0", "0.0.0.0", false),
+        ] {
+            let block: Prefix = prefix.parse().unwrap();
+            assert_eq!(block.covers(address.parse().unwrap()), yes, "{prefix} {address}");
         }
     }
 
