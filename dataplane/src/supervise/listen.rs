@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -18,6 +18,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Uid, chown, geteuid};
 
 use crate::fault::{Exit, Fault};
 use crate::spec::addr::Inet;
@@ -50,6 +51,60 @@ impl Drop for SocketFile {
             // Nothing is left to do about it if this fails, and the next start replaces a dead socket.
             let _gone = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// What lies at a path, held by a descriptor: who may put something else there meanwhile has no part in what is done to
+/// it.
+#[derive(Debug)]
+pub(super) struct Own(fs::File);
+
+impl Own {
+    fn at(path: &Path) -> io::Result<(Self, fs::Metadata)> {
+        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        let about = file.metadata()?;
+        Ok((Self(file), about))
+    }
+
+    /// A socket.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(super) fn socket(path: &Path) -> io::Result<Self> {
+        let (own, about) = Self::at(path)?;
+        let known = about.file_type().is_socket();
+        if known { Ok(own) } else { Err(io::Error::other("somebody has put something else there")) }
+    }
+
+    /// A directory of our own user's.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(super) fn directory(path: &Path) -> io::Result<Self> {
+        let (own, about) = Self::at(path)?;
+        let known = about.is_dir() && about.uid() == geteuid().as_raw();
+        if known { Ok(own) } else { Err(io::Error::other("somebody has put something else there")) }
+    }
+
+    fn place(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+
+    /// Gives it permission bits.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn mode(&self, bits: u32) -> io::Result<()> {
+        fs::set_permissions(self.place(), fs::Permissions::from_mode(bits))
+    }
+
+    /// Gives it to a user or a group.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn give(&self, user: Option<Uid>, group: Option<Gid>) -> io::Result<()> {
+        if user.is_none() && group.is_none() { Ok(()) } else { Ok(chown(&self.place(), user, group)?) }
     }
 }
 
@@ -102,7 +157,7 @@ pub fn bind(what: &str, path: &Path, mode: u32, kind: SockType) -> Result<(Owned
     let about = fs::symlink_metadata(&path).map_err(&failed)?;
     let file = SocketFile { path: path.clone(), device: about.dev(), inode: about.ino() };
     // Only what the umask took away is given back.
-    fs::set_permissions(&path, fs::Permissions::from_mode(bits.bits())).map_err(&failed)?;
+    Own::socket(&path).and_then(|own| own.mode(bits.bits())).map_err(&failed)?;
     Ok((socket, file))
 }
 
@@ -245,6 +300,31 @@ mod tests {
         assert_eq!(unix("t", &alive, 0o600).unwrap_err().exit, Exit::Unavailable);
         assert_eq!(unix("t", &file, 0o600).unwrap_err().exit, Exit::Unavailable);
         assert_eq!(fs::read(&file).unwrap(), b"x");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn rights_are_given_to_what_was_made_and_not_to_what_a_link_leads_to() {
+        let dir = dir("own");
+        let (secret, link, socket) = (dir.join("secret"), dir.join("link"), dir.join("s"));
+        fs::write(&secret, "x").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        for target in [&secret, &dir] {
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            assert!(Own::socket(&link).is_err() && Own::directory(&link).is_err());
+            fs::remove_file(&link).unwrap();
+        }
+        assert!(Own::socket(&secret).is_err() && Own::directory(&secret).is_err());
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let own = Own::socket(&socket).unwrap();
+        fs::rename(&socket, dir.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(&secret, &socket).unwrap();
+        own.mode(0o666).unwrap();
+        own.give(None, Some(nix::unistd::getegid())).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&secret), mode(&dir.join("elsewhere"))), (0o600, 0o666));
+        Own::directory(&dir).unwrap().mode(0o700).unwrap();
+        assert_eq!(mode(&dir), 0o700);
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -3,6 +3,8 @@
 //! A slot's number is its port's for as long as the port is there, since the dataplane knows it by nothing else.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::handover::PortPlan;
 use crate::spec::MAX_PORTS;
 use crate::spec::vde::MOST_CLIENTS;
@@ -48,20 +50,18 @@ impl Slots {
 
     /// Puts a port into the first free slot; none: there are as many as there may be.
     pub fn put(&mut self, port: Slot) -> Option<u16> {
-        self.put_below(MAX_PORTS, port)
+        self.put_into(0..MAX_PORTS, port)
     }
 
-    /// The same for what belongs to a client of a switch; there is room for those of one.
+    /// The same for what belongs to a client of a switch, beyond those places, so that clients leave them to the user's
+    /// ports; there is room for those of one.
     pub fn put_client(&mut self, port: Slot) -> Option<u16> {
-        self.put_below(MAX_PORTS + 2 * usize::from(MOST_CLIENTS), port)
+        self.put_into(MAX_PORTS..MAX_PORTS + 2 * usize::from(MOST_CLIENTS), port)
     }
 
-    fn put_below(&mut self, most: usize, port: Slot) -> Option<u16> {
-        let free = self.0.iter().position(Option::is_none).unwrap_or(self.0.len());
-        if free >= most {
-            return None;
-        }
-        if free == self.0.len() {
+    fn put_into(&mut self, mut places: Range<usize>, port: Slot) -> Option<u16> {
+        let free = places.find(|n| self.0.get(*n).is_none_or(Option::is_none))?;
+        while self.0.len() <= free {
             self.0.push(None);
         }
         *self.0.get_mut(free)? = Some(port);
@@ -98,9 +98,12 @@ mod tests {
         assert!(all.take(1).is_none() && all.get(1).is_none() && all.find("b").is_none());
         assert_eq!(all.iter().map(|(n, s)| (n, s.id.as_str())).collect::<Vec<_>>(), [(0, "a"), (2, "c")]);
         assert!(all.plan()[1].is_none() && all.plan().len() == 3);
+        assert_eq!(all.put_client(port("client")), Some(64), "clients leave the others' places alone");
         assert_eq!(all.put(port("d")), Some(1));
         let more = (3..MAX_PORTS).all(|_| all.put(port("x")).is_some());
         assert!(more && all.put(port("y")).is_none());
-        assert_eq!(all.put_client(port("y")), Some(64));
+        assert_eq!(all.put_client(port("y")), Some(65));
+        let more = (66..64 + 256).all(|_| all.put_client(port("x")).is_some());
+        assert!(more && all.put_client(port("z")).is_none());
     }
 }

@@ -12,21 +12,24 @@
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::socket::{self, MsgFlags, SockType, UnixAddr};
-use nix::unistd::{Gid, Group, Uid, chown, geteuid};
+use nix::unistd::{Gid, Group, Uid, geteuid};
 
 use crate::fault::{Exit, Fault};
 use crate::supervise::datagram::queues;
-use crate::supervise::listen::{self, SocketFile};
+use crate::supervise::listen::{self, Own, SocketFile};
 use crate::supervise::vde::words::Place;
 
 /// Permission bits of `ctl` unless given.
 const MODE: u32 = 0o600;
+/// More than wait in a datagram socket (`net.unix.max_dgram_qlen`): what comes after so many is its peer's, who could go
+/// on for ever.
+const WAITING: usize = 4096;
 
 /// The directory. Dropping the last one removes it if it is empty.
 #[derive(Debug)]
@@ -96,14 +99,18 @@ impl Home {
         let ours = made || is_ours(&directory.path).map_err(fault)?;
         let at = directory.path.join("ctl");
         // One that a dead switch has left: the directory is as good as made by us.
-        let stale = fs::symlink_metadata(&at).is_ok();
+        let stale = fs::symlink_metadata(&at).is_ok_and(|about| about.uid() == geteuid().as_raw());
+        // Another one, with other things in it, keeps its bits: it may be anything.
+        let empty = || fs::read_dir(&directory.path).is_ok_and(|mut all| all.next().is_none());
+        let opens = ours && (made || stale || empty());
         // Open to nobody else until it has its group.
         let (ctl, file) = listen::unix(&what, &at, mode & 0o700)?;
         let directory = Arc::new(directory_of(directory, made || (ours && stale)));
-        if ours {
-            open_to(&directory.path, group, of_directory(mode)).map_err(fault)?;
+        if opens {
+            let own = Own::directory(&directory.path);
+            own.and_then(|own| open_to(&own, group, of_directory(mode))).map_err(fault)?;
         }
-        open_to(&at, group, mode).map_err(fault)?;
+        Own::socket(&at).and_then(|own| open_to(&own, group, mode)).map_err(fault)?;
         Ok(Self { ctl: ctl.into(), _file: file, directory, mode, group })
     }
 
@@ -160,11 +167,15 @@ impl Home {
             .map_err(|f| io::Error::other(f.why))?;
         socket::connect(socket.as_raw_fd(), &to)?;
         // From here on only the client can send to it (unix(7)); what others of our own user have sent before goes.
-        while socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT).is_ok() {}
+        let none = || socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT).is_err();
+        let _heard = (0..WAITING).find(|_| none());
         queues(&socket);
-        if uid != geteuid().as_raw() && chown(&at, Some(Uid::from_raw(uid)), None).is_err() {
-            // Not root: as open as `ctl`, for whoever may ask may answer.
-            open_to(&at, self.group, self.mode)?;
+        if uid != geteuid().as_raw() {
+            let own = Own::socket(&at)?;
+            if own.give(Some(Uid::from_raw(uid)), None).is_err() {
+                // Not root: as open as `ctl`, for whoever may ask may answer.
+                open_to(&own, self.group, self.mode)?;
+            }
         }
         Ok((socket, file))
     }
@@ -201,11 +212,9 @@ fn of_directory(mode: u32) -> u32 {
     special | 0o700 | group << 3 | others
 }
 
-fn open_to(path: &Path, group: Option<Gid>, mode: u32) -> io::Result<()> {
-    if let Some(group) = group {
-        chown(path, None, Some(group))?;
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+fn open_to(own: &Own, group: Option<Gid>, mode: u32) -> io::Result<()> {
+    own.give(None, group)?;
+    own.mode(mode)
 }
 
 /// Holds a socket's file, which belongs to `uid`. Root may name any.

@@ -10,7 +10,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -19,10 +19,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Gid, User, chown, geteuid};
+use nix::unistd::{Gid, User, geteuid};
 
 use crate::fault::{Exit, Fault};
 use crate::spec::vde::Vde;
+use crate::supervise::listen::Own;
 use crate::supervise::vde::home::group_id;
 use crate::supervise::vde::words::{self, ADDRESS, read_address};
 
@@ -232,9 +233,9 @@ impl Plug {
 
     /// Gives the group, or the switch's user where that is another, the right to send to our socket.
     fn open_to_the_switch(&self, path: &Path, ctl: &Path) -> io::Result<()> {
-        if let Some(group) = self.group {
-            chown(path, None, Some(group))?;
-        }
+        // The directory may be the switch's, who could put something else there.
+        let own = Own::socket(path)?;
+        own.give(None, self.group)?;
         let switch = fs::metadata(ctl)?;
         let known = switch.uid() == 0 || switch.uid() == geteuid().as_raw();
         let mode = match self.spec.mode {
@@ -242,10 +243,10 @@ impl Plug {
             None if self.group.is_some() => 0o770,
             None if known => return Ok(()),
             // Who is not in the switch's group has to let everybody send, until the switch is connected.
-            None if chown(path, None, Some(Gid::from_raw(switch.gid()))).is_ok() => 0o770,
+            None if own.give(None, Some(Gid::from_raw(switch.gid()))).is_ok() => 0o770,
             None => 0o777,
         };
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        own.mode(mode)
     }
 }
 

@@ -171,6 +171,15 @@ fn directories_are_made_taken_over_and_left_alone() {
     drop(dir.open());
     assert!(sw.exists());
     fs::remove_dir(&sw).unwrap();
+    // One that has other things in it is somebody's home, or the system's: its bits are no business of a switch's.
+    fs::create_dir(&sw).unwrap();
+    fs::set_permissions(&sw, fs::Permissions::from_mode(0o751)).unwrap();
+    fs::write(sw.join("else"), "").unwrap();
+    let switch = dir.open();
+    assert_eq!((mode(&sw), mode(&sw.join("ctl"))), (0o751, 0o600));
+    drop(switch);
+    assert_eq!((mode(&sw), dir.sees()), (0o751, vec!["else".to_owned()]));
+    fs::remove_dir_all(&sw).unwrap();
     fs::write(&sw, "").unwrap();
     assert!(Switch::open("t", dir.spec()).unwrap_err().why.contains("no directory"));
     let nobody = Server { group: Some("no such group of users".into()), ..dir.spec() };
