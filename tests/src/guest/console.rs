@@ -3,16 +3,20 @@
 //! console in it, and every wait has an end.
 
 use super::base64;
-use crate::proc::{Outcome, Proc};
+use crate::proc::{Line, Outcome, Proc};
 use crate::{Because, Done, trouble};
 use std::io::Write;
 use std::process::ChildStdin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A terminal reads lines of at most 4095 bytes; stay well below.
 const CHUNK: usize = 2048;
+
+/// When a guest that says nothing is spoken to again: a console under load may forget that there is something to read until
+/// more comes, or lose a line (seen with User-Mode Linux).
+const AGAIN: Duration = Duration::from_secs(4);
 
 /// How long a command may take where the test does not say.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,23 +49,42 @@ impl Console {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let added = format!("@added {id}");
         for (i, chunk) in base64::encode(command.as_bytes()).as_bytes().chunks(CHUNK).enumerate() {
-            self.say(&format!("add {id} {}\n", String::from_utf8_lossy(chunk)))?;
-            // One chunk at a time: a terminal that is given more than it can hold forgets the rest.
-            let mut before = i;
-            self.proc.find(&added, PATIENCE, |l| {
-                let new = l.text.contains(&added) && before == 0;
-                before = before.saturating_sub(usize::from(l.text.contains(&added)));
-                new.then_some(())
-            })?;
+            let verb = if i == 0 { "new" } else { "add" };
+            let line = format!("{verb} {id} {}\n", String::from_utf8_lossy(chunk));
+            self.say(&line)?;
+            // One chunk at a time: a terminal that is given more than it can hold forgets the rest. What was heard after all
+            // must not be added again: only the beginning is repeated, else a blank line.
+            self.insist(&added, i, PATIENCE, if i == 0 { &line } else { "" })?;
         }
         self.say(&format!("run {id}\n"))?;
         Ok(Job { id, command: command.to_owned() })
     }
 
+    /// Waits for the line with `needle` that comes after `before` others, and says `again` on a line of its own as long as
+    /// it does not come.
+    fn insist(&self, needle: &str, before: usize, within: Duration, again: &str) -> Done<Line> {
+        let until = Instant::now() + within;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let mut to_pass = before;
+            let found = self.proc.find(&format!("\"{needle}\""), left.min(AGAIN), |l| {
+                let is = l.text.contains(needle);
+                let last = is && to_pass == 0;
+                to_pass = to_pass.saturating_sub(usize::from(is));
+                last.then(|| l.clone())
+            });
+            if found.is_ok() || left <= AGAIN {
+                return found;
+            }
+            self.say(&format!("\n{again}"))?;
+        }
+    }
+
     /// Waits for a job's end.
     pub fn finish(&self, job: Job, within: Duration) -> Done<Outcome> {
         let mark = format!("@done {} ", job.id);
-        let line = self.proc.wait_for(&mark, within).because(format!("in the guest: {}", job.command))?;
+        let again = format!("run {}\n", job.id);
+        let line = self.insist(&mark, 0, within, &again).because(format!("in the guest: {}", job.command))?;
         let (_, rest) = line.text.split_once(&mark).because("the mark was just found")?;
         let mut words = rest.split_whitespace();
         let code = words.next().and_then(|w| w.parse().ok());

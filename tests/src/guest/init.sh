@@ -26,8 +26,10 @@ job() {
 echo "@up $(uname -r)"
 while read -r verb id rest; do
   case $verb in
+    new) printf %s "$rest" >"/tmp/$id.b64"; echo "@added $id" ;;
     add) printf %s "$rest" >>"/tmp/$id.b64"; echo "@added $id" ;;
-    run) job "$id" & ;;
+    # Once, however often it is said.
+    run) if mkdir "/tmp/$id.run" 2>/dev/null; then job "$id" & fi ;;
     off) break ;;
   esac
 done
