@@ -345,10 +345,15 @@ impl Relay {
     fn stream_ready(&mut self, i: usize, generation: u16, cx: &mut Cx) {
         let Some(done) = self.streams.ready(i, generation) else { return };
         let Some(at) = self.asks.iter().position(|a| a.way == Way::Stream(i)) else { return };
-        match done {
-            Ok(answer) => self.answered(at, &answer, cx),
-            Err(_) => self.go(at, cx),
+        // That connection is closed, and the next one may be at its place.
+        if let Some(a) = self.asks.get_mut(at) {
+            a.way = Way::Nowhere;
         }
+        if let Ok(answer) = done {
+            self.answered(at, &answer, cx);
+        }
+        // What failed, or was no answer to this question, has others to ask.
+        self.go_on(cx);
     }
 
     /// An answer came to where this question waits.

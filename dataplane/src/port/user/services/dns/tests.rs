@@ -279,6 +279,34 @@ fn by_tcp_if_nothing_else_answers() {
     assert!(b.relay.asks.is_empty());
 }
 
+/// What a resolver says by TCP that is no answer does not leave the question at a place that is another's next.
+#[test]
+fn by_tcp_too_only_an_answer_is_one() {
+    use std::io::{Read, Write};
+    for wrong in [&[0, 3, 1, 2, 3][..], &[0, 17, 9, 9, 0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1]] {
+        let (silent, at) = server();
+        let listener = std::net::TcpListener::bind(at).unwrap();
+        let mut b = Bench::new(vec![at]);
+        b.ask(4000, &ask(1, None));
+        silent.recv_from(&mut [0; 512]).unwrap();
+        b.pass(Duration::from_secs(1));
+        let (mut c, _) = listener.accept().unwrap();
+        b.frames(0);
+        c.read_exact(&mut [0; 24]).unwrap();
+        c.write_all(wrong).unwrap();
+        for _ in 0..400 {
+            b.frames(0);
+            if !matches!(b.relay.asks[0].way, Way::Stream(_)) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(matches!(b.relay.asks[0].way, Way::Line(..)), "{:?}", b.relay.asks[0].way);
+        answered(&silent, 60);
+        assert_eq!(b.frames(1).len(), 1);
+    }
+}
+
 #[test]
 fn in_the_end_the_guest_is_told() {
     let mut b = Bench::new(Vec::new());
