@@ -7,7 +7,7 @@
 //! index with a generation names one flow for ever.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
@@ -132,6 +132,11 @@ impl<K: Copy + Eq + Hash, F> Flows<K, F> {
         Some((e.key, e.flow))
     }
 
+    /// Places that were ever used: no index is beyond them.
+    pub(super) fn places(&self) -> usize {
+        self.places.len()
+    }
+
     /// A flow that was quiet for longer than it may be.
     pub(super) fn expired(&self, now: Instant) -> Option<u32> {
         let mut all = (0..).zip(&self.places).filter_map(|(i, p)| Some((i, p.flow.as_ref()?)));
@@ -148,6 +153,16 @@ impl<K: Copy + Eq + Hash, F> Flows<K, F> {
         let all = (0..).zip(&self.places).filter_map(|(i, p)| Some((i, p.flow.as_ref()?)));
         all.filter(|(_, e)| fits(&e.key, &e.flow)).map(|(i, _)| i).collect()
     }
+}
+
+/// Adds to a queue of those that have something to be read. One that leaves stays in it, and whoever is at its place next
+/// is added again: what is in it twice is forgotten once it holds more than twice the `places` that there are.
+pub(super) fn queue<T: Copy + Eq + Hash>(to: &mut VecDeque<T>, what: T, places: usize) {
+    if to.len() >= places.saturating_mul(2).max(16) {
+        let mut seen = HashSet::new();
+        to.retain(|t| seen.insert(*t));
+    }
+    to.push_back(what);
 }
 
 #[cfg(test)]
@@ -190,5 +205,19 @@ mod tests {
         flows.touch(flows.find(&'b').unwrap(), t + 100 * s, 180 * s);
         assert_eq!(flows.next_expiry(), Some(t + 280 * s));
         assert_eq!(flows.all(|k, ()| *k == 'b').len(), 1);
+    }
+
+    #[test]
+    fn a_queue_is_bounded_whoever_comes_and_goes() {
+        let mut q = VecDeque::new();
+        for round in 0..1000 {
+            (0..10).for_each(|i| queue(&mut q, i, 10));
+            assert!(q.len() <= 20, "{round}");
+            assert_eq!(
+                q.iter().take(10).collect::<HashSet<_>>().len(),
+                10,
+                "nobody is forgotten, and in order"
+            );
+        }
     }
 }

@@ -19,7 +19,7 @@ use netreeve_shared::vnet::Vnet;
 
 use super::build::{self, Unreachable};
 use super::errors::{self, Carries, refuse};
-use super::flows::Flows;
+use super::flows::{Flows, queue};
 use super::fragments::Whole;
 use super::inbox::{Inbox, Key};
 use super::packet::{ICMP, ICMPV6, Ip, Packet, Part};
@@ -178,7 +178,9 @@ impl Icmp {
     }
 
     fn tick_later(&mut self, cx: &mut Cx) {
-        if let (false, Some(when)) = (self.ticking, self.flows.next_expiry()) {
+        if !self.ticking
+            && let Some(when) = self.flows.next_expiry()
+        {
             cx.timers
                 .at(when.max(cx.now + STEP), Token { who: Who::Icmp, kind: EXPIRY, index: 0, generation: 0 });
             self.ticking = true;
@@ -277,6 +279,7 @@ impl Room for Icmp {
     }
 
     fn ready(&mut self, at: Token, ready: Ready, cx: &mut Cx) {
+        let places = self.flows.places();
         let Some((key, flow)) = self.flows.named(at.index, at.generation).filter(|_| at.kind == FLOW) else {
             return;
         };
@@ -285,7 +288,7 @@ impl Room for Icmp {
         }
         if ready.read && !flow.queued {
             flow.queued = true;
-            self.ready.push_back(at.index);
+            queue(&mut self.ready, at.index, places);
         }
     }
 

@@ -98,6 +98,18 @@ impl Flow {
     }
 }
 
+/// Sees that there is a place for one more flow of this port of the guest's: of its own there are only so many, whoever
+/// else has how many, and whoever began them.
+pub(super) fn make_place(flows: &mut Flows<Key, Flow>, guest: SocketAddr, cx: &Cx) {
+    let share = usize::try_from(cx.limits.udp.div_ceil(SHARE)).unwrap_or(usize::MAX);
+    let (own, count) = flows.quietest(|k| k.guest == guest);
+    let goes =
+        if count >= share { own } else { flows.is_full().then(|| flows.quietest(|_| true).0).flatten() };
+    if let Some(i) = goes {
+        flows.remove(i);
+    }
+}
+
 /// Begins a flow of the guest's. None: it goes nowhere, which is counted and, where a router would, said.
 pub(super) fn open(
     flows: &mut Flows<Key, Flow>,
@@ -128,14 +140,7 @@ pub(super) fn open(
             return None;
         }
     }
-    // Of one of the guest's ports only so many, whoever else has how many.
-    let share = usize::try_from(cx.limits.udp.div_ceil(SHARE)).unwrap_or(usize::MAX);
-    let (own, count) = flows.quietest(|k| k.guest == key.guest);
-    let goes =
-        if count >= share { own } else { flows.is_full().then(|| flows.quietest(|_| true).0).flatten() };
-    if let Some(i) = goes {
-        flows.remove(i);
-    }
+    make_place(flows, key.guest, cx);
     let made = match dial(flows, at, cx) {
         Err(e) if errors::is_shortage(&e) => {
             let quietest = flows.quietest(|_| true).0;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use netreeve_shared::vnet::{self, Vnet};
 
-use super::flow::{Flow, Kind, MANY};
+use super::flow::{Flow, Kind, MANY, make_place};
 use super::{ANSWERED, QUIET, Source, Udp};
 use crate::frame::Batch;
 use crate::mem::Seg;
@@ -149,9 +149,8 @@ impl Udp {
             let far = SocketAddr::new(seen.ip(), seen.port().wrapping_add(i).max(1));
             let key = Key { guest, far };
             let Some(index) = self.flows.find(&key) else {
-                if self.flows.is_full() {
-                    self.flows.quietest(|_| true).0.and_then(|i| self.flows.remove(i));
-                }
+                // Whoever comes from outside, from however many addresses, does not push out the guest's own flows.
+                make_place(&mut self.flows, guest, cx);
                 self.flows.insert(key, Flow::new(Kind::Answers { listener, peer }), cx.now, QUIET)?;
                 self.tick_later(cx);
                 return Some(key);

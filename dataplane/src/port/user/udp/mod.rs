@@ -26,7 +26,7 @@ use netreeve_shared::vnet;
 use super::bay::Bay;
 use super::build::Unreachable;
 use super::errors::{self, Carries};
-use super::flows::Flows;
+use super::flows::{Flows, queue};
 use super::inbox::{Inbox, Key};
 use super::packet::{Ip, Packet};
 use super::plan::{Forward, Plan};
@@ -42,6 +42,8 @@ const QUIET: Duration = Duration::from_secs(30);
 const ANSWERED: Duration = Duration::from_secs(180);
 /// Slots for what comes.
 const SLOTS: u32 = 32;
+/// Most datagrams that a super-datagram may be (Linux's own are 128 at most): each may cost a call.
+const SUPER: u32 = 512;
 /// What a token is about.
 const FLOW: u8 = 0;
 const LISTENER: u8 = 1;
@@ -50,7 +52,7 @@ const EXPIRY: u8 = 2;
 const STEP: Duration = Duration::from_secs(1);
 
 /// Where something has come that was not read yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Source {
     Flow(u32),
     Listener(u16),
@@ -142,7 +144,9 @@ impl Udp {
 
     /// One more flow may expire: sees to it that somebody looks.
     fn tick_later(&mut self, cx: &mut Cx) {
-        if let (false, Some(when)) = (self.ticking, self.flows.next_expiry()) {
+        if !self.ticking
+            && let Some(when) = self.flows.next_expiry()
+        {
             let token = Token { who: Who::Udp, kind: EXPIRY, index: 0, generation: 0 };
             cx.timers.at(when.max(cx.now + STEP), token);
             self.ticking = true;
@@ -175,6 +179,9 @@ impl Room for Udp {
         if len < 8 || len > ip.len || src == 0 || dst == 0 || ip.src.is_unspecified() || ip.src.is_multicast()
         {
             return cx.stats.drop(Reason::Malformed);
+        }
+        if is_super && (len - 8).div_ceil(u32::from(p.vnet.gso_size).max(1)) > SUPER {
+            return cx.stats.drop(Reason::Refused);
         }
         if ip.ttl <= 1 && !cx.net.is_ours(ip.dst) && !errors::is_for_many(cx, ip.dst) {
             return errors::refuse(cx, p, ip.dst, Unreachable::Expired);
@@ -256,12 +263,13 @@ impl Room for Udp {
                 if ready.error {
                     self.tell_errors(at.index, cx);
                 }
+                let places = self.flows.places() + self.listeners.len();
                 if let Some((_, flow)) = self.flows.get(at.index)
                     && ready.read
                     && !flow.queued
                 {
                     flow.queued = true;
-                    self.ready.push_back(Source::Flow(at.index));
+                    queue(&mut self.ready, Source::Flow(at.index), places);
                 }
             }
             LISTENER => {

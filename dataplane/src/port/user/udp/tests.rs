@@ -349,6 +349,65 @@ fn peers_of_a_forward_are_told_apart() {
 }
 
 #[test]
+fn who_comes_to_a_forward_has_a_share_as_well() {
+    let s = server("127.0.0.1:0");
+    let mut cx = link(|p| p.limits.udp = 8);
+    let (mut room, there) = forwarded(&mut cx, "127.0.0.1:0", "10.0.2.15:53");
+    let from = |port: u16| SocketAddr::new(at(GUEST4).ip(), port);
+    (1..=4).for_each(|i| send(&mut room, &mut cx, &[udp(from(i), seen(&s), b"x")]));
+    let flood: Vec<UdpSocket> = (0..20).map(|_| server("127.0.0.1:0")).collect();
+    for who in &flood {
+        cx.now += Duration::from_millis(1);
+        who.send_to(b"flood", there).unwrap();
+        assert_eq!(given(&mut room, &mut cx, true).len(), 1);
+    }
+    assert_eq!(room.flows.len(), 8);
+    for i in 1..=4 {
+        assert!(room.flows.find(&Key { guest: from(i), far: seen(&s) }).is_some(), "{i}: the guest's own");
+    }
+    let last = Key { guest: at("10.0.2.15:53"), far: seen(&flood[19]) };
+    assert!(room.flows.find(&last).is_some());
+}
+
+/// A guest that takes nothing, and makes one flow after the other that is answered.
+#[test]
+fn what_waits_to_be_read_is_bounded() {
+    let s = server("127.0.0.1:0");
+    let mut cx = link(|p| p.limits.udp = 2);
+    let mut room = room(&mut cx);
+    let mut events = Vec::new();
+    for i in 0..200 {
+        send(&mut room, &mut cx, &[udp(SocketAddr::new(at(GUEST4).ip(), 1000 + i), seen(&s), b"x")]);
+        let (_, from) = s.recv_from(&mut [0; 10]).unwrap();
+        s.send_to(b"answer", from).unwrap();
+        cx.poll.events(&mut events).unwrap();
+        events.drain(..).for_each(|(at, ready)| room.ready(at, ready, &mut cx));
+    }
+    assert!(!room.ready.is_empty() && room.ready.len() <= 17, "{}", room.ready.len());
+}
+
+#[test]
+fn a_super_datagram_of_crumbs_goes_nowhere() {
+    let s = server("127.0.0.1:0");
+    let mut cx = link(|_| {});
+    let mut room = room(&mut cx);
+    let vnet = |gso_size| Vnet {
+        flags: vnet::F_NEEDS_CSUM,
+        gso_type: vnet::GSO_UDP_L4,
+        hdr_len: 42,
+        gso_size,
+        csum_start: 34,
+        csum_offset: 6,
+    };
+    let frame = udp(at(GUEST4), seen(&s), &payload(600));
+    send_vnet(&mut room, &mut cx, &[(vnet(1), frame.clone())]);
+    assert_eq!((drops(&cx, Reason::Refused), room.flows.len()), (1, 0));
+    send_vnet(&mut room, &mut cx, &[(vnet(20), frame)]);
+    (0..30).for_each(|_| assert_eq!(s.recv(&mut [0; 100]).unwrap(), 20));
+    assert_eq!(cx.stats.drops.iter().sum::<u64>(), 1);
+}
+
+#[test]
 fn forwards_ask_the_policy_and_change_without_harm_to_others() {
     let mut cx = link(|p| {
         p.policy.rules.push(Rule {
