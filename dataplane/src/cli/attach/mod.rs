@@ -12,11 +12,13 @@ mod qemu;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::fault::{Exit, Fault};
 use crate::spec::{self, Config, Kind};
@@ -208,7 +210,10 @@ fn way<'a>(line: &Line, netdev: &'a Lone) -> (bool, Option<&'a str>) {
         return (false, Some(why));
     }
     match line.front(&netdev.id) {
-        Some(driver) if !driver.starts_with("virtio-net-") => (false, Some("its device is no virtio-net")),
+        // virtio-net is QEMU's other name for the first of them.
+        Some(driver) if driver != "virtio-net" && !driver.starts_with("virtio-net-") => {
+            (false, Some("its device is no virtio-net"))
+        }
         _ => (true, None),
     }
 }
@@ -227,28 +232,29 @@ fn make_dir() -> Result<Dir, Fault> {
 
 /// What this QEMU says that it is; unknown if it says nothing in time.
 fn version(program: &OsStr) -> Version {
-    let asked = || -> std::io::Result<String> {
-        let mut child = Command::new(Path::new(program))
-            .arg("--version")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let until = Instant::now() + PATIENCE;
-        // It is far less than a pipe holds.
-        while child.try_wait()?.is_none() {
-            if Instant::now() > until {
-                child.kill()?;
-            }
-            std::thread::sleep(Duration::from_millis(2));
+    let said = said(Command::new(Path::new(program)).arg("--version"));
+    said.map_or(Version::UNKNOWN, |text| Version::read(&text))
+}
+
+/// What a command says, if it ends in time. It is far less than a pipe holds.
+fn said(command: &mut Command) -> std::io::Result<String> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let until = Instant::now() + PATIENCE;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > until {
+            child.kill()?;
+            child.wait()?;
+            return Err(ErrorKind::TimedOut.into());
         }
-        let mut text = String::new();
-        if let Some(out) = child.stdout.take() {
-            out.take(4096).read_to_string(&mut text)?;
-        }
-        Ok(text)
-    };
-    asked().map_or(Version::UNKNOWN, |text| Version::read(&text))
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let (mut text, mut n) = ([0; 4096], 0);
+    if let Some(out) = &mut child.stdout {
+        // What it has started and left behind may hold the pipe for ever.
+        fcntl(&*out, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        n = out.read(&mut text)?;
+    }
+    Ok(String::from_utf8_lossy(text.get(..n).unwrap_or_default()).into_owned())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::spec::text;
@@ -55,6 +56,10 @@ const BARE: &[&str] = &[
     "jitdump",
     "enable-sync-profile",
     "no-kvm",
+    "no-kvm-irqchip",
+    "async-teardown",
+    "show-cursor",
+    "virtfs_synth",
 ];
 /// Programs that start the one that they are given, behind options of their own.
 const WRAPPERS: &[&str] = &[
@@ -109,7 +114,10 @@ pub(super) fn find(words: &[OsString]) -> Option<usize> {
         return None;
     }
     // Behind a wrapper only the full name is sure: `kvm` may be a user's or a group's.
-    words.iter().position(|w| base(w).is_some_and(|n| n.starts_with("qemu-system-")))
+    // What holds an '=' is a variable or an option of the wrapper's.
+    words
+        .iter()
+        .position(|w| !w.as_bytes().contains(&b'=') && base(w).is_some_and(|n| n.starts_with("qemu-system-")))
 }
 
 /// Options and their arguments, in order.
@@ -154,13 +162,18 @@ pub(super) fn read(words: &[OsString]) -> Line {
             fronts.push((driver.to_owned(), netdev.to_owned()));
         }
     }
+    for net in of(&["net"]).filter(|n| get(n, &["type"]) == Some("nic")) {
+        if let Some(netdev) = get(&net, &["netdev"]) {
+            fronts.push((get(&net, &["model"]).unwrap_or("nic").to_owned(), netdev.to_owned()));
+        }
+    }
     let is_other = |(n, v): &&(String, String)| match n.as_str() {
         "netdev" => true,
         "nic" | "net" => v != "none" && !v.starts_with("nic"),
         _ => false,
     };
     Line {
-        memory: memory(&all, &machine),
+        memory: memory(&all, &machine, default_memory(&program, kind)),
         model,
         netdevs: of(&["netdev"]).filter_map(|k| get(&k, &["id"]).map(str::to_owned)).collect(),
         fronts,
@@ -171,7 +184,21 @@ pub(super) fn read(words: &[OsString]) -> Line {
     }
 }
 
-fn memory(all: &[(String, String)], machine: &[(String, String)]) -> Memory {
+/// The memory without `-m`, in bytes. None: it depends on a machine that is not known here.
+fn default_memory(program: &str, machine: &str) -> Option<u64> {
+    let name = program.rsplit('/').next().unwrap_or_default();
+    let is = |parts: &[&str]| parts.iter().any(|p| name.contains(p));
+    let virt = machine.starts_with("virt") && is(&["aarch64", "arm", "riscv"]);
+    (virt || ["kvm", "qemu", "qemu-kvm"].contains(&name) || is(&["x86_64", "i386", "s390x"]))
+        .then_some(DEFAULT_MEMORY)
+}
+
+/// An option that says something of the memory, in words that are not understood here.
+fn is_riddle((name, value): &(String, String)) -> bool {
+    ["machine", "M", "m", "object", "numa"].contains(&name.as_str()) && text::parse(value, |_| false).is_err()
+}
+
+fn memory(all: &[(String, String)], machine: &[(String, String)], default: Option<u64>) -> Memory {
     let has = |name: &str| all.iter().any(|(n, _)| n == name);
     let of = |name: &'static str| all.iter().filter(move |(n, _)| n == name).map(|(_, v)| keys(v));
     if has("mem-path") {
@@ -179,6 +206,9 @@ fn memory(all: &[(String, String)], machine: &[(String, String)]) -> Memory {
     }
     if has("readconfig") {
         return Memory::Private("-readconfig may say more of the memory");
+    }
+    if all.iter().any(is_riddle) || machine.iter().any(|(k, _)| k.starts_with("memory.")) {
+        return Memory::Private("what is said of its memory is not understood");
     }
     if get(machine, &["memory-encryption", "confidential-guest-support"]).is_some() {
         return Memory::Private("the guest's memory is encrypted");
@@ -205,7 +235,7 @@ fn memory(all: &[(String, String)], machine: &[(String, String)]) -> Memory {
     let said: Vec<(String, String)> = of("m").flatten().collect();
     let size = get(&said, &["size", "type"]);
     match size {
-        None => Memory::Add(DEFAULT_MEMORY),
+        None => default.map_or(Memory::Private("without -m its size depends on the machine"), Memory::Add),
         Some(text) => match bytes(text) {
             Some(n) => Memory::Add(n),
             None => Memory::Private("the size in -m is not understood"),

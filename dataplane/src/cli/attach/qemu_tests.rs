@@ -19,6 +19,8 @@ fn qemu_is_known_by_its_name() {
         ("/usr/libexec/qemu-kvm", Some(0)),
         ("taskset -c 1 qemu-system-x86_64 -m 1", Some(3)),
         ("env A=b nice -n 5 /opt/qemu-system-x86_64", Some(5)),
+        ("env QEMU=/usr/bin/qemu-system-x86_64 ./start.sh", None),
+        ("env QEMU=/usr/bin/qemu-system-x86_64 qemu-system-x86_64", Some(2)),
         ("sudo -u kvm virt", None),
         ("cloud-hypervisor --kernel qemu-system-x86_64", None),
         ("sh -c qemu-system-x86_64", None),
@@ -68,12 +70,34 @@ fn memory_is_shared_where_that_is_sure() {
             "-object memory-backend-memfd,id=a,size=1G -numa node,memdev=a -numa dist,src=0,dst=1,val=20",
             Memory::Shared,
         ),
+        ("-async-teardown -m 3M", Memory::Add(3 << 20)),
+        ("-M q35,memory.size=2G", private("what is said of its memory is not understood")),
+        (
+            r#"-object {"qom-type":"memory-backend-ram","id":null}"#,
+            private("what is said of its memory is not understood"),
+        ),
+        ("-m 1G,=", private("what is said of its memory is not understood")),
         ("-numa node", node.clone()),
         ("-object memory-backend-memfd,id=a,size=1G -numa node,memdev=a -numa node,cpus=1", node),
         ("-machine q35,confidential-guest-support=sev0", private("the guest's memory is encrypted")),
     ];
     for (rest, want) in table {
         assert_eq!(line(rest).memory, want, "{rest}");
+    }
+}
+
+#[test]
+fn memory_that_nobody_named_is_the_machines() {
+    let memory = |text: &str| read(&words(text)).memory;
+    let small = Memory::Add(128 << 20);
+    for known in
+        ["qemu-system-i386", "/usr/libexec/qemu-kvm", "qemu-system-s390x", "qemu-system-aarch64 -M virt-9.0"]
+    {
+        assert_eq!(memory(known), small, "{known}");
+    }
+    for other in ["qemu-system-ppc64", "qemu-system-loongarch64 -M virt", "qemu-system-aarch64 -M raspi3b"] {
+        assert!(matches!(memory(other), Memory::Private(_)), "{other}");
+        assert_eq!(memory(&format!("{other} -m 1G")), Memory::Add(1 << 30), "{other}");
     }
 }
 
@@ -96,6 +120,8 @@ fn networks_that_are_there_are_seen() {
     assert_eq!((l.netdevs, l.daemonize), (vec!["a".to_owned()], true));
     assert_eq!(l.other.unwrap(), "-netdev user,id=a");
     assert_eq!(l.fronts, [("e1000".to_owned(), "a".to_owned())]);
+    assert_eq!(line("-net nic,model=virtio,netdev=net0").front("net0"), Some("virtio"));
+    assert_eq!(line("-net nic -net user").front("net0"), None);
     assert_eq!(
         line(r#"-device {"driver":"virtio-net-pci","netdev":"net0"}"#).front("net0"),
         Some("virtio-net-pci")

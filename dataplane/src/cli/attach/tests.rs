@@ -98,3 +98,26 @@ fn others_are_left_alone() {
     let fault = complete(&mut c, &mut words("qemu-system-x86_64 -daemonize")).unwrap_err();
     assert_eq!(fault.exit, Exit::Usage);
 }
+
+/// A QEMU that is a script, whose own children live on with what it wrote to.
+#[test]
+fn whoever_a_program_leaves_behind_is_not_waited_for() {
+    let text = said(Command::new("/bin/sh").args(["-c", "sleep 30 & echo version 9.2.1 $!"])).unwrap();
+    let left = text.split_whitespace().last().unwrap().parse().unwrap();
+    // It is there still: it was not waited for.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(left), nix::sys::signal::SIGKILL).unwrap();
+    assert_eq!(Version::read(&text), Version::read("version 9.2"));
+    assert!(said(&mut Command::new("/nonexistent/qemu")).is_err());
+}
+
+#[test]
+fn the_front_end_that_is_there_decides() {
+    let by = |device: &str| {
+        let mut c = Config::with_user(&[]).unwrap();
+        let mut command =
+            words(&format!("/nonexistent/qemu-system-x86_64 -m 1G -device {device},netdev=net0"));
+        let _attached = complete(&mut c, &mut command).unwrap();
+        c.ports[1].kind.name()
+    };
+    assert_eq!((by("virtio-net"), by("virtio-net-pci"), by("e1000")), ("vhost-user", "vhost-user", "stream"));
+}

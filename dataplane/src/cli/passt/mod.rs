@@ -132,8 +132,9 @@ fn network(given: &Given) -> Result<String, Fault> {
             add("domainname", domain);
         }
     }
-    if let Some(mtu) = given.last(Option_::Mtu).filter(|m| *m != "0") {
-        add("mtu", mtu);
+    if let Some(mtu) = given.last(Option_::Mtu) {
+        // A guest that is told of none has Ethernet's.
+        add("mtu", if mtu == "0" { "1500" } else { mtu });
     }
     let closed = [(Option_::NoTcp, "tcp:any"), (Option_::NoUdp, "udp:any"), (Option_::NoIcmp, "icmp:any")];
     for (_, rule) in closed.iter().filter(|(o, _)| given.has(*o)) {

@@ -62,7 +62,7 @@ fn what_a_network_is_told() {
         ("--fqdn vm.x.org", "hostname=vm,domainname=x.org"),
         ("-H vm", "hostname=vm"),
         ("--mtu 9000", "mtu=9000"),
-        ("-m0", ""),
+        ("-m0", "mtu=1500"),
         ("--no-udp --no-icmp", "deny=udp:any,deny=in:udp:any,deny=icmp:any,deny=in:icmp:any"),
         ("--no-map-gw", "deny=host"),
         ("--map-host-loopback none --map-guest-addr none", "deny=host"),
