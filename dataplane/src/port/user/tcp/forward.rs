@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::super::plan::{Forward, GuestForward, To, Way};
 use super::super::poll::{Token, Want, Who};
@@ -22,6 +23,8 @@ pub(super) const LISTENER: u8 = 1;
 pub(super) struct Listener {
     pub(super) forward: Forward,
     pub(super) fd: OwnedFd,
+    /// A timer is set for it.
+    waits: bool,
 }
 
 /// A guest forward and, if it is handed, what it leads to.
@@ -69,7 +72,7 @@ impl Forwards {
         let mut f = Self { guests, ..Self::default() };
         for (forward, fd) in listeners {
             cx.poll.add(fd.as_fd(), token(forward.id), Want::READ)?;
-            f.listeners.push(Listener { forward, fd });
+            f.listeners.push(Listener { forward, fd, waits: false });
         }
         Ok(f)
     }
@@ -80,6 +83,21 @@ impl Forwards {
 
     pub(super) fn get(&self, id: u32) -> Option<&Listener> {
         self.listeners.iter().find(|l| u32::from(l.forward.id) == id)
+    }
+
+    /// A listening socket is to be looked at again then, or sooner: one timer does for all who come meanwhile.
+    pub(super) fn later(&mut self, at: Token, when: Instant, cx: &mut Cx) {
+        let listener = self.listeners.iter_mut().find(|l| u32::from(l.forward.id) == at.index);
+        if listener.is_some_and(|l| !std::mem::replace(&mut l.waits, true)) {
+            cx.timers.at(when, at);
+        }
+    }
+
+    /// That timer has come.
+    pub(super) fn rang(&mut self, at: Token) {
+        if let Some(l) = self.listeners.iter_mut().find(|l| u32::from(l.forward.id) == at.index) {
+            l.waits = false;
+        }
     }
 
     /// Other listening sockets from now on. Nothing has changed if that fails.
@@ -103,7 +121,8 @@ impl Forwards {
             }
             stays
         });
-        let fresh = list.into_iter().filter_map(|(forward, fd)| Some(Listener { forward, fd: fd? }));
+        let fresh =
+            list.into_iter().filter_map(|(forward, fd)| Some(Listener { forward, fd: fd?, waits: false }));
         self.listeners.extend(fresh);
         Ok(())
     }

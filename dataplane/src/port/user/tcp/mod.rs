@@ -273,6 +273,8 @@ impl<S: Sock> Room for Tcp<S> {
             f.flush(&mut self.tools);
         }
         f.down.readable |= ready.read || ready.error || ready.hup;
+        // Behind the end nothing is read that would say so.
+        f.up.broken |= ready.error && f.down.end && f.sock.error().is_some();
         let fate = f.settle(cx, &mut self.tools);
         self.counts.idle += u64::from(stood == (f.up.blocked, f.down.readable, f.queued));
         self.after(at, fate, true, cx);
@@ -280,6 +282,7 @@ impl<S: Sock> Room for Tcp<S> {
 
     fn tick(&mut self, at: Token, cx: &mut Cx) {
         if at.kind == LISTENER {
+            self.forwards.rang(at);
             return self.accept(at, cx);
         }
         let Some(f) = self.table.get(at) else { return };

@@ -14,6 +14,7 @@ use std::time::Duration;
 use netreeve_shared::vnet::Vnet;
 
 use super::super::build::{self, Unreachable};
+use super::super::errors;
 use super::super::packet::{Packet, TCP};
 use super::super::plan::Way;
 use super::super::policy::{Proto, Verdict};
@@ -53,7 +54,8 @@ impl<S: Sock> Tcp<S> {
                 if !self.make_room(self.calling >= CALLING, cx) {
                     return cx.stats.drop(Reason::Full);
                 }
-                (S::open(to), false)
+                // IPv4 in the clothes of IPv6 would go by where IPv4 does not: past its routes, and where there is none.
+                (errors::unmapped(key.far).and_then(|()| S::open(to)), false)
             }
         };
         let sock = match sock {
@@ -154,7 +156,7 @@ impl<S: Sock> Tcp<S> {
             let Some(l) = self.forwards.get(at.index) else { return };
             let forward = l.forward;
             if self.table.is_full() && !self.make_room(false, cx) {
-                return cx.timers.at(cx.now + LATER, at);
+                return self.forwards.later(at, cx.now + LATER, cx);
             }
             let Some(l) = self.forwards.get(at.index) else { return };
             match accept_from(l.fd.as_fd()) {
@@ -169,10 +171,10 @@ impl<S: Sock> Tcp<S> {
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
-                Err(_) => return cx.timers.at(cx.now + LATER, at),
+                Err(_) => return self.forwards.later(at, cx.now + LATER, cx),
             }
         }
-        cx.timers.at(cx.now, at);
+        self.forwards.later(at, cx.now, cx);
     }
 
     /// Somebody has come: the guest is asked.

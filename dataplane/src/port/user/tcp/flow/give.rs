@@ -82,7 +82,8 @@ impl<S: Sock> Flow<S> {
                 Ok(Given::More) => {}
                 Ok(g) => return g,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.down.readable = false,
+                Err(e) if e.kind() == ErrorKind::WouldBlock && !self.up.broken => self.down.readable = false,
+                // Bytes of the guest's are lost: there is no waiting for an end that may never come.
                 Err(_) => return Given::Broken,
             }
         }

@@ -156,7 +156,9 @@ impl<S: Sock> Flow<S> {
         for _ in 0..std::mem::take(&mut self.up.strays) {
             self.say(cx, tools, now, flag::ACK);
         }
-        if self.up.owed || self.widened(tools) {
+        // Remembered, for there may be no room for it now, and trying says how far the window goes only once.
+        self.up.owed |= self.widened(tools);
+        if self.up.owed {
             self.say(cx, tools, now, flag::ACK);
         }
         self.discard(tools, false);

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::model::FAILS;
 use super::scene::{Scene, key4, key6, plan};
+use crate::port::user::Plan;
 use crate::port::user::policy::{Direction, Policy, Proto, Rule, Verdict, Where};
-use crate::port::user::tcp::segment::{Segment, flag};
+use crate::port::user::tcp::segment::{Key, Segment, flag};
 use crate::port::user::tcp::seq::Seq;
 
 fn syn() -> Segment {
@@ -121,6 +122,17 @@ fn policy_is_asked_before_a_socket_is_made() {
     let mut s = Scene::new(&p);
     s.send(&[(key4(9), syn(), &[])]);
     assert_eq!((s.collect().len(), Scene::ends()), (0, 0));
+}
+
+#[test]
+fn ipv4_in_the_clothes_of_ipv6_is_nowhere() {
+    let mut s = Scene::new(&Plan { v4: None, ..plan() });
+    let key = Key { far: "[::ffff:192.0.2.7]:80".parse().unwrap(), ..key6(9) };
+    s.send(&[(key, syn(), &[])]);
+    let got = s.collect();
+    assert_eq!((got.len(), s.tcp.connections(), Scene::ends()), (1, 0, 0));
+    let f = got[0].other.as_ref().unwrap();
+    assert_eq!((f[54], f[55]), (1, 0), "no way there");
 }
 
 #[test]

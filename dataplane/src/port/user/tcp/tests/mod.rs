@@ -3,6 +3,7 @@
 mod cases;
 mod endings;
 mod flood;
+mod later;
 mod model;
 mod random;
 mod scene;

@@ -23,6 +23,8 @@ pub(super) struct End {
     /// The far end has finished, or has reset.
     pub(super) finished: bool,
     pub(super) reset: bool,
+    /// It takes nothing any more, and is well otherwise.
+    pub(super) deaf: bool,
     /// What the guest's side wrote.
     pub(super) got: Vec<u8>,
     pub(super) got_end: bool,
@@ -87,7 +89,7 @@ impl Sock for Model {
         e.calls += 1;
         assert!(!from.is_empty() && from.iter().all(|s| !s.is_empty()), "empty calls are for nothing");
         assert!(!e.got_end, "written behind the end");
-        if e.reset {
+        if e.reset || e.deaf {
             return Err(ErrorKind::BrokenPipe.into());
         }
         let mut n = 0;
