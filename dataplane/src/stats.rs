@@ -100,6 +100,8 @@ pub struct Stats {
     pub kicks: u64,
     /// Times that the port was lost and came back.
     pub reconnects: u64,
+    /// Flows that had to go for new ones, because their limit was reached (the `user` network).
+    pub evicted: u64,
 }
 
 impl Stats {
@@ -123,6 +125,7 @@ impl Stats {
         self.tx_bytes += o.tx_bytes;
         self.kicks += o.kicks;
         self.reconnects += o.reconnects;
+        self.evicted += o.evicted;
         for (a, b) in self.drops.iter_mut().zip(o.drops) {
             *a += b;
         }

@@ -10,7 +10,7 @@
 
 use netreeve_dataplane::handover::Level;
 use netreeve_dataplane::sandbox::seccomp::LOCKS;
-use netreeve_dataplane::sandbox::{Needs, Walls, walls};
+use netreeve_dataplane::sandbox::{Needs, Sockets, Walls, walls};
 use netreeve_dataplane::sys::process::leave;
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;
@@ -50,7 +50,8 @@ fn itself(what: &str) -> ExitStatus {
 }
 
 fn enter() -> Walls {
-    walls(&Needs { at_least: Level::Seccomp, keep: &[], more_fds: 8, sockets: false, files: None }).unwrap()
+    walls(&Needs { at_least: Level::Seccomp, keep: &[], more_fds: 8, sockets: Sockets::None, files: None })
+        .unwrap()
 }
 
 fn threads() {

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::handover::{Plan, PortKind, PortPlan};
 use crate::port::{self, OpenError, Queues, hub::Hubs};
+use crate::sandbox::Sockets;
 use crate::sandbox::call::Call;
 use crate::stage;
 
@@ -57,21 +58,35 @@ pub fn opens(kind: PortKind) -> &'static [Call] {
 pub(super) struct Beyond<'a> {
     /// They make sockets, in the network namespace of whoever started us.
     pub(super) sockets: bool,
+    /// And these go out by TCP to no other ports; none: to any.
+    pub(super) ports: Option<Vec<u16>>,
     /// They read files beneath this directory.
     pub(super) files: Option<BorrowedFd<'a>>,
     /// So many descriptors more than others.
     pub(super) fds: u64,
 }
 
+impl Beyond<'_> {
+    /// The sockets that they make.
+    pub(super) fn sockets(&self) -> Sockets<'_> {
+        match &self.ports {
+            _ if !self.sockets => Sockets::None,
+            Some(ports) => Sockets::To(ports),
+            None => Sockets::Any,
+        }
+    }
+}
+
 /// Looks through a plan for what its ports need beyond their descriptors. Whoever may make sockets has nothing else to
 /// lose: a `user` network shares its dataplane with devices only.
 pub(super) fn beyond<'a>(plan: &Plan, fds: &'a [Vec<OwnedFd>]) -> Result<Beyond<'a>, &'static str> {
-    let mut all = Beyond::default();
+    let mut all = Beyond { ports: Some(Vec::new()), ..Beyond::default() };
     let mut users = Vec::new();
     for ((slot, port), fds) in (0u16..).zip(&plan.ports).zip(fds) {
         let Some(PortPlan::User(p)) = port else { continue };
         users.push(slot);
         all.sockets |= !p.restrict;
+        all.ports = all.ports.zip(p.tcp_ports()).map(|(a, b)| [a, b].concat());
         all.fds += p.limits.descriptors();
         if p.boot.tftp && all.files.is_some() {
             return Err("only one user network of a dataplane may have a directory for TFTP");

@@ -13,8 +13,8 @@ use crate::{engine, port};
 /// Most system calls that a wire's dataplane may make, whatever its two ports.
 const MOST: usize = 32;
 
-/// Most of those of a `user` network's, which makes its sockets itself.
-const MOST_USER: usize = 35;
+/// Most of those of a `user` network's, which makes its sockets itself and asks where they would send from.
+const MOST_USER: usize = 36;
 
 macro_rules! names {
     ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };

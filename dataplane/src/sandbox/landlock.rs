@@ -7,9 +7,10 @@
 
 use std::os::fd::BorrowedFd;
 
+use super::Sockets;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
 /// What a level of its own needs: signals and abstract sockets are scoped since this one (Linux 6.12).
@@ -29,9 +30,10 @@ pub(super) enum Fence {
     None(String),
 }
 
-/// Denies all for the calling thread and the threads that it will start, but for `sockets`: going out by TCP and UDP (to
-/// bind TCP stays denied), and for `files`: reading beneath this directory. Sets no_new_privs.
-pub(super) fn deny(sockets: bool, files: Option<BorrowedFd<'_>>) -> Fence {
+/// Denies all for the calling thread and the threads that it will start, but for `sockets`: going out by UDP, and by TCP to
+/// the ports that it names, or to any (to bind TCP stays denied), and for `files`: reading beneath this directory. Sets
+/// no_new_privs.
+pub(super) fn deny(sockets: Sockets<'_>, files: Option<BorrowedFd<'_>>) -> Fence {
     match restrict(CompatLevel::HardRequirement, sockets, files) {
         Ok(_) => Fence::Whole,
         Err(why) => match restrict(CompatLevel::BestEffort, sockets, files) {
@@ -44,14 +46,18 @@ pub(super) fn deny(sockets: bool, files: Option<BorrowedFd<'_>>) -> Fence {
 }
 
 /// What of the network's accesses is handled, and so denied.
-fn net(abi: ABI, sockets: bool) -> BitFlags<AccessNet> {
+fn net(abi: ABI, sockets: Sockets<'_>) -> BitFlags<AccessNet> {
     let all = AccessNet::from_all(abi);
-    if sockets { all & AccessNet::BindTcp } else { all }
+    match sockets {
+        Sockets::None => all,
+        Sockets::To(_) => all & (AccessNet::BindTcp | AccessNet::ConnectTcp),
+        Sockets::Any => all & AccessNet::BindTcp,
+    }
 }
 
 fn restrict(
     needed: CompatLevel,
-    sockets: bool,
+    sockets: Sockets<'_>,
     files: Option<BorrowedFd<'_>>,
 ) -> Result<RulesetStatus, RulesetError> {
     let rules = Ruleset::default()
@@ -68,5 +74,7 @@ fn restrict(
         Some(dir) => rules.add_rule(PathBeneath::new(dir, AccessFs::ReadFile))?,
         None => rules,
     };
+    let ports = if let Sockets::To(ports) = sockets { ports } else { &[] };
+    let rules = ports.iter().try_fold(rules, |r, p| r.add_rule(NetPort::new(*p, AccessNet::ConnectTcp)))?;
     Ok(rules.restrict_self()?.ruleset)
 }

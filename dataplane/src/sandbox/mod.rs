@@ -29,8 +29,8 @@
 //!
 //! # What a `user` network's dataplane keeps
 //! It makes sockets, so it keeps the network namespace that it was started in, its filter has `socket` (internet families,
-//! streams, datagrams and echo requests only) and `connect`, and Landlock leaves TCP's `connect` and UDP alone. All else is
-//! as above: no netlink, packet or UNIX socket, no `bind`, no file, and no other netdev in the same process. One whose guest
+//! streams, datagrams and echo requests only) and `connect`, and Landlock leaves TCP's `connect` and UDP alone; where the
+//! policy lets TCP of the guest's out to a few ports alone, it allows `connect` to those and no others. All else is as above: no netlink, packet or UNIX socket, no `bind`, no file, and no other netdev in the same process. One whose guest
 //! may not go out (`restrict=on`) has none of this: it lives in an empty network namespace like the others. One that reads
 //! files by TFTP may open what lies beneath one directory, for reading, by Landlock's leave; without Landlock it does not run.
 //!
@@ -68,6 +68,17 @@ use crate::handover::Level;
 use call::Call;
 use seccomp::Licence;
 
+/// The sockets that a dataplane makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sockets<'a> {
+    /// None.
+    None,
+    /// Such that go out by UDP, and by TCP to these ports. (Landlock knows ports, not addresses; Linux 6.7.)
+    To(&'a [u16]),
+    /// Such that go out.
+    Any,
+}
+
 /// What a dataplane asks of its sandbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs<'a> {
@@ -78,7 +89,7 @@ pub struct Needs<'a> {
     /// How many descriptors may be open beside `keep` and 0 to 2: what the ports make or receive later.
     pub more_fds: u64,
     /// It makes sockets in the network namespace that it was started in.
-    pub sockets: bool,
+    pub sockets: Sockets<'a>,
     /// A directory beneath which it may read files.
     pub files: Option<BorrowedFd<'a>>,
 }

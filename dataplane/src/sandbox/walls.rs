@@ -15,7 +15,7 @@ use nix::unistd::{Gid, Uid, chdir, geteuid, pivot_root, setgroups, setresgid, se
 
 use super::landlock::{self, Fence};
 use super::seccomp::Licence;
-use super::{Needs, SandboxError, Walls, limits};
+use super::{Needs, SandboxError, Sockets, Walls, limits};
 use crate::handover::Level;
 use crate::sys::sandbox as sys;
 
@@ -39,7 +39,8 @@ pub(super) fn build(needs: &Needs<'_>) -> Result<Walls, SandboxError> {
     let descriptors = close_strays(needs)?;
     let dies_with_parent = prctl::get_pdeathsig().unwrap_or(None);
     leave_root()?;
-    let room = empty_room(needs.sockets);
+    let sockets = needs.sockets != Sockets::None;
+    let room = empty_room(sockets);
     drop_rights()?;
     // Another uid and another user namespace have each cleared it (`commit_creds`). A parent that has died since is
     // found out by the end of its channel.
@@ -60,7 +61,7 @@ pub(super) fn build(needs: &Needs<'_>) -> Result<Walls, SandboxError> {
             (Level::Seccomp, Some(SandboxError { why: both, ..e }))
         }
     };
-    let licence = Licence { sockets: needs.sockets, files: needs.files.is_some() };
+    let licence = Licence { sockets, files: needs.files.is_some() };
     Ok(Walls { level, lacks, licence })
 }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use crate::fault::Fault;
 use crate::port::user::plan::{V4, V6};
-use crate::port::user::policy::{Preset, Rule, Verdict};
+use crate::port::user::policy::{Direction, Preset, Rule, Verdict, WORDS, Where};
 use crate::spec::fields::{Fields, integer};
 use crate::spec::forward::{GuestForward, HostForward};
 
@@ -93,6 +93,11 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
         }
     };
     let rules = rules(f)?;
+    if restrict && rules.iter().any(|r| r.direction == Direction::In && r.at == Where::Host) {
+        // Its dataplane lives where the host has no addresses, and makes no socket to ask with.
+        let why = "with restrict=on nobody knows the host's own addresses at a rule of in:host";
+        return Err(f.fault(why, "give in:loopback, and the addresses themselves"));
+    }
     let mtu = f.number16("mtu", MTU.0, MTU.1)?;
     let resolvers = resolvers(f)?;
     let forwards = forwards(f, v4.as_ref(), v6.as_ref())?;
@@ -326,8 +331,9 @@ fn rules(f: &mut Fields) -> Result<Vec<Rule>, Fault> {
     }
     let rule = |(key, text): (String, String)| {
         let rule: Rule = text.parse().map_err(|why: String| {
-            let fix = "[in:][tcp:|udp:|icmp:]WHERE[:PORT[-PORT]]; WHERE is any, host, link-local, metadata, private, \
-                       10.0.0.0/8 or [fd00::/8]";
+            let fix = format!(
+                "[in:][tcp:|udp:|icmp:]WHERE[:PORT[-PORT]]; WHERE is {WORDS}, 10.0.0.0/8 or [fd00::/8]"
+            );
             f.fault(format!("Parameter '{key}' does not accept value '{text}': {why}"), fix)
         })?;
         let verdict = match key.as_str() {

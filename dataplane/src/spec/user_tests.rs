@@ -185,6 +185,14 @@ const REFUSED: &[(&str, &str)] = &[
     ("preset=open", "Parameter 'preset' does not accept value 'open'"),
     ("mtu=1279", "Parameter 'mtu' expects a value from 1280 to 65520"),
     ("resolver=x", "Parameter 'resolver' does not accept value 'x'"),
+    ("deny=dns:53", {
+        "Parameter 'deny' does not accept value 'dns:53': dns is where the guest asks for names, by udp or tcp at port 53: \
+         give no more than that"
+    }),
+    (
+        "restrict=on,allow=in:host",
+        "with restrict=on nobody knows the host's own addresses at a rule of in:host",
+    ),
     ("rules=private", "Parameter 'rules' does not accept value 'private'"),
     ("smb=/srv", "smb= is refused: it would start a Samba server beside the VMM"),
     ("smbserver=10.0.2.4", "smbserver= is refused: it would start a Samba server beside the VMM"),

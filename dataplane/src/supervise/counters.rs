@@ -139,8 +139,9 @@ impl Counters {
 fn line(slot: &Slot, s: &Stats, up: bool) -> String {
     let drops: Vec<String> = drops(s).map(|(name, n)| format!("{name} {n}")).collect();
     let drops = if drops.is_empty() { "none".to_owned() } else { drops.join(", ") };
+    let evicted = if s.evicted == 0 { String::new() } else { format!("evicted {}, ", s.evicted) };
     format!(
-        "port '{}' ({}, {}): rx {} frames {} bytes, tx {} frames {} bytes, kicks {}, reconnects {}, drops: {drops}",
+        "port '{}' ({}, {}): rx {} frames {} bytes, tx {} frames {} bytes, kicks {}, reconnects {}, {evicted}drops: {drops}",
         slot.id,
         slot.kind,
         if up { "up" } else { "down" },
@@ -165,6 +166,7 @@ fn port(slot: &Slot, s: &Stats, up: bool) -> Value {
         "tx_bytes": s.tx_bytes,
         "kicks": s.kicks,
         "reconnects": s.reconnects,
+        "evicted": s.evicted,
         "drops": drops,
     })
 }

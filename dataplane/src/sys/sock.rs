@@ -238,6 +238,15 @@ pub fn get(fd: BorrowedFd<'_>, ask: Ask) -> Result<i32> {
     }
 }
 
+/// The address that a socket sends from, which connecting has chosen (`getsockname(2)`).
+#[must_use]
+pub fn local(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
+    let mut name = Name::room();
+    // SAFETY: `name` has room for `len` bytes, and both outlive the call.
+    let said = unsafe { libc::getsockname(fd.as_raw_fd(), name.as_mut_ptr(), &raw mut name.len) };
+    (said == 0).then(|| name.get()).flatten()
+}
+
 /// The error that waits (how a connection came out), and it waits no more. None: all is well.
 ///
 /// # Errors

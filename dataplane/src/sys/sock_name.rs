@@ -50,6 +50,10 @@ impl Name {
         }
     }
 
+    pub(super) fn as_mut_ptr(&mut self) -> *mut libc::sockaddr {
+        self.raw.as_mut_ptr().cast()
+    }
+
     pub(super) fn as_ptr(&self) -> *const libc::sockaddr {
         self.raw.as_ptr().cast()
     }

@@ -12,6 +12,7 @@
 mod control;
 mod crash;
 mod datagrams;
+mod forwards;
 mod hostile;
 mod hub;
 mod matrix;

@@ -15,7 +15,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 /// The host's own addresses on the way to the far side.
-const HOST4: &str = "10.77.0.9";
+pub(crate) const HOST4: &str = "10.77.0.9";
 
 /// A floor for TCP that only something broken stays below, on a busy machine too.
 const BROKEN: f64 = 2e7;

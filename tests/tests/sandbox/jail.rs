@@ -1,7 +1,7 @@
 //! Children that enter the sandbox and try something, and what became of them.
 
 use netreeve_dataplane::handover::Level;
-use netreeve_dataplane::sandbox::{Needs, Walls, walls};
+use netreeve_dataplane::sandbox::{Needs, Sockets, Walls, walls};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -62,7 +62,7 @@ pub fn ask(f: impl FnOnce(&mut dyn Write, RawFd) -> i32) -> (End, String) {
 
 /// Enters the walls, or ends the process with the reason on standard error.
 pub fn enter(at_least: Level, keep: &[RawFd]) -> Walls {
-    match walls(&Needs { at_least, keep, more_fds: 64, sockets: false, files: None }) {
+    match walls(&Needs { at_least, keep, more_fds: 64, sockets: Sockets::None, files: None }) {
         Ok(w) => w,
         Err(e) => give_up(&e.to_string()),
     }

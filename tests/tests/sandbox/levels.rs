@@ -3,7 +3,7 @@
 use crate::jail::{End, KILLED, ask, code, enter, fork, give_up};
 use crate::{every_port, sys};
 use netreeve_dataplane::handover::Level;
-use netreeve_dataplane::sandbox::{Needs, walls};
+use netreeve_dataplane::sandbox::{Needs, Sockets, walls};
 use std::fs;
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -138,7 +138,13 @@ fn without_user_namespaces_it_is_landlock() {
 fn below_the_level_asked_for_it_refuses() {
     let (end, said) = ask(|to, fd| {
         without_user_namespaces();
-        match walls(&Needs { at_least: Level::Full, keep: &[fd], more_fds: 0, sockets: false, files: None }) {
+        match walls(&Needs {
+            at_least: Level::Full,
+            keep: &[fd],
+            more_fds: 0,
+            sockets: Sockets::None,
+            files: None,
+        }) {
             Ok(_) => 1,
             Err(e) => {
                 let _ = write!(to, "{e}");
@@ -174,7 +180,7 @@ fn a_process_with_threads_cannot_enter() {
             at_least: Level::Seccomp,
             keep: &[fd],
             more_fds: 0,
-            sockets: false,
+            sockets: Sockets::None,
             files: None,
         }) {
             Ok(_) => 1,
@@ -218,9 +224,14 @@ fn descriptors_are_counted() {
     let (end, said) = ask(|to, fd| {
         let stray = fs::File::open("/dev/zero").unwrap();
         let most = fd.max(2) as usize + 1 + 8;
-        let walls =
-            walls(&Needs { at_least: Level::Full, keep: &[fd], more_fds: 8, sockets: false, files: None })
-                .unwrap();
+        let walls = walls(&Needs {
+            at_least: Level::Full,
+            keep: &[fd],
+            more_fds: 8,
+            sockets: Sockets::None,
+            files: None,
+        })
+        .unwrap();
         let gone = code(sys!(libc::SYS_fcntl, stray.as_raw_fd(), libc::F_GETFD));
         std::mem::forget(stray);
         let mut open = 4;

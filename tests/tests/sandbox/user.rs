@@ -9,7 +9,7 @@ use netreeve_dataplane::handover::Level;
 use netreeve_dataplane::port::user::{CALLS, FILES, RESTRICTED};
 use netreeve_dataplane::port::vhost_user;
 use netreeve_dataplane::sandbox::call::Call;
-use netreeve_dataplane::sandbox::{Needs, Walls, walls};
+use netreeve_dataplane::sandbox::{Needs, Sockets, Walls, walls};
 use netreeve_dataplane::sys::beneath::open_beneath;
 use netreeve_dataplane::sys::sock::{self, Opt, Speaks};
 use std::fs::File;
@@ -21,7 +21,7 @@ const FLAGS: c_int = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
 /// A try: its name, what it is, and what the walls alone answer (none: they need not).
 type Try = (&'static str, fn(RawFd) -> c_long, &'static [c_int]);
 
-fn enter(keep: &[RawFd], sockets: bool, files: Option<BorrowedFd<'_>>) -> Walls {
+fn enter(keep: &[RawFd], sockets: Sockets<'_>, files: Option<BorrowedFd<'_>>) -> Walls {
     match walls(&Needs { at_least: Level::Full, keep, more_fds: 64, sockets, files }) {
         Ok(w) => w,
         Err(e) => give_up(&e.to_string()),
@@ -29,7 +29,12 @@ fn enter(keep: &[RawFd], sockets: bool, files: Option<BorrowedFd<'_>>) -> Walls 
 }
 
 /// What became of each try: in a process of its own, with the filter or without.
-fn tried(seal: Option<&[&'static [Call]]>, sockets: bool, dir: Option<&File>, tries: &[Try]) -> Vec<End> {
+fn tried(
+    seal: Option<&[&'static [Call]]>,
+    sockets: Sockets<'_>,
+    dir: Option<&File>,
+    tries: &[Try],
+) -> Vec<End> {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let (end, said) = ask(|to, fd| {
         let mut keep = vec![fd, tcp.as_raw_fd()];
@@ -126,14 +131,14 @@ fn a_user_network_makes_its_sockets_and_no_others() {
         ("UDP, IPv6", |_| socket(libc::AF_INET6, libc::SOCK_DGRAM | FLAGS, 0), &[]),
     ];
     let calls = [engine::CALLS, vhost_user::CALLS, CALLS];
-    assert_eq!(tried(Some(&calls), true, None, doors), [End::Code(0), End::Code(0)]);
-    let ends = tried(Some(&calls), true, None, BESIDE);
+    assert_eq!(tried(Some(&calls), Sockets::Any, None, doors), [End::Code(0), End::Code(0)]);
+    let ends = tried(Some(&calls), Sockets::Any, None, BESIDE);
     let free: Vec<_> =
         BESIDE.iter().zip(&ends).filter(|(_, end)| **end != KILLED).map(|(t, e)| (t.0, e)).collect();
     assert!(free.is_empty(), "not killed: {free:?}");
     // And where there is a second wall, it holds alone.
     let walled: Vec<Try> = BESIDE.iter().filter(|t| !t.2.is_empty()).copied().collect();
-    let ends = tried(None, true, None, &walled);
+    let ends = tried(None, Sockets::Any, None, &walled);
     let held = |t: &Try, end: &End| matches!(end, End::Code(n) if t.2.contains(n));
     let free: Vec<_> = walled.iter().zip(&ends).filter(|(t, e)| !held(t, e)).map(|(t, e)| (t.0, e)).collect();
     assert!(free.is_empty(), "not refused: {free:?}");
@@ -147,7 +152,7 @@ fn what_it_makes_reaches_the_network_that_it_was_started_in() {
     let (end, said) = ask(|to, fd| {
         // The number of the supervisor's channel, which nothing may close.
         assert_eq!(unsafe { libc::dup2(fd, 3) }, 3);
-        let sealed = enter(&[fd, 3], true, None).seal(&[engine::CALLS, vhost_user::CALLS, CALLS]);
+        let sealed = enter(&[fd, 3], Sockets::Any, None).seal(&[engine::CALLS, vhost_user::CALLS, CALLS]);
         let reach = || -> std::io::Result<()> {
             let s = sock::new(Speaks::Tcp, false)?;
             sock::set(s.as_fd(), Opt::NoDelay, 1)?;
@@ -165,6 +170,28 @@ fn what_it_makes_reaches_the_network_that_it_was_started_in() {
     assert_eq!(udp.recv(&mut got).unwrap(), 4);
 }
 
+/// Landlock's part where the policy names ports: by TCP to those and to no others, whatever our own code says.
+#[test]
+fn where_ports_are_named_it_connects_to_no_others() {
+    let [named, other] = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [named, other] = [&named, &other].map(|l| l.local_addr().unwrap());
+    let (end, said) = ask(|to, fd| {
+        assert_eq!(unsafe { libc::dup2(fd, 3) }, 3);
+        let ports = [1, named.port()];
+        let sealed =
+            enter(&[fd, 3], Sockets::To(&ports), None).seal(&[engine::CALLS, vhost_user::CALLS, CALLS]);
+        let reach = |speaks, at| {
+            let s = sock::new(speaks, false).unwrap();
+            sock::connect(s.as_fd(), at).map_err(|e| e.raw_os_error())
+        };
+        let tcp = (reach(Speaks::Tcp, named).is_ok(), reach(Speaks::Tcp, other));
+        let _ = write!(to, "{sealed:?} {tcp:?} {:?}", reach(Speaks::Udp, other));
+        0
+    });
+    let denied = format!("Ok(Full) (true, Err(Some({}))) Ok(true)", libc::EACCES);
+    assert_eq!((end, said), (End::Code(0), denied));
+}
+
 #[test]
 fn a_restricted_one_has_no_socket_and_no_network() {
     let tries: &[Try] = &[
@@ -179,7 +206,7 @@ fn a_restricted_one_has_no_socket_and_no_network() {
             &[],
         ),
     ];
-    let ends = tried(Some(&[engine::CALLS, vhost_user::CALLS, RESTRICTED]), false, None, tries);
+    let ends = tried(Some(&[engine::CALLS, vhost_user::CALLS, RESTRICTED]), Sockets::None, None, tries);
     assert_eq!(ends, [KILLED; 3]);
     let nowhere: &[Try] = &[(
         "connect UDP",
@@ -191,7 +218,7 @@ fn a_restricted_one_has_no_socket_and_no_network() {
         },
         &[],
     )];
-    let ends = tried(None, false, None, nowhere);
+    let ends = tried(None, Sockets::None, None, nowhere);
     assert!(matches!(ends[..], [End::Code(libc::ENETUNREACH | libc::EACCES)]), "{ends:?}");
 }
 
@@ -231,8 +258,9 @@ fn files_are_read_beneath_their_directory_and_nowhere_else() {
         ),
     ];
     let calls = [engine::CALLS, vhost_user::CALLS, CALLS, FILES];
-    for sockets in [true, false] {
-        let calls: &[&[Call]] = if sockets { &calls } else { &[calls[0], calls[1], RESTRICTED, FILES] };
+    for sockets in [Sockets::Any, Sockets::None] {
+        let calls: &[&[Call]] =
+            if sockets == Sockets::Any { &calls } else { &[calls[0], calls[1], RESTRICTED, FILES] };
         let ends = tried(Some(calls), sockets, Some(&dir), tries);
         let wrong: Vec<_> = tries
             .iter()

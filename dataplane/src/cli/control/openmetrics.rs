@@ -58,6 +58,7 @@ const COUNTERS: &[(&str, &str, &str, &str)] = &[
     ("netreeve_port_tx_bytes", "bytes", "tx_bytes", "Their bytes, without virtio-net headers."),
     ("netreeve_port_kicks", "", "kicks", "Times that the port's owner was asked for attention."),
     ("netreeve_port_reconnects", "", "reconnects", "Times that the port was lost and came back."),
+    ("netreeve_port_evicted", "", "evicted", "Flows of a user network that had to go for new ones."),
 ];
 
 fn ports(out: &mut String, all: &[Instance]) {

@@ -7,7 +7,7 @@ use super::*;
 fn port(id: &str) -> Value {
     json!({
         "id": id, "role": "netdev", "type": "tap", "state": "up", "link": true, "rx_frames": 3, "rx_bytes": 180,
-        "tx_frames": 0, "tx_bytes": 0, "kicks": 0, "reconnects": 1, "drops": {"runt": 0, "full": 2},
+        "tx_frames": 0, "tx_bytes": 0, "kicks": 0, "reconnects": 1, "evicted": 4, "drops": {"runt": 0, "full": 2},
     })
 }
 

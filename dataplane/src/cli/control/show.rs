@@ -145,6 +145,9 @@ fn describe(p: &Value) -> Vec<String> {
     add("sent", format!("{} frames, {} bytes", text(get(p, "tx_frames")), text(get(p, "tx_bytes"))));
     add("kicks", text(get(p, "kicks")));
     add("reconnects", text(get(p, "reconnects")));
+    if get(p, "evicted").as_u64().is_some_and(|n| n > 0) {
+        add("evicted", format!("{} flows", text(get(p, "evicted"))));
+    }
     let drops: Vec<String> = get(p, "drops")
         .as_object()
         .into_iter()
@@ -165,12 +168,13 @@ mod tests {
         let p = json!({
             "id": "n0", "role": "netdev", "type": "tap", "state": "up", "link": true, "peer": "d0",
             "ifname": "nv0\u{1b}", "rx_frames": 3, "rx_bytes": 180, "tx_frames": 0, "tx_bytes": 0,
-            "kicks": 0, "reconnects": 0, "drops": {"runt": 0, "full": 2},
+            "kicks": 0, "reconnects": 0, "evicted": 5, "drops": {"runt": 0, "full": 2},
         });
         let lines = describe(&p);
         assert_eq!(lines[0], "netdev n0 (tap)");
         assert!(lines.contains(&"  interface  nv0?".to_owned()), "{lines:?}");
         assert_eq!(lines.last().unwrap(), "  drops      full 2");
+        assert!(lines.contains(&"  evicted    5 flows".to_owned()), "{lines:?}");
         let user = describe(
             &json!({"id": "n", "type": "user", "hostfwd": ["tcp:a-b", "c"], "resolvers": ["d", "e"]}),
         );

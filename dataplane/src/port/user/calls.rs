@@ -85,6 +85,8 @@ pub const CALLS: &[Call] = calls!(
     Call::only(libc::SYS_socket, &socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP)),
     Call::only(libc::SYS_socket, &socket(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6)),
     Call::any(libc::SYS_connect),
+    // Whether an address is the host's own (`sockets::is_own`).
+    Call::any(libc::SYS_getsockname),
 );
 
 /// Of one that reads files by TFTP, in addition. What may be opened, Landlock says: reading beneath the directory.

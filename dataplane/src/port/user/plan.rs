@@ -14,6 +14,9 @@ use super::policy::{Policy, Verdict};
 /// Our own Ethernet address, the one that QEMU's user network has: `52:55` and the host's IPv4 address.
 pub const MAC: Mac = Mac([0x52, 0x55, 0x0a, 0x00, 0x02, 0x02]);
 
+/// Ports that are listed one by one for the sandbox, at most.
+pub const PORTS: usize = 256;
+
 /// A `user` network as the dataplane opens it. Descriptors, in this order: one for each of [`Plan::forwards`] (a listening
 /// or bound socket), one for each of [`Plan::guest_forwards`] that is [`To::Handed`] (a connected stream socket), and, if
 /// [`Boot::tftp`], the directory.
@@ -211,6 +214,20 @@ impl Plan {
             guest_forwards: Vec::new(),
             limits: Limits::default(),
         }
+    }
+
+    /// The ports to which its sockets go out by TCP; none: to any, or to more than [`PORTS`]. A restricted network has none.
+    #[must_use]
+    pub fn tcp_ports(&self) -> Option<Vec<u16>> {
+        if self.restrict {
+            return Some(Vec::new());
+        }
+        let mut all = self.policy.tcp_ports(PORTS)?;
+        all.extend(self.guest_forwards.iter().filter_map(|g| match g.to {
+            To::Address(at) => Some(at.port()),
+            _ => None,
+        }));
+        Some(all)
     }
 
     /// How many descriptors travel with it.

@@ -15,6 +15,7 @@ use super::packet::Packet;
 use super::plan::Limits;
 use super::policy::{Policy, Proto, Verdict};
 use super::poll::{Poll, Ready, Token};
+use super::sockets::is_own;
 use super::timers::Timers;
 use crate::frame::Batch;
 use crate::port::Offloads;
@@ -61,11 +62,18 @@ impl Cx {
     pub fn route(&self, proto: Proto, dst: SocketAddr) -> (SocketAddr, Verdict) {
         match self.net.route(dst) {
             _ if self.restrict => (dst, Verdict::Drop),
-            // Names are resolved whatever the policy says of the resolvers' addresses.
-            Some(at) if self.net.is_dns(dst.ip()) => (at, Verdict::Pass),
-            Some(at) => (at, self.policy.may(proto, at)),
+            Some(at) if self.net.is_dns(dst.ip()) => (at, self.policy.may_ask(proto)),
+            Some(at) => (at, self.policy.may(proto, at, &is_own)),
             None => (dst, Verdict::Refuse),
         }
+    }
+
+    /// Somebody at `from` may come to a forward.
+    #[must_use]
+    pub fn may_enter(&self, proto: Proto, from: SocketAddr) -> bool {
+        // A restricted network has no socket to ask with, and no rule that wants it (`spec`).
+        let own = |ip| !self.restrict && is_own(ip);
+        self.policy.may_enter(proto, from, &own) == Verdict::Pass
     }
 }
 

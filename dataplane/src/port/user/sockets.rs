@@ -1,9 +1,12 @@
-//! How the datagram sockets of flows are set: as the guest's packets want it, and no oftener than needed.
+//! How the datagram sockets of flows are set: as the guest's packets want it, and no oftener than needed. And what one tells
+//! of an address without sending anything.
 #![forbid(unsafe_code)]
 
-use std::os::fd::BorrowedFd;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::sys::sock::{self, Opt};
+use super::errors;
+use crate::sys::sock::{self, Opt, Speaks};
 
 /// A guest's packets with fewer hops than this keep them; more is as good as any number.
 const FEW_HOPS: u8 = 32;
@@ -12,6 +15,24 @@ const SHORT: u32 = 1200;
 /// `IP_PMTUDISC_DONT`, `IP_PMTUDISC_DO` (linux/in.h), which have the same numbers for IPv6.
 const MAY_CUT: i32 = 0;
 const MUST_NOT_CUT: i32 = 2;
+
+/// A port that is never sent to.
+const DISCARD: u16 = 9;
+
+/// The address is one of the host's own: what goes there would come from there. The kernel's routes say so to a datagram
+/// socket that is connected and sends nothing, so an address that came or went a moment ago is judged as it is now. Where
+/// there is no socket to ask with, it is taken for one.
+pub(super) fn is_own(ip: IpAddr) -> bool {
+    let fd = match sock::new(Speaks::Udp, ip.is_ipv6()) {
+        Ok(fd) => fd,
+        Err(e) => return errors::is_shortage(&e),
+    };
+    match sock::connect(fd.as_fd(), SocketAddr::new(ip, DISCARD)) {
+        Ok(_) => sock::local(fd.as_fd()).is_none_or(|at| at.ip() == ip.to_canonical()),
+        // There is no way to it, for its flow as little.
+        Err(e) => errors::is_shortage(&e),
+    }
+}
 
 /// How a socket is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -372,6 +372,34 @@ fn what_is_learned_is_bounded_and_the_newest() {
     assert_eq!(net.link_local, "fe80::5055:aff:fe00:202".parse::<std::net::Ipv6Addr>().unwrap());
 }
 
+/// What is asked of the kernel about an address: this machine's loopback is its own, and a test address is not.
+#[test]
+fn own_addresses_are_known_by_the_routes() {
+    for (own, ip) in [
+        (true, "127.0.0.1"),
+        (true, "127.9.9.9"),
+        (true, "::1"),
+        (false, "192.0.2.1"),
+        (false, "2001:db8::1"),
+    ] {
+        assert_eq!(super::sockets::is_own(ip.parse().unwrap()), own, "{ip}");
+    }
+}
+
+#[test]
+fn ports_that_are_few_are_known_to_the_sandbox() {
+    use super::policy::{Preset, Rule};
+    let rules: Vec<Rule> = ["tcp:any:443", "dns"].iter().map(|t| t.parse().unwrap()).collect();
+    let last = Rule { verdict: Verdict::Refuse, .."any".parse().unwrap() };
+    let policy = Policy::new(&[&rules[..], &[last]].concat(), Preset::Qemu, false);
+    let to = To::Address(at("10.9.0.1:25"));
+    let guest_forwards = vec![GuestForward { at: at("10.0.2.9:1"), to }];
+    let plan = Plan { policy, guest_forwards, ..Plan::qemu() };
+    assert_eq!(plan.tcp_ports(), Some(vec![53, 443, 25]));
+    assert_eq!(Plan { restrict: true, ..plan }.tcp_ports(), Some(vec![]));
+    assert_eq!(Plan::qemu().tcp_ports(), None);
+}
+
 #[test]
 fn a_network_gets_the_descriptors_of_its_plan_or_none() {
     assert!(open(&plan(), vec![]).is_ok());

@@ -101,6 +101,7 @@ fn count(s: &Stats, out: &mut Map<String, Value>) {
         ("tx_bytes", s.tx_bytes),
         ("kicks", s.kicks),
         ("reconnects", s.reconnects),
+        ("evicted", s.evicted),
     ];
     out.extend(pairs.map(|(name, n)| (name.to_owned(), n.into())));
     out.insert("drops".into(), drops.into());

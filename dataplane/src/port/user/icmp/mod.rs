@@ -120,7 +120,8 @@ impl Icmp {
             }
         }
         if self.flows.is_full() {
-            self.flows.quietest(|_| true).0.and_then(|i| self.flows.remove(i));
+            let gone = self.flows.quietest(|_| true).0.and_then(|i| self.flows.remove(i));
+            cx.stats.evicted += u64::from(gone.is_some());
         }
         match self.dial(at, cx) {
             Ok(fd) => {

@@ -73,6 +73,22 @@ fn a_flood_is_answered_as_far_as_there_is_room() {
     assert_eq!(drops(&cx, Reason::Full), 5 * (60 - u64::from(SLOTS)));
 }
 
+/// Thousands of identifiers: as many sockets as the limit says, and the quiet go first.
+#[test]
+fn echo_flows_are_no_more_than_the_limit() {
+    let mut cx = link(|p| p.limits.pings = 8);
+    let mut room = room(&cx);
+    for id in 0..2000 {
+        cx.now += Duration::from_millis(1);
+        send(&mut room, &mut cx, &[ping(("10.0.2.15", "127.0.0.1"), 64, id, b"x")]);
+        // Answers, or that it may not.
+        given(&mut room, &mut cx, false);
+    }
+    let most = if allowed().0 { 8 } else { 0 };
+    assert_eq!(room.flows.len(), most);
+    assert_eq!(cx.stats.evicted, if most == 0 { 0 } else { 1992 });
+}
+
 /// CVE-2020-10756 (a length that lies about an echo request's), CVE-2019-9824 and others that answered with what was in
 /// memory; and messages that a guest has no business to send.
 #[test]

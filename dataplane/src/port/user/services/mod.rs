@@ -35,9 +35,12 @@ use std::time::{Duration, Instant};
 use netreeve_shared::mac::Mac;
 use netreeve_shared::vnet::Vnet;
 
+use super::build::Unreachable;
+use super::errors;
 use super::net::Net;
 use super::packet::{ICMPV6, Ip, Packet};
 use super::plan::Plan;
+use super::policy::{Proto, Verdict};
 use super::poll::{Ready, Token, Who};
 use super::room::{Cx, Room};
 use crate::stats::Reason;
@@ -197,9 +200,12 @@ impl Services {
                 let at = (SocketAddr::new(src, from), SocketAddr::new(ip.dst, to));
                 let asker = Asker { mac: p.mac, at: at.0, to: at.1 };
                 if to == tftp::SERVER {
-                    self.tftp.take(asker, payload, cx);
-                } else {
-                    self.dns.ask(asker, payload, cx);
+                    return self.tftp.take(asker, payload, cx);
+                }
+                match cx.policy.may_ask(Proto::Udp) {
+                    Verdict::Refuse if !cx.restrict => errors::refuse(cx, p, ip.dst, Unreachable::Prohibited),
+                    Verdict::Drop => cx.stats.drop(Reason::Denied),
+                    _ => self.dns.ask(asker, payload, cx),
                 }
             }
         }

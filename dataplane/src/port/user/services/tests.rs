@@ -119,6 +119,31 @@ fn a_name_is_asked_for_from_end_to_end() {
     assert_eq!(b.drops(Reason::Source), 4);
 }
 
+/// Names are what the policy says of them, by UDP here and by TCP where connections are asked for.
+#[test]
+fn who_may_not_ask_for_names_is_told_so_or_nothing() {
+    use crate::port::user::policy::{Policy, Preset, Rule};
+    let q = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let dns = "10.0.2.3:53".parse().unwrap();
+    for (text, verdict) in [("any", Verdict::Refuse), ("any", Verdict::Drop), ("dns", Verdict::Refuse)] {
+        let rule = Rule { verdict, ..text.parse().unwrap() };
+        let policy = Policy::new(&[rule], Preset::Vm, false);
+        let resolvers = vec![server.local_addr().unwrap()];
+        let mut b = Bench::new(&Plan { resolvers, policy, ..Plan::qemu() });
+        b.cx.net.learn("10.0.2.15".parse().unwrap(), GUEST);
+        let got = b.tell(&datagram_to("10.0.2.15:999", "10.0.2.3:53", q));
+        // Destination unreachable, administratively prohibited, from whom it asked.
+        let told = got.first().map(|f| (f[26..30].to_vec(), f[34..36].to_vec()));
+        let refused = Some((vec![10, 0, 2, 3], vec![3, 13]));
+        assert_eq!(told, if verdict == Verdict::Refuse { refused } else { None });
+        assert_eq!(b.drops(Reason::Denied), 1);
+        assert_eq!(b.cx.route(Proto::Tcp, dns).1, verdict);
+        assert!(server.recv(&mut [0; 64]).is_err(), "somebody was asked");
+    }
+}
+
 /// CVE-2021-3594, CVE-2021-3593: a UDP header that is cut, or says more than there is.
 #[test]
 fn cve_2021_3594_lengths_of_udp_are_not_believed() {

@@ -162,7 +162,7 @@ impl<S: Sock> Tcp<S> {
             match accept_from(l.fd.as_fd()) {
                 Ok((fd, from)) => {
                     let tcp = forward.way == Way::Tcp;
-                    let may = from.is_none_or(|a| cx.policy.may_enter(Proto::Tcp, a) == Verdict::Pass);
+                    let may = from.is_none_or(|a| cx.may_enter(Proto::Tcp, a));
                     let mut sock = S::made(Arc::new(fd), tcp, false);
                     match self.forwards.seen_as(&forward, from, cx).filter(|_| may) {
                         Some(seen) => self.come(sock, forward.guest, seen, cx),

@@ -100,14 +100,18 @@ impl Flow {
 
 /// Sees that there is a place for one more flow of this port of the guest's: of its own there are only so many, whoever
 /// else has how many, and whoever began them.
-pub(super) fn make_place(flows: &mut Flows<Key, Flow>, guest: SocketAddr, cx: &Cx) {
+pub(super) fn make_place(flows: &mut Flows<Key, Flow>, guest: SocketAddr, cx: &mut Cx) {
     let share = usize::try_from(cx.limits.udp.div_ceil(SHARE)).unwrap_or(usize::MAX);
     let (own, count) = flows.quietest(|k| k.guest == guest);
     let goes =
         if count >= share { own } else { flows.is_full().then(|| flows.quietest(|_| true).0).flatten() };
-    if let Some(i) = goes {
-        flows.remove(i);
-    }
+    evict(flows, goes, cx);
+}
+
+/// One goes for another.
+fn evict(flows: &mut Flows<Key, Flow>, index: Option<u32>, cx: &mut Cx) {
+    let gone = index.and_then(|i| flows.remove(i));
+    cx.stats.evicted += u64::from(gone.is_some());
 }
 
 /// Begins a flow of the guest's. None: it goes nowhere, which is counted and, where a router would, said.
@@ -144,7 +148,7 @@ pub(super) fn open(
     let made = match dial(flows, at, cx) {
         Err(e) if errors::is_shortage(&e) => {
             let quietest = flows.quietest(|_| true).0;
-            quietest.and_then(|i| flows.remove(i));
+            evict(flows, quietest, cx);
             dial(flows, at, cx)
         }
         made => made,

@@ -17,7 +17,7 @@ use crate::port::user::errors;
 use crate::port::user::fragments::Whole;
 use crate::port::user::inbox::Key;
 use crate::port::user::packet::UDP;
-use crate::port::user::policy::{Proto, Verdict};
+use crate::port::user::policy::Proto;
 use crate::port::user::room::Cx;
 use crate::stats::Reason;
 
@@ -129,7 +129,7 @@ impl Udp {
         for i in 0..n {
             let Some(peer) = self.inbox.got(i).and_then(|(_, from)| from) else { continue };
             let from = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-            if cx.policy.may_enter(Proto::Udp, from) != Verdict::Pass {
+            if !cx.may_enter(Proto::Udp, from) {
                 cx.stats.drop(Reason::Denied);
                 continue;
             }

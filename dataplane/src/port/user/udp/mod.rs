@@ -35,7 +35,7 @@ use super::room::{Cx, Room};
 use crate::frame::Batch;
 use crate::stats::Reason;
 use flow::{Flow, Kind, Listener};
-use outbox::Outbox;
+use outbox::{Failure, Outbox};
 
 /// How long a flow lives that nobody answered, and one that somebody did.
 const QUIET: Duration = Duration::from_secs(30);
@@ -153,6 +153,22 @@ impl Udp {
         }
     }
 
+    /// What the guest is told of a datagram that did not go; none: nothing.
+    fn word_of(&mut self, index: u32, key: Key, failure: &Failure) -> Option<Unreachable> {
+        let too_long = failure.error.raw_os_error() == Some(libc::EMSGSIZE);
+        let mtu = match self.flows.get(index) {
+            Some((_, Flow { kind: Kind::Asks { fd }, .. })) if too_long => {
+                errors::mtu(fd.as_fd(), key.far.is_ipv4())
+            }
+            _ => None,
+        };
+        match mtu {
+            Some(mtu) if mtu < failure.len + 28 => Some(Unreachable::TooBig(mtu)),
+            Some(_) => None,
+            None => errors::reason(&failure.error),
+        }
+    }
+
     /// What waits of a flow's errors is told to its guest; says whether there was anything.
     fn tell_errors(&mut self, index: u32, cx: &mut Cx) -> bool {
         match self.flows.get(index) {
@@ -162,6 +178,11 @@ impl Udp {
             _ => false,
         }
     }
+}
+
+/// The socket's source may be an address that the host had: the next datagram is sent from another.
+fn is_adrift(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EINVAL))
 }
 
 impl Room for Udp {
@@ -210,7 +231,7 @@ impl Room for Udp {
 
     fn flush(&mut self, cx: &mut Cx) {
         let Some(index) = self.current.take() else { return };
-        let mut tries = 0;
+        let (mut tries, mut lost) = (0, false);
         while !self.outbox.is_empty() {
             let Some((key, flow)) = self.flows.get(index) else { return self.outbox.clear() };
             let sent = match &mut flow.kind {
@@ -232,24 +253,17 @@ impl Room for Udp {
                 continue;
             }
             tries = 0;
-            let too_long = failure.error.raw_os_error() == Some(libc::EMSGSIZE);
-            let mtu = match self.flows.get(index) {
-                Some((_, Flow { kind: Kind::Asks { fd }, .. })) if too_long => {
-                    errors::mtu(fd.as_fd(), key.far.is_ipv4())
-                }
-                _ => None,
-            };
-            let told = match mtu {
-                Some(mtu) if mtu < failure.len + 28 => Some(Unreachable::TooBig(mtu)),
-                Some(_) => None,
-                None => errors::reason(&failure.error),
-            };
+            let told = self.word_of(index, key, &failure);
+            lost |= is_adrift(&failure.error);
             let mut sent = [0; errors::QUOTE];
             let n = self.outbox.first_bytes(&failure, &mut sent);
             if let Some(why) = told {
                 errors::tell(cx, key, Carries::Datagrams, why, sent.get(..n).unwrap_or_default());
             }
             self.outbox.skip(&failure, &mut cx.stats);
+        }
+        if lost && matches!(self.flows.get(index), Some((_, Flow { kind: Kind::Asks { .. }, .. }))) {
+            self.flows.remove(index);
         }
         self.tick_later(cx);
     }

@@ -252,6 +252,29 @@ fn a_port_has_its_share_and_the_quiet_leave_first() {
     send(&mut room, &mut cx, &[udp(from(5), seen(&s), b"x")]);
     assert!(room.flows.find(&Key { guest: from(1), far: seen(&s) }).is_none());
     assert_eq!(room.flows.len(), 8);
+    assert_eq!(cx.stats.evicted, 47, "46 of the greedy port's own, and that one");
+}
+
+/// A guest that opens thousands has as many sockets as the limit says, each the newest of its kind, and who was there
+/// before it and spoke since is still there.
+#[test]
+fn thousands_of_flows_are_no_more_than_the_limit() {
+    let s = server("127.0.0.1:0");
+    let mut cx = link(|p| p.limits.udp = 100);
+    let mut room = room(&mut cx);
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    let from = |port: u16| SocketAddr::new(at(GUEST4).ip(), port);
+    for i in 1..=3000 {
+        cx.now += Duration::from_millis(1);
+        send(&mut room, &mut cx, &[udp(from(10_000 + i), seen(&s), b"x"), udp(from(1), seen(&s), b"y")]);
+    }
+    assert_eq!((room.flows.len(), cx.stats.evicted), (100, 2901));
+    // Other tests of this process have descriptors as well, but not by the thousand.
+    assert!(open() < before + 1000, "{} descriptors", open());
+    assert!(room.flows.find(&Key { guest: from(1), far: seen(&s) }).is_some(), "it spoke all the time");
+    assert!(room.flows.find(&Key { guest: from(13_000), far: seen(&s) }).is_some());
+    assert_eq!(cx.stats.drops, [0; Reason::COUNT]);
 }
 
 #[test]

@@ -2,17 +2,22 @@
 //!
 //! A list of rules, the first that fits decides; what no rule fits is allowed. The preset's rules stand behind the
 //! user's. What is judged is where the host would go: what the guest sends to the network's `host` address is judged as
-//! the loopback address that it stands for. A pure function, without I/O and without names.
+//! the loopback address that it stands for. Whether an address is one of the host's own is not known here: whoever asks
+//! brings somebody who knows ([`Own`]), who is asked only where a rule depends on it.
+//!
+//! The network's own resolver is a destination of its own ([`Policy::may_ask`]): it is not at the address of whom it asks.
 //!
 //! Trust: the guest chooses the address, in whatever form. Promise: one IPv4 address in IPv6 clothes (mapped,
 //! compatible, translated, NAT64, 6to4) gets no other verdict than the address itself would get.
 #![forbid(unsafe_code)]
 
-use std::fmt;
+mod text;
+
+use std::cell::OnceCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+pub use text::WORDS;
 
 /// What is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,8 +55,13 @@ pub enum Verdict {
 pub enum Where {
     /// All.
     Any,
-    /// The host itself by its loopback: what listens there believes to be among its own.
+    /// The host itself: its loopback, and every address that is its own. What comes there from the guest comes from the
+    /// host, and no firewall's rule for strangers is asked.
     Host,
+    /// The host by its loopback alone: what listens there believes to be among its own.
+    Loopback,
+    /// The network's own resolver.
+    Dns,
     /// What the next router would not pass on, multicast included.
     LinkLocal,
     /// Where clouds give their machines credentials.
@@ -82,7 +92,7 @@ pub struct Rule {
 /// Rules that stand behind the user's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preset {
-    /// A guest that is trusted no more than a stranger: not the host's loopback, not its link, not its cloud.
+    /// A guest that is trusted no more than a stranger: not the host, not its link, not its cloud.
     #[default]
     Vm,
     /// QEMU's openness: everything that the host itself can reach.
@@ -97,6 +107,12 @@ pub struct Policy {
     /// Where none fits.
     pub otherwise: Verdict,
 }
+
+/// Says whether an address is one of the host's own.
+pub type Own<'a> = &'a dyn Fn(IpAddr) -> bool;
+
+/// Where names are asked for.
+const DNS: u16 = 53;
 
 /// Cloud metadata services outside of 169.254.0.0/16 (AWS, Google, Alibaba, Oracle, Azure, as they document them).
 const METADATA4: [Ipv4Addr; 4] = [
@@ -149,26 +165,103 @@ impl Policy {
 
     /// What becomes of a destination (as the host's kernel would see it) of the guest's.
     #[must_use]
-    pub fn may(&self, proto: Proto, dst: SocketAddr) -> Verdict {
-        self.judge(Direction::Out, proto, dst)
+    pub fn may(&self, proto: Proto, dst: SocketAddr, own: Own<'_>) -> Verdict {
+        self.judge(Direction::Out, proto, dst, own)
     }
 
     /// What becomes of somebody at `from` who comes to a forward.
     #[must_use]
-    pub fn may_enter(&self, proto: Proto, from: SocketAddr) -> Verdict {
-        self.judge(Direction::In, proto, from)
+    pub fn may_enter(&self, proto: Proto, from: SocketAddr, own: Own<'_>) -> Verdict {
+        self.judge(Direction::In, proto, from, own)
     }
 
-    fn judge(&self, direction: Direction, proto: Proto, at: SocketAddr) -> Verdict {
+    /// What becomes of a question to the network's own resolver. Rules of [`Where::Dns`] and of [`Where::Any`] are about
+    /// it; those of addresses are not, whomever it asks in turn.
+    #[must_use]
+    pub fn may_ask(&self, proto: Proto) -> Verdict {
+        let about = |r: &&Rule| {
+            let names = matches!(r.at, Where::Dns | Where::Any);
+            names && r.direction == Direction::Out && r.speaks(proto, DNS)
+        };
+        self.rules.iter().find(about).map_or(self.otherwise, |r| r.verdict)
+    }
+
+    fn judge(&self, direction: Direction, proto: Proto, at: SocketAddr, own: Own<'_>) -> Verdict {
         let verdict = |ip: IpAddr| {
-            let first = self.rules.iter().find(|r| r.direction == direction && r.fits(proto, ip, at.port()));
-            first.map_or(self.otherwise, |r| r.verdict)
+            let known = OnceCell::new();
+            let own = || *known.get_or_init(|| own(ip));
+            let fits =
+                |r: &&Rule| r.direction == direction && r.speaks(proto, at.port()) && r.at.holds(ip, &own);
+            self.rules.iter().find(fits).map_or(self.otherwise, |r| r.verdict)
         };
         let (ip, inner) = plain(at.ip());
         match (verdict(ip), inner) {
             (Verdict::Pass, Some(v4)) => verdict(v4.into()),
             (verdict, _) => verdict,
         }
+    }
+
+    /// The ports to which TCP of the guest's, or of the resolver for it, can get at any address, in order; none: they are
+    /// more than `most`.
+    #[must_use]
+    pub fn tcp_ports(&self, most: usize) -> Option<Vec<u16>> {
+        let (mut open, mut reached) = (Ports::all(), Ports::default());
+        for r in self.rules.iter().filter(|r| r.direction == Direction::Out && r.at != Where::Dns) {
+            if !r.proto.is_none_or(|p| p == Proto::Tcp) {
+                continue;
+            }
+            let range = r.ports.unwrap_or((0, u16::MAX));
+            if r.verdict == Verdict::Pass {
+                open.within(range).for_each(|r| reached.0.push(r));
+            }
+            if r.at == Where::Any {
+                open = open.without(range);
+            }
+        }
+        if self.otherwise == Verdict::Pass {
+            reached.0.append(&mut open.0);
+        }
+        // What is asked for by UDP may be asked again by TCP.
+        if [Proto::Tcp, Proto::Udp].iter().any(|p| self.may_ask(*p) == Verdict::Pass) {
+            reached.0.push((DNS, DNS));
+        }
+        reached.list(most)
+    }
+}
+
+/// Ranges of ports, both ends included.
+#[derive(Debug, Default)]
+struct Ports(Vec<(u16, u16)>);
+
+impl Ports {
+    fn all() -> Self {
+        Self(vec![(0, u16::MAX)])
+    }
+
+    /// What of them is in a range.
+    fn within(&self, (first, last): (u16, u16)) -> impl Iterator<Item = (u16, u16)> {
+        self.0.iter().map(move |(a, b)| (*a.max(&first), *b.min(&last))).filter(|(a, b)| a <= b)
+    }
+
+    fn without(&self, (first, last): (u16, u16)) -> Self {
+        let below = first.checked_sub(1).into_iter().flat_map(|to| self.within((0, to)));
+        let above = last.checked_add(1).into_iter().flat_map(|from| self.within((from, u16::MAX)));
+        Self(below.chain(above).collect())
+    }
+
+    /// One by one, unless they are more than `most`.
+    fn list(mut self, most: usize) -> Option<Vec<u16>> {
+        self.0.sort_unstable();
+        let mut all: Vec<u16> = Vec::new();
+        for (a, b) in self.0 {
+            let from = all.last().map_or(a, |n| a.max(n.saturating_add(1)));
+            let more = if from <= b && all.last() != Some(&u16::MAX) { usize::from(b - from) + 1 } else { 0 };
+            if all.len() + more > most {
+                return None;
+            }
+            all.extend((from..=b).take(more));
+        }
+        Some(all)
     }
 }
 
@@ -196,23 +289,28 @@ fn plain(ip: IpAddr) -> (IpAddr, Option<Ipv4Addr>) {
 }
 
 impl Rule {
-    fn fits(&self, proto: Proto, ip: IpAddr, port: u16) -> bool {
+    /// It is about this protocol and port.
+    fn speaks(&self, proto: Proto, port: u16) -> bool {
         let port_fits = match (self.ports, proto) {
             (None, _) => true,
             (Some(_), Proto::Icmp) => false,
             (Some((first, last)), _) => (first..=last).contains(&port),
         };
-        self.proto.is_none_or(|p| p == proto) && port_fits && self.at.holds(ip)
+        self.proto.is_none_or(|p| p == proto) && port_fits
     }
 }
 
 impl Where {
-    fn holds(self, ip: IpAddr) -> bool {
+    /// `own` says whether the address is one of the host's.
+    fn holds(self, ip: IpAddr, own: &dyn Fn() -> bool) -> bool {
         match (self, ip) {
             (Self::Any, _) => true,
+            // It has no address.
+            (Self::Dns, _) => false,
+            (Self::Host, _) => Self::Loopback.holds(ip, own) || own(),
             // A connection to 0.0.0.0 or :: goes to the loopback.
-            (Self::Host, IpAddr::V4(a)) => a.is_loopback() || a.octets().first() == Some(&0),
-            (Self::Host, IpAddr::V6(a)) => a.is_loopback() || a.is_unspecified(),
+            (Self::Loopback, IpAddr::V4(a)) => a.is_loopback() || a.octets().first() == Some(&0),
+            (Self::Loopback, IpAddr::V6(a)) => a.is_loopback() || a.is_unspecified(),
             (Self::LinkLocal, IpAddr::V4(a)) => {
                 a.is_link_local() || a.is_broadcast() || prefix4(a, Ipv4Addr::new(224, 0, 0, 0), 24)
             }
@@ -241,136 +339,5 @@ fn prefix4(a: Ipv4Addr, net: Ipv4Addr, len: u8) -> bool {
     (a.to_bits() ^ net.to_bits()) & mask == 0
 }
 
-/// `[in:|out:][tcp:|udp:|icmp:]WHERE[:PORT[-PORT]]`, of what may pass.
-impl FromStr for Rule {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut rest = text;
-        let mut word = |words: &[&str]| {
-            let n = words.iter().position(|w| rest.strip_prefix(w).is_some_and(|r| r.starts_with(':')))?;
-            rest = rest.split_once(':').map_or("", |(_, r)| r);
-            Some(n)
-        };
-        let direction = if word(&["out", "in"]) == Some(1) { Direction::In } else { Direction::Out };
-        let proto = match word(&["tcp", "udp", "icmp"]) {
-            None => None,
-            Some(0) => Some(Proto::Tcp),
-            Some(1) => Some(Proto::Udp),
-            Some(_) => Some(Proto::Icmp),
-        };
-        let (at, ports) = match rest.strip_prefix('[') {
-            Some(v6) => {
-                let (at, ports) = v6.split_once(']').ok_or("']' is missing")?;
-                let ports = match ports.strip_prefix(':') {
-                    None if ports.is_empty() => None,
-                    None => return Err(format!("'{ports}' is unexpected after ']'")),
-                    ports => ports,
-                };
-                (six(at)?, ports)
-            }
-            None => match rest.split_once(':') {
-                Some((_, more)) if more.contains(':') => {
-                    return Err("an IPv6 address stands in brackets: [fd00::/8]:443".into());
-                }
-                Some((at, ports)) => (named(at)?, Some(ports)),
-                None => (named(rest)?, None),
-            },
-        };
-        let ports = ports.map(range).transpose()?;
-        if ports.is_some() && proto == Some(Proto::Icmp) {
-            return Err("icmp has no ports".into());
-        }
-        if ports.is_some() && direction == Direction::In {
-            return Err("who comes does so from any port: a rule of what comes has no ports".into());
-        }
-        Ok(Self { verdict: Verdict::Pass, direction, proto, at, ports })
-    }
-}
-
-fn named(text: &str) -> Result<Where, String> {
-    Ok(match text {
-        "any" => Where::Any,
-        "host" => Where::Host,
-        "link-local" => Where::LinkLocal,
-        "metadata" => Where::Metadata,
-        "private" => Where::Private,
-        other => {
-            let (ip, len) = prefix(other, 32)?;
-            let ip: Ipv4Addr = ip.parse().map_err(|_| {
-                format!("'{ip}' is no IPv4 address and none of any, host, link-local, metadata, private")
-            })?;
-            let beyond = ip.to_bits() & !u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
-            if beyond != 0 {
-                return Err(format!("{ip} has bits beyond /{len}"));
-            }
-            Where::V4(ip, len)
-        }
-    })
-}
-
-fn six(text: &str) -> Result<Where, String> {
-    let (ip, len) = prefix(text, 128)?;
-    let ip: Ipv6Addr = ip.parse().map_err(|_| format!("'{ip}' is no IPv6 address"))?;
-    let beyond = ip.to_bits() & !u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
-    if beyond != 0 {
-        return Err(format!("{ip} has bits beyond /{len}"));
-    }
-    Ok(Where::V6(ip, len))
-}
-
-fn prefix(text: &str, most: u8) -> Result<(&str, u8), String> {
-    let Some((ip, len)) = text.split_once('/') else { return Ok((text, most)) };
-    let number = len.parse::<u8>().ok().filter(|n| *n <= most && !len.starts_with('+'));
-    number.map(|n| (ip, n)).ok_or_else(|| format!("/{len} is no length from 0 to {most}"))
-}
-
-fn range(text: &str) -> Result<(u16, u16), String> {
-    let port = |t: &str| {
-        let n = t.parse::<u16>().ok().filter(|n| *n > 0 && !t.starts_with('+'));
-        n.ok_or_else(|| format!("'{t}' is no port from 1 to 65535"))
-    };
-    let (first, last) = match text.split_once('-') {
-        None => (port(text)?, port(text)?),
-        Some((a, b)) => (port(a)?, port(b)?),
-    };
-    if first > last { Err(format!("{first} is after {last}")) } else { Ok((first, last)) }
-}
-
-/// As it is read, with `allow=`, `deny=` or `drop=` before it.
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.verdict {
-            Verdict::Pass => "allow=",
-            Verdict::Refuse => "deny=",
-            Verdict::Drop => "drop=",
-        })?;
-        if self.direction == Direction::In {
-            f.write_str("in:")?;
-        }
-        match self.proto {
-            None => {}
-            Some(Proto::Tcp) => f.write_str("tcp:")?,
-            Some(Proto::Udp) => f.write_str("udp:")?,
-            Some(Proto::Icmp) => f.write_str("icmp:")?,
-        }
-        match self.at {
-            Where::Any => f.write_str("any")?,
-            Where::Host => f.write_str("host")?,
-            Where::LinkLocal => f.write_str("link-local")?,
-            Where::Metadata => f.write_str("metadata")?,
-            Where::Private => f.write_str("private")?,
-            Where::V4(a, len) => write!(f, "{a}/{len}")?,
-            Where::V6(a, len) => write!(f, "[{a}/{len}]")?,
-        }
-        match self.ports {
-            None => Ok(()),
-            Some((a, b)) if a == b => write!(f, ":{a}"),
-            Some((a, b)) => write!(f, ":{a}-{b}"),
-        }
-    }
-}
-
 #[cfg(test)]
-#[path = "policy_tests.rs"]
 mod tests;

@@ -22,8 +22,13 @@ fn vm(texts: &[&str]) -> Policy {
     Policy::new(&rules(texts), Preset::Vm, false)
 }
 
+/// The host's addresses in these tables.
+fn own(ip: IpAddr) -> bool {
+    ["192.168.7.1", "10.1.0.9", "2001:db8::9"].iter().any(|a| a.parse() == Ok(ip))
+}
+
 fn may(p: &Policy, proto: Proto, to: &str) -> bool {
-    p.may(proto, to.parse().unwrap()) == Verdict::Pass
+    p.may(proto, to.parse().unwrap(), &own) == Verdict::Pass
 }
 
 #[test]
@@ -98,6 +103,97 @@ fn an_address_in_other_clothes_is_the_same_address() {
 }
 
 #[test]
+fn the_host_is_itself_at_each_of_its_addresses() {
+    let p = vm(&[]);
+    for to in ["192.168.7.1:22", "[2001:db8::9]:22", "[::ffff:10.1.0.9]:22", "[64:ff9b::10.1.0.9]:22"] {
+        for proto in [Proto::Tcp, Proto::Udp, Proto::Icmp] {
+            assert!(!may(&p, proto, to), "{to}");
+            assert!(may(&Policy::new(&[], Preset::Qemu, false), proto, to), "{to}");
+        }
+    }
+    assert!(may(&p, Proto::Tcp, "192.168.7.2:22"));
+    let table: [(&[&str], &str, bool); 7] = [
+        (&["allow=tcp:host:22"], "192.168.7.1:22", true),
+        (&["allow=tcp:host:22"], "127.0.0.1:22", true),
+        (&["allow=tcp:host:22"], "192.168.7.1:23", false),
+        (&["allow=loopback"], "127.0.0.1:22", true),
+        (&["allow=loopback"], "192.168.7.1:22", false),
+        (&["deny=loopback", "allow=host"], "192.168.7.1:22", true),
+        (&["deny=loopback", "allow=host"], "127.0.0.1:22", false),
+    ];
+    for (texts, to, want) in table {
+        assert_eq!(may(&vm(texts), Proto::Tcp, to), want, "{texts:?} {to}");
+    }
+    // Nobody is asked where no rule depends on it.
+    let asked = |texts: &[&str], preset, to: &str| {
+        let n = std::cell::Cell::new(0);
+        let count = |_| {
+            n.set(n.get() + 1);
+            false
+        };
+        let _ = Policy::new(&rules(texts), preset, false).may(Proto::Tcp, to.parse().unwrap(), &count);
+        n.get()
+    };
+    assert_eq!(asked(&[], Preset::Qemu, "1.1.1.1:80"), 0);
+    assert_eq!(asked(&["allow=any"], Preset::Vm, "1.1.1.1:80"), 0);
+    assert_eq!(asked(&["deny=udp:host"], Preset::Qemu, "1.1.1.1:80"), 0);
+    assert_eq!(asked(&[], Preset::Vm, "127.0.0.1:80"), 0);
+    assert_eq!(
+        asked(&["deny=tcp:host:1", "deny=tcp:host:80"], Preset::Vm, "1.1.1.1:80"),
+        1,
+        "once for all rules"
+    );
+}
+
+#[test]
+fn names_are_asked_for_unless_a_rule_says_so() {
+    let (all, none) = ((true, true), (false, false));
+    let table: [(&[&str], (bool, bool)); 12] = [
+        (&[], all),
+        // Whom the resolver asks is not what the guest reaches.
+        (&["deny=host", "deny=private", "deny=0.0.0.0/0", "deny=[::/0]"], all),
+        (&["deny=any"], none),
+        (&["drop=any"], none),
+        (&["deny=tcp:any"], (false, true)),
+        (&["deny=udp:any"], (true, false)),
+        (&["deny=any:53"], none),
+        (&["deny=any:1-52", "deny=tcp:any:54-65535"], all),
+        (&["allow=dns", "deny=any"], all),
+        (&["allow=udp:dns", "deny=any"], (false, true)),
+        (&["deny=dns"], none),
+        (&["deny=in:any"], all),
+    ];
+    for (texts, (tcp, udp)) in table {
+        let p = vm(texts);
+        assert_eq!(p.may_ask(Proto::Tcp) == Verdict::Pass, tcp, "{texts:?} tcp");
+        assert_eq!(p.may_ask(Proto::Udp) == Verdict::Pass, udp, "{texts:?} udp");
+    }
+    // It is nobody's address.
+    assert!(may(&vm(&["deny=dns"]), Proto::Udp, "1.1.1.1:53"));
+}
+
+#[test]
+fn few_ports_are_listed_and_many_are_not() {
+    let table: [(&[&str], Option<&[u16]>); 11] = [
+        (&[], None),
+        (&["deny=private"], None),
+        (&["deny=any"], Some(&[])),
+        (&["deny=tcp:any"], Some(&[53])),
+        (&["allow=tcp:any:443", "deny=any"], Some(&[443])),
+        (&["allow=dns", "allow=10.0.0.0/8:80-82", "allow=tcp:host:82", "deny=any"], Some(&[53, 80, 81, 82])),
+        (&["deny=any:80", "allow=any:79-81", "deny=any"], Some(&[79, 81])),
+        (&["deny=10.0.0.0/8:80", "allow=any:80", "deny=any"], Some(&[80])),
+        (&["allow=udp:any", "allow=icmp:any", "deny=any"], Some(&[53])),
+        (&["allow=in:any", "deny=tcp:any:1-65534", "deny=dns"], Some(&[0, 65535])),
+        (&["allow=tcp:any:1000-2000", "deny=any"], None),
+    ];
+    for (texts, want) in table {
+        assert_eq!(vm(texts).tcp_ports(256).as_deref(), want, "{texts:?}");
+    }
+    assert_eq!(Policy::new(&[], Preset::Qemu, true).tcp_ports(0), Some(Vec::new()));
+}
+
+#[test]
 fn the_first_rule_that_fits_decides() {
     let p = vm(&["allow=tcp:host:5432", "deny=tcp:10.0.0.0/8:1-1023", "allow=10.1.0.0/16", "deny=private"]);
     let table = [
@@ -134,14 +230,15 @@ fn qemus_openness_and_restriction() {
         assert!(may(&open, Proto::Tcp, to), "{to}");
         assert!(!may(&shut, Proto::Tcp, to) && !may(&shut, Proto::Icmp, to), "{to}");
     }
-    assert_eq!(shut.may_enter(Proto::Tcp, "127.0.0.1:80".parse().unwrap()), Verdict::Pass);
+    assert_eq!(shut.may_enter(Proto::Tcp, "127.0.0.1:80".parse().unwrap(), &own), Verdict::Pass);
     assert_eq!(Preset::named("passt"), None);
 }
 
 #[test]
 fn who_may_come_over_a_forward() {
-    let come =
-        |p: &Policy, from: &str| p.may_enter(Proto::Tcp, SocketAddr::new(from.parse().unwrap(), 40_000));
+    let come = |p: &Policy, from: &str| {
+        p.may_enter(Proto::Tcp, SocketAddr::new(from.parse().unwrap(), 40_000), &own)
+    };
     let p = vm(&["allow=in:tcp:192.168.7.0/24", "drop=in:10.0.0.0/8", "deny=in:any"]);
     assert_eq!((come(&p, "192.168.7.9"), come(&p, "::ffff:192.168.7.9")), (Verdict::Pass, Verdict::Pass));
     assert_eq!((come(&p, "192.168.8.9"), come(&p, "::1")), (Verdict::Refuse, Verdict::Refuse));
@@ -155,6 +252,9 @@ fn rules_are_read_and_written_alike() {
     for text in [
         "allow=any",
         "deny=host",
+        "allow=loopback:80",
+        "allow=udp:dns",
+        "deny=in:host",
         "allow=tcp:host:22",
         "drop=in:udp:link-local",
         "allow=icmp:metadata",
@@ -196,6 +296,9 @@ fn rules_are_read_and_written_alike() {
         "in:in:any",
         "tcp:in:any",
         "localhost",
+        "dns:53",
+        "icmp:dns",
+        "in:dns",
         "*",
     ] {
         assert!(bad.parse::<Rule>().is_err(), "{bad}");
@@ -203,6 +306,28 @@ fn rules_are_read_and_written_alike() {
 }
 
 proptest! {
+    /// Whatever the rules are: a port that is not listed leads nowhere.
+    #[test]
+    fn what_is_reached_is_listed(
+        texts in proptest::collection::vec(
+            "(allow|deny|drop)=(tcp:|udp:|)(any|host|private|dns|1\\.2\\.3\\.0/24|9\\.9\\.9\\.9)", 0..5),
+        ports in proptest::collection::vec((0_u16..12, 0_u16..4), 5),
+    ) {
+        let mut all = rules(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+        for (rule, (first, more)) in all.iter_mut().zip(ports) {
+            rule.ports = (more > 0 && rule.at != Where::Dns).then_some((first, first + more));
+        }
+        let p = Policy { otherwise: Verdict::Refuse, ..Policy::new(&all, Preset::Vm, false) };
+        let listed = p.tcp_ports(usize::MAX).unwrap();
+        prop_assert!(listed.is_sorted_by(|a, b| a < b));
+        for port in (0..16).chain([53, 65535]) {
+            for to in ["1.2.3.4", "9.9.9.9", "10.0.0.1", "192.168.7.1", "127.0.0.1"] {
+                let at = SocketAddr::new(to.parse().unwrap(), port);
+                prop_assert!(p.may(Proto::Tcp, at, &own) != Verdict::Pass || listed.contains(&port), "{to} {port}");
+            }
+        }
+    }
+
     #[test]
     fn no_text_is_read_otherwise_than_it_is_written(text in "(in:|tcp:|udp:|any|host|1.2.3.4|\\[::1|/|]|8|:|-|90){0,7}") {
         if let Ok(rule) = text.parse::<Rule>() {
@@ -223,7 +348,7 @@ proptest! {
             _ => Ipv6Addr::from_bits(0x2002 << 112 | low << 80).into(),
         };
         for proto in [Proto::Tcp, Proto::Udp, Proto::Icmp] {
-            prop_assert_eq!(vm(&[]).may(proto, SocketAddr::new(ip, port)), Verdict::Refuse);
+            prop_assert_eq!(vm(&[]).may(proto, SocketAddr::new(ip, port), &own), Verdict::Refuse);
         }
     }
 }
