@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -319,7 +319,7 @@ fn answer(server: &UdpSocket) -> bool {
 }
 
 #[test]
-fn names_and_sources_are_the_hosts_of_now() {
+fn names_are_asked_of_whom_the_host_asks_now() {
     let home = home("", None, &format!("nameserver {FAR4}\n"));
     let far = &home.scene.far;
     far.sh("ip addr add 10.77.0.7/24 dev nv1").unwrap();
@@ -351,7 +351,13 @@ fn names_and_sources_are_the_hosts_of_now() {
     resolv(&home.scene, "nameserver 10.77.0.7\n");
     heard_by(&servers[1]);
     assert_eq!(home.told()["resolvers"], json!(["10.77.0.7:53"]));
+    home.end();
+}
 
+#[test]
+fn sources_are_the_hosts_of_now_and_it_is_not_reached_at_any_of_them() {
+    let home = home("", None, "nameserver 127.0.0.1\n");
+    let far = &home.scene.far;
     // The host's address changes: who is called next is called from the new one.
     let listener = far.enter(|| TcpListener::bind((FAR4, 7000))).unwrap().unwrap();
     let sink = far.enter(|| UdpSocket::bind((FAR4, 7001))).unwrap().unwrap();
