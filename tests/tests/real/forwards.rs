@@ -39,7 +39,9 @@ impl Guest {
     fn new(socket: &Path) -> Self {
         let ns = Netns::new("guest").unwrap();
         let tap = ns.enter(|| tap("g0")).unwrap().unwrap();
-        ns.sh("ip addr add 10.0.2.15/24 dev g0; ip addr add fec0::15/64 dev g0 nodad; ip link set g0 up
+        // With no address but these, which its servers answer from.
+        ns.sh("echo 0 >/proc/sys/net/ipv6/conf/g0/accept_ra
+               ip addr add 10.0.2.15/24 dev g0; ip addr add fec0::15/64 dev g0 nodad; ip link set g0 up
                ip route add default via 10.0.2.2; ip route add default via fec0::2")
             .unwrap();
         let peer =
@@ -393,7 +395,7 @@ fn sources_are_the_hosts_of_now_and_it_is_not_reached_at_any_of_them() {
     home.scene
         .host
         .sh(&format!(
-            "ip addr add 10.77.0.19/24 dev {UPLINK}; ip addr del {HOST4}/24 dev {UPLINK}
+            "ip addr del {HOST4}/24 dev {UPLINK}; ip addr add 10.77.0.19/24 dev {UPLINK}
              ip route replace default via {FAR4}"
         ))
         .unwrap();

@@ -375,12 +375,7 @@ fn what_is_learned_is_bounded_and_the_newest() {
 /// What is asked of the kernel about an address: this machine's loopback is its own, and a test address is not.
 #[test]
 fn own_addresses_are_known_by_the_routes() {
-    for (own, ip) in [
-        (true, "127.0.0.1"),
-        (true, "::1"),
-        (false, "192.0.2.1"),
-        (false, "2001:db8::1"),
-    ] {
+    for (own, ip) in [(true, "127.0.0.1"), (true, "::1"), (false, "192.0.2.1"), (false, "2001:db8::1")] {
         assert_eq!(super::sockets::is_own(ip.parse().unwrap()), own, "{ip}");
     }
 }
