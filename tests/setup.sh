@@ -101,7 +101,9 @@ install_rust() {
 
 # Debian's cloud kernel, for its small size. Modules are unpacked plain, because busybox's insmod reads no xz.
 fetch_kernel() {
-  [ -e "$cache/kernel/vmlinuz" ] && [ -e "$cache/kernel/modules/virtio_net.ko" ] && return 0
+  # l2tp_eth: a kernel that was unpacked before its modules were wanted is fetched again.
+  [ -e "$cache/kernel/vmlinuz" ] && [ -e "$cache/kernel/modules/virtio_net.ko" ] &&
+    [ -e "$cache/kernel/modules/l2tp_eth.ko" ] && return 0
   [ "$mode" = check ] && { say "missing: a kernel for the QEMU guest in $cache/kernel"; return 1; }
   local image work m
   image=$(LC_ALL=C apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: *\(linux-image-[0-9].*\)/\1/p' | head -n 1)
@@ -115,14 +117,17 @@ fetch_kernel() {
   dpkg-deb -x "$work"/linux-image-*.deb "$work/tree"
   mkdir -p "$work/kernel/modules"
   cp "$work"/tree/boot/vmlinuz-* "$work/kernel/vmlinuz"
-  for m in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover virtio_net; do
+  for m in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover virtio_net \
+    udp_tunnel ip6_udp_tunnel l2tp_core l2tp_netlink l2tp_eth l2tp_ip l2tp_ip6; do
     m=$(find "$work/tree" -name "$m.ko" -o -name "$m.ko.xz" | head -n 1)
     case $m in # one that is not there is built in: newer kernels have the core of virtio so
       *.xz) xz -dc "$m" >"$work/kernel/modules/$(basename "$m" .xz)" ;;
       *.ko) cp "$m" "$work/kernel/modules/" ;;
     esac
   done
-  [ -e "$work/kernel/modules/virtio_net.ko" ] || die "$image has no virtio_net module: the layout of Debian's kernel has changed"
+  for m in virtio_net l2tp_eth; do
+    [ -e "$work/kernel/modules/$m.ko" ] || die "$image has no $m module: the layout of Debian's kernel has changed"
+  done
   rm -rf "$cache/kernel"
   mv "$work/kernel" "$cache/kernel"
 }

@@ -104,6 +104,15 @@ impl Console {
         self.run(&format!("set -e\n{script}"), PATIENCE)?.ok(&format!("in the guest: {script}"))
     }
 
+    /// Loads a set of modules that lie in the guest and that most tests do not want.
+    pub fn load(&self, set: &str) -> Done {
+        self.ok(&format!(
+            "test -e /modules/{set} || {{ echo 'no modules for {set} here: run tests/setup.sh as root'; exit 1; }}
+             while read -r module; do insmod \"/modules/$module.ko\"; done </modules/{set}"
+        ))?;
+        Ok(())
+    }
+
     /// The kernel's release.
     pub fn kernel(&self) -> Done<String> {
         self.proc.find("its kernel", PATIENCE, |l| Some(l.text.split_once("@up ")?.1.to_owned()))

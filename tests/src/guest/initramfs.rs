@@ -1,5 +1,6 @@
-//! The guests' root file system: busybox, iperf3 and ethtool with their libraries, and the kernel's virtio-net modules.
-//! Built from what Debian installed, kept in the cache under a name that changes with its ingredients.
+//! The guests' root file system: busybox, iperf3 and ethtool with their libraries, the kernel's virtio-net modules, and
+//! sets of others for those who load them, with the programs that need them. Built from what Debian installed, kept in
+//! the cache under a name that changes with its ingredients.
 
 use super::cpio::Archive;
 use crate::bins::{cache, ours, peer};
@@ -30,25 +31,62 @@ const MODULES: &[&str] = &[
 /// The foreign programs in every guest.
 const TOOLS: &[&str] = &["iperf3", "ethtool"];
 
+/// Modules that only some tests want: they lie in the guest and are loaded by [`Console::load`].
+///
+/// [`Console::load`]: super::Console::load
+struct Set {
+    name: &'static str,
+    /// In the order in which they must be loaded; one that a kernel does not have is built in.
+    modules: &'static [&'static str],
+    /// A kernel without this one has nothing of the set.
+    needs: &'static str,
+    /// The program that makes use of them, and where it is: not among busybox's own, one of which has its name.
+    tool: (&'static str, &'static str),
+}
+
+const SETS: &[Set] = &[Set {
+    name: "l2tp",
+    modules: &[
+        "udp_tunnel",
+        "ip6_udp_tunnel",
+        "l2tp_core",
+        "l2tp_netlink",
+        "l2tp_eth",
+        "l2tp_ip",
+        "l2tp_ip6",
+    ],
+    needs: "l2tp_eth",
+    tool: ("ip", "usr/sbin/ip"),
+}];
+
 /// The path of an initramfs with the modules found below `modules`, built if the cache does not have it.
 pub fn image(kind: &str, modules: &Path) -> Done<PathBuf> {
-    let modules: Vec<(&str, PathBuf)> =
-        MODULES.iter().filter_map(|m| Some((*m, find(modules, m)?))).collect();
-    if !modules.iter().any(|(name, _)| *name == "virtio_net") {
+    let found = |names: &[&'static str]| -> Vec<(&'static str, PathBuf)> {
+        names.iter().filter_map(|m| Some((*m, find(modules, m)?))).collect()
+    };
+    let mut lists = vec![("order", found(MODULES))];
+    if !lists.iter().flat_map(|(_, l)| l).any(|(name, _)| *name == "virtio_net") {
         return Err(crate::trouble(format!(
             "no virtio_net module for the {kind} guest: run `tests/setup.sh` as root"
         )));
     }
-    let busybox = peer("busybox")?;
-    let stream = ours("proof-stream")?;
-    let mut files: BTreeSet<PathBuf> =
-        with_libraries(&stream)?.into_iter().filter(|f| *f != stream).collect();
+    let mut programs = vec![("bin/busybox", peer("busybox")?), ("bin/proof-stream", ours("proof-stream")?)];
+    for set in SETS.iter().filter(|s| find(modules, s.needs).is_some()) {
+        let (tool, place) = set.tool;
+        programs.push((place, peer(tool)?));
+        lists.push((set.name, found(set.modules)));
+    }
+    let mut files = BTreeSet::new();
+    for (_, program) in programs.iter().filter(|(name, _)| *name != "bin/busybox") {
+        files.extend(with_libraries(program)?.into_iter().filter(|f| f != program));
+    }
     for tool in TOOLS {
         files.extend(with_libraries(&peer(tool)?)?);
     }
     let mut key = DefaultHasher::new();
     include_str!("init.sh").hash(&mut key);
-    for path in files.iter().chain([&busybox, &stream]).chain(modules.iter().map(|(_, p)| p)) {
+    let modules = lists.iter().flat_map(|(_, l)| l).map(|(_, p)| p);
+    for path in files.iter().chain(programs.iter().map(|(_, p)| p)).chain(modules) {
         let seen = fs::metadata(path).because(path.display())?;
         (path, seen.len(), seen.mtime()).hash(&mut key);
     }
@@ -57,20 +95,16 @@ pub fn image(kind: &str, modules: &Path) -> Done<PathBuf> {
         fs::create_dir_all(cache()).because(cache().display())?;
         // Under a name of our own first: two tests may be building it at the same time.
         let draft = image.with_extension(std::process::id().to_string());
-        fs::write(
-            &draft,
-            build(&[("bin/busybox", &busybox), ("bin/proof-stream", &stream)], &files, &modules)?,
-        )
-        .because(draft.display())?;
+        fs::write(&draft, build(&programs, &files, &lists)?).because(draft.display())?;
         fs::rename(&draft, &image).because(image.display())?;
     }
     Ok(image)
 }
 
 fn build(
-    programs: &[(&str, &Path)],
+    programs: &[(&str, PathBuf)],
     files: &BTreeSet<PathBuf>,
-    modules: &[(&str, PathBuf)],
+    lists: &[(&str, Vec<(&str, PathBuf)>)],
 ) -> Done<Vec<u8>> {
     let read = |path: &Path| fs::read(path).because(path.display());
     let mut archive = Archive::default();
@@ -88,11 +122,13 @@ fn build(
     for path in files {
         archive.file(path.to_string_lossy().trim_start_matches('/'), 0o755, &read(path)?);
     }
-    for (name, path) in modules {
-        archive.file(&format!("modules/{name}.ko"), 0o644, &plain(path)?);
+    for (list, modules) in lists {
+        for (name, path) in modules {
+            archive.file(&format!("modules/{name}.ko"), 0o644, &plain(path)?);
+        }
+        let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
+        archive.file(&format!("modules/{list}"), 0o644, order.as_bytes());
     }
-    let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
-    archive.file("modules/order", 0o644, order.as_bytes());
     Ok(archive.finish())
 }
 
