@@ -1,5 +1,5 @@
-//! Bytes that must arrive as they were sent: streams between a guest and a namespace over TCP, compared by SHA-256 at
-//! both ends. Each end's digest is made by a program of its own (`sha256sum`, busybox).
+//! Bytes that must arrive as they were sent: streams between a guest and a namespace or another guest over TCP, compared
+//! by SHA-256 at both ends. Each end's digest is made by a program of its own (`sha256sum`, busybox).
 
 use crate::guest::Console;
 use crate::netns::Netns;
@@ -113,6 +113,22 @@ pub fn from_guest(far: &Netns, guest: &Console, address: IpAddr, megabytes: usiz
     })??;
     let sent = guest.finish(job, PATIENCE)?.ok("proof-stream | sha256sum in the guest")?;
     compare(first_word(&sent)?, got, began)
+}
+
+/// Sends `megabytes` MiB from a guest to another at `address`, its own.
+pub fn between(from: &Console, to: &Console, address: IpAddr, megabytes: usize) -> Done<Sent> {
+    const PORT: u16 = 7002;
+    let taking = to.start(&format!("proof-stream accept {address} {PORT} | sha256sum"))?;
+    // Its kernel says when it listens (state 0A).
+    let listens = format!("grep -q ':{PORT:04X} [0-9A-F:]* 0A ' /proc/net/tcp /proc/net/tcp6");
+    to.ok(&format!(
+        "for i in $(seq 500); do {listens} && exit 0; usleep 20000; done; echo nobody listens; exit 1"
+    ))?;
+    let began = Instant::now();
+    let giving = from.start(&format!("proof-stream send {address} {PORT} {megabytes} | sha256sum"))?;
+    let sent = from.finish(giving, PATIENCE)?.ok("proof-stream | sha256sum in the sending guest")?;
+    let got = to.finish(taking, PATIENCE)?.ok("proof-stream | sha256sum in the receiving guest")?;
+    compare(first_word(&sent)?, first_word(&got)?, began)
 }
 
 fn accept(listener: &TcpListener) -> Done<TcpStream> {

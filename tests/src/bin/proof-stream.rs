@@ -1,12 +1,13 @@
 //! The guests' end of a transfer, because busybox's nc moves a kilobyte at a time: `proof-stream send ADDR PORT MIB`
 //! writes noise to a peer and the same to standard output, `proof-stream receive ADDR PORT` writes what a peer sends to
-//! standard output. Whoever wants a digest pipes that into a program of its own.
+//! standard output, and so does `proof-stream accept ADDR PORT`, which waits for its peer. Whoever wants a digest pipes
+//! that into a program of its own.
 #![allow(clippy::print_stderr, reason = "a program of tests tells its trouble on standard error")]
 
 use netreeve_tests::transfer::{CHUNK, Noise};
 use netreeve_tests::{Because, Done, trouble};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -28,13 +29,22 @@ fn run() -> Done {
             send(&mut connect(address, port)?, megabytes * (1 << 20))
         }
         ["receive", address, port] => receive(&mut connect(address, port)?),
-        _ => Err(trouble("usage: proof-stream send ADDR PORT MIB | receive ADDR PORT")),
+        ["accept", address, port] => receive(&mut accept(address, port)?),
+        _ => Err(trouble("usage: proof-stream send ADDR PORT MIB | receive ADDR PORT | accept ADDR PORT")),
     }
 }
 
+fn place(address: &str, port: &str) -> Done<(IpAddr, u16)> {
+    Ok((address.parse().because(address)?, port.parse().because(port)?))
+}
+
 fn connect(address: &str, port: &str) -> Done<TcpStream> {
-    let address = address.parse::<std::net::IpAddr>().because(address)?;
-    TcpStream::connect((address, port.parse().because(port)?)).because(format!("connect to {address} {port}"))
+    TcpStream::connect(place(address, port)?).because(format!("connect to {address} {port}"))
+}
+
+fn accept(address: &str, port: &str) -> Done<TcpStream> {
+    let listener = TcpListener::bind(place(address, port)?).because(format!("listen at {address} {port}"))?;
+    Ok(listener.accept().because("accept")?.0)
 }
 
 fn send(peer: &mut TcpStream, bytes: usize) -> Done {
