@@ -17,7 +17,7 @@ use crate::crash::kill_dataplane;
 use crate::{House, all, pings};
 
 /// Where the control socket is, seen from where `netreeve` runs.
-const SOCKET: &str = "./control.sock";
+pub(crate) const SOCKET: &str = "./control.sock";
 
 /// A bridge, a tap in it and a guest's device; more of `bridge` may come.
 fn house() -> House {
@@ -33,7 +33,7 @@ fn house() -> House {
 
 impl House {
     /// What a `netreeve` command says.
-    fn say(&self, arguments: &[&str]) -> String {
+    pub(crate) fn say(&self, arguments: &[&str]) -> String {
         run("netreeve", self.scene.netreeve(arguments), PATIENCE).unwrap().ok("netreeve").unwrap()
     }
 
@@ -43,7 +43,7 @@ impl House {
         serde_json::from_str::<Value>(&said).unwrap().as_array().unwrap().clone()
     }
 
-    fn port(&self, id: &str) -> Value {
+    pub(crate) fn port(&self, id: &str) -> Value {
         self.ports().into_iter().find(|p| p["id"] == id).unwrap()
     }
 

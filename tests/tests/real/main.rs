@@ -15,6 +15,7 @@ mod datagrams;
 mod forwards;
 mod hostile;
 mod hub;
+mod l2tp;
 mod matrix;
 mod queues;
 mod refusal;
