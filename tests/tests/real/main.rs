@@ -9,6 +9,7 @@
 )]
 #![allow(clippy::print_stderr, reason = "figures for whoever reads the log")]
 
+mod between;
 mod control;
 mod crash;
 mod datagrams;
