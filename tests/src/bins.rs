@@ -39,6 +39,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dpdk-testpmd", "dpdk-dev"),
     ("vde_switch", "vde-switch"),
     ("vde_plug", "vdeplug"),
+    ("wirefilter", "vde-wirefilter"),
     ("busybox", "busybox-static"),
     ("ip", "iproute2"),
     ("bridge", "iproute2"),

@@ -19,3 +19,4 @@ mod stream;
 mod support;
 mod vde;
 mod wire;
+mod wirefilter;
