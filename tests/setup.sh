@@ -99,37 +99,59 @@ install_rust() {
 
 # ---- the kernel of the QEMU guest ----
 
-# Debian's cloud kernel, for its small size. Modules are unpacked plain, because busybox's insmod reads no xz.
-fetch_kernel() {
-  # l2tp_eth: a kernel that was unpacked before its modules were wanted is fetched again.
-  [ -e "$cache/kernel/vmlinuz" ] && [ -e "$cache/kernel/modules/virtio_net.ko" ] &&
-    [ -e "$cache/kernel/modules/l2tp_eth.ko" ] && return 0
-  [ "$mode" = check ] && { say "missing: a kernel for the QEMU guest in $cache/kernel"; return 1; }
-  local image work m
+# Debian's cloud kernel, for its small size. Modules are unpacked plain, because busybox's insmod reads no xz. The first
+# line must be there; of the others, what is missing is built in: newer kernels have the core of virtio so.
+kernel_modules=(
+  virtio_net l2tp_eth
+  virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover
+  udp_tunnel ip6_udp_tunnel l2tp_core l2tp_netlink l2tp_ip l2tp_ip6
+)
+
+has_kernel() { # and it was unpacked with the modules that are wanted today
+  [ -e "$cache/kernel/vmlinuz" ] && [ "$(cat "$cache/kernel/wanted" 2>/dev/null)" = "${kernel_modules[*]}" ]
+}
+
+download_kernel() { # into a directory, with apt's words in `log`
+  local image
   image=$(LC_ALL=C apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: *\(linux-image-[0-9].*\)/\1/p' | head -n 1)
-  [ -n "$image" ] || die "apt knows no linux-image-cloud-amd64: add Debian's main section for amd64 to apt's sources"
+  [ -n "$image" ] || { echo "apt knows no linux-image-cloud-amd64" >"$1/log"; return 1; }
   say "fetching $image for the QEMU guest"
-  work=$(mktemp -d "$cache/kernel.XXXXXX")
-  trap 'rm -rf "$work"' RETURN
-  chmod 755 "$work" # apt downloads as its own user, where it can
-  (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$image" </dev/null >"$work/log" 2>&1) ||
-    { tail -n 5 "$work/log" >&2; die "apt-get could not download $image"; }
-  dpkg-deb -x "$work"/linux-image-*.deb "$work/tree"
-  mkdir -p "$work/kernel/modules"
-  cp "$work"/tree/boot/vmlinuz-* "$work/kernel/vmlinuz"
-  for m in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover virtio_net \
-    udp_tunnel ip6_udp_tunnel l2tp_core l2tp_netlink l2tp_eth l2tp_ip l2tp_ip6; do
-    m=$(find "$work/tree" -name "$m.ko" -o -name "$m.ko.xz" | head -n 1)
-    case $m in # one that is not there is built in: newer kernels have the core of virtio so
-      *.xz) xz -dc "$m" >"$work/kernel/modules/$(basename "$m" .xz)" ;;
-      *.ko) cp "$m" "$work/kernel/modules/" ;;
+  (cd "$1" && apt-get -qq -o APT::Sandbox::User=root download "$image" </dev/null >"$1/log" 2>&1)
+}
+
+unpack_kernel() { # in a directory, as `kernel`; no set -e here: fetch_kernel is asked whether it worked
+  local m
+  # The lists may be older than the archive, or not there: it may be that nothing had to be installed.
+  download_kernel "$1" || { [ "$(id -u)" = 0 ] &&
+    apt-get -qq -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 update >/dev/null 2>&1
+    download_kernel "$1"; } || { tail -n 5 "$1/log" >&2
+    say "no kernel for the QEMU guest: run 'apt-get update' as root, with Debian's main section for amd64 in apt's sources"
+    return 1; }
+  dpkg-deb -x "$1"/linux-image-*.deb "$1/tree" && mkdir -p "$1/kernel/modules" &&
+    cp "$1"/tree/boot/vmlinuz-* "$1/kernel/vmlinuz" || return 1
+  for m in "${kernel_modules[@]}"; do
+    m=$(find "$1/tree" -name "$m.ko" -o -name "$m.ko.xz" | head -n 1)
+    case $m in
+      *.xz) xz -dc "$m" >"$1/kernel/modules/$(basename "$m" .xz)" || return 1 ;;
+      *.ko) cp "$m" "$1/kernel/modules/" || return 1 ;;
     esac
   done
-  for m in virtio_net l2tp_eth; do
-    [ -e "$work/kernel/modules/$m.ko" ] || die "$image has no $m module: the layout of Debian's kernel has changed"
+  for m in "${kernel_modules[@]:0:2}"; do
+    [ -e "$1/kernel/modules/$m.ko" ] ||
+      { say "Debian's kernel has no $m module: its layout has changed"; return 1; }
   done
-  rm -rf "$cache/kernel"
-  mv "$work/kernel" "$cache/kernel"
+  printf '%s\n' "${kernel_modules[*]}" >"$1/kernel/wanted"
+}
+
+fetch_kernel() {
+  has_kernel && return 0
+  [ "$mode" = check ] && { say "missing: a kernel for the QEMU guest in $cache/kernel"; return 1; }
+  local work done=1
+  work=$(mktemp -d "$cache/kernel.XXXXXX")
+  chmod 755 "$work" # apt downloads as its own user, where it can
+  unpack_kernel "$work" && rm -rf "$cache/kernel" && mv "$work/kernel" "$cache/kernel" && done=0
+  rm -rf "$work"
+  return $done
 }
 
 # ---- a second QEMU ----

@@ -122,18 +122,20 @@ fn start(scene: &Scene, form: Form) -> Reeve {
     scene.run(&netdevs, &[], &["--control", SOCKET]).unwrap()
 }
 
-/// Every form over this carrier, one after the other.
-fn tunnels(udp: bool, policy: &str) {
+/// One after the other: over IP first, then over UDP.
+#[test]
+fn the_kernel_s_l2tp_in_every_form() {
     let ground = Ground::survey().unwrap();
     let mut scene = Scene::set(Road::Bridge).unwrap();
+    let policy = ENDS.map(|[_, theirs, _]| format!("allow uid:{USER} l2tpv3 {theirs}\n")).concat();
     scene.help(&format!("{}{policy}limit any requests=1000\n", scene.policy())).unwrap();
     let guest = peer(&scene);
     let form = |number: usize| {
-        let (family, cookie) = ((number - 1) / 3, (number - 1) % 3);
+        let (udp, family, cookie) = (number > 6, (number - 1) / 3 % 2, (number - 1) % 3);
         Form { udp, family, cookie, number: u32::try_from(number).unwrap() }
     };
     let mut house = House { reeve: start(&scene, form(1)), scene, ground };
-    for number in 1..=6 {
+    for number in 1..=12 {
         let form = form(number);
         if number > 1 {
             let end = house.reeve.proc.terminate(PATIENCE).unwrap();
@@ -253,15 +255,4 @@ fn counted(house: &House, reason: &str, want: u64) {
         assert!(Instant::now() < until, "{want} {reason}: {port}");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-#[test]
-fn the_kernel_s_l2tp_over_udp_in_every_form() {
-    tunnels(true, "");
-}
-
-#[test]
-fn the_kernel_s_l2tp_over_ip_in_every_form() {
-    let rule = |family: [&str; 3]| format!("allow uid:{USER} l2tpv3 {}\n", family[1]);
-    tunnels(false, &ENDS.map(rule).concat());
 }
