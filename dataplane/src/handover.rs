@@ -245,7 +245,7 @@ pub enum FromDataplane {
         /// The slot.
         slot: u16,
         /// The counters.
-        stats: Stats,
+        stats: Box<Stats>,
         /// Up.
         up: bool,
     },

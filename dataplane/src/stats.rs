@@ -83,6 +83,50 @@ impl Reason {
     ];
 }
 
+/// Connections of a port that has them (the `user` network's, by TCP).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flows {
+    /// That there may be at a time.
+    pub most: u64,
+    /// That there are.
+    pub now: u64,
+    /// Of those, the ones that the other end has not answered yet.
+    pub half_open: u64,
+    /// That both ends had, so far.
+    pub opened: u64,
+    /// That were refused, or that nobody answered.
+    pub refused: u64,
+    /// That a guest asked for and that there was no room for.
+    pub limited: u64,
+    /// That had to go for new ones.
+    pub evicted: u64,
+    /// That were broken off by the host's side or by us.
+    pub broken: u64,
+    /// Times that something was sent again to a guest.
+    pub resent: u64,
+    /// Times that one stood still though it could have gone on, and was made to.
+    pub healed: u64,
+}
+
+impl Flows {
+    /// Every number with the name it has in output; what is true now comes first.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, u64); 10] {
+        [
+            ("now", self.now),
+            ("half_open", self.half_open),
+            ("most", self.most),
+            ("opened", self.opened),
+            ("refused", self.refused),
+            ("limited", self.limited),
+            ("evicted", self.evicted),
+            ("broken", self.broken),
+            ("resent", self.resent),
+            ("healed", self.healed),
+        ]
+    }
+}
+
 /// A port's counters on one lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
@@ -102,6 +146,8 @@ pub struct Stats {
     pub reconnects: u64,
     /// Flows that had to go for new ones, because their limit was reached (the `user` network).
     pub evicted: u64,
+    /// Its connections, if it has any; such a port has one lane.
+    pub flows: Option<Flows>,
 }
 
 impl Stats {
@@ -126,6 +172,7 @@ impl Stats {
         self.kicks += o.kicks;
         self.reconnects += o.reconnects;
         self.evicted += o.evicted;
+        self.flows = o.flows.or(self.flows);
         for (a, b) in self.drops.iter_mut().zip(o.drops) {
             *a += b;
         }

@@ -108,7 +108,7 @@ impl Live {
             match self.d.hear() {
                 FromDataplane::Stats { slot: s, stats, up } => {
                     assert_eq!(s, slot);
-                    return (stats, up);
+                    return (*stats, up);
                 }
                 FromDataplane::Link { .. } => {}
                 other => panic!("{other:?}"),

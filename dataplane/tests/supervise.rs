@@ -27,7 +27,6 @@ use netreeve_dataplane::engine::KIND;
 use netreeve_dataplane::handover::{FromDataplane, Level};
 use netreeve_dataplane::mem::guest::Layout;
 use netreeve_dataplane::port::Piece;
-use netreeve_dataplane::stats::Stats;
 use netreeve_shared::codec::{self, Header};
 
 use dir::Dir;
@@ -461,7 +460,7 @@ fn a_dataplane_that_says_what_it_may_not_is_ended() {
         code
     };
     let ready = || message(&FromDataplane::Ready { level: Level::Full });
-    let stats = FromDataplane::Stats { slot: 0, stats: Stats::default(), up: true };
+    let stats = FromDataplane::Stats { slot: 0, stats: Box::default(), up: true };
     let piece = Piece::Region(Layout { gpa: 0, uva: 0, len: 4096, offset: 0 });
     let mut cut = ready();
     cut.pop();

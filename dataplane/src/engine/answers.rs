@@ -54,7 +54,7 @@ impl Engine {
                     up |= seen.is_some_and(|s| s.1);
                 }
             }
-            self.link.say(&FromDataplane::Stats { slot, stats: sum, up })?;
+            self.link.say(&FromDataplane::Stats { slot, stats: Box::new(sum), up })?;
         }
         Ok(())
     }

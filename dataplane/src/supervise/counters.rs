@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use crate::stats::{Reason, Stats};
+use crate::stats::{Flows, Reason, Stats};
 use crate::supervise::slot::Slot;
 use crate::supervise::slots::Slots;
 use crate::worker::Waits;
@@ -140,8 +140,13 @@ fn line(slot: &Slot, s: &Stats, up: bool) -> String {
     let drops: Vec<String> = drops(s).map(|(name, n)| format!("{name} {n}")).collect();
     let drops = if drops.is_empty() { "none".to_owned() } else { drops.join(", ") };
     let evicted = if s.evicted == 0 { String::new() } else { format!("evicted {}, ", s.evicted) };
+    let flows = s.flows.map_or_else(String::new, |f| {
+        let all: Vec<String> = f.named().iter().map(|(name, n)| format!("{name} {n}")).collect();
+        format!("; connections: {}", all.join(", "))
+    });
     format!(
-        "port '{}' ({}, {}): rx {} frames {} bytes, tx {} frames {} bytes, kicks {}, reconnects {}, {evicted}drops: {drops}",
+        "port '{}' ({}, {}): rx {} frames {} bytes, tx {} frames {} bytes, kicks {}, reconnects {}, {evicted}drops: \
+         {drops}{flows}",
         slot.id,
         slot.kind,
         if up { "up" } else { "down" },
@@ -156,7 +161,7 @@ fn line(slot: &Slot, s: &Stats, up: bool) -> String {
 
 fn port(slot: &Slot, s: &Stats, up: bool) -> Value {
     let drops: Map<String, Value> = drops(s).map(|(name, n)| (name.to_owned(), n.into())).collect();
-    json!({
+    let mut out = json!({
         "id": slot.id,
         "type": slot.kind,
         "up": up,
@@ -168,7 +173,16 @@ fn port(slot: &Slot, s: &Stats, up: bool) -> Value {
         "reconnects": s.reconnects,
         "evicted": s.evicted,
         "drops": drops,
-    })
+    });
+    if let (Some(f), Some(out)) = (&s.flows, out.as_object_mut()) {
+        out.insert("flows".into(), flows(f));
+    }
+    out
+}
+
+/// A port's connections, as members.
+pub(super) fn flows(f: &Flows) -> Value {
+    f.named().into_iter().map(|(name, n)| (name.to_owned(), Value::from(n))).collect::<Map<_, _>>().into()
 }
 
 /// Drops that happened, by name.
@@ -211,5 +225,12 @@ mod tests {
         assert!(c.lines(&slots)[3].starts_with("worker 1: sleeps 7,"));
         assert_eq!(c.json(&slots)["workers"][1]["sleeps"], 7);
         assert_eq!(c.json(&slots)["ports"][0]["drops"], json!({"runt": 1}));
+        assert_eq!(c.json(&slots)["ports"][0].get("flows"), None);
+        let flows = Flows { now: 3, half_open: 1, most: 9, limited: 5, ..Flows::default() };
+        c.ask(Instant::now());
+        assert!(c.worker(0, waits));
+        assert_eq!(c.take(0, Stats { flows: Some(flows), ..s }, true, &[0, 1]), Taken::More);
+        assert!(c.lines(&slots)[0].contains("; connections: now 3, half_open 1, most 9, opened 0,"));
+        assert_eq!(c.json(&slots)["ports"][0]["flows"]["limited"], 5);
     }
 }

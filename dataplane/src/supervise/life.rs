@@ -148,7 +148,7 @@ impl Supervisor {
             }
             FromDataplane::Stats { slot, stats, up } => {
                 let slots: Vec<u16> = self.dataplane_slots().collect();
-                match self.counters.take(slot, stats, up, &slots) {
+                match self.counters.take(slot, *stats, up, &slots) {
                     Taken::Last => self.counters_came(true, now),
                     Taken::More => {}
                     Taken::Unasked => return no_right(),

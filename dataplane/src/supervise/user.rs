@@ -20,6 +20,7 @@ use std::time::Duration;
 use netreeve_shared::channel::MAX_FDS;
 use netreeve_shared::codec::{self, Header};
 use netreeve_shared::request::{ListenRequest, Request};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{
     self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, setsockopt, sockopt,
 };
@@ -104,9 +105,7 @@ pub fn open(
         last_id: 0,
         resolvers,
     };
-    if !spec.restrict {
-        say_pings(what, icmp::allowed());
-    }
+    say_limits(what, spec.restrict);
     let mut kept = Vec::new();
     for rule in spec.forwards {
         let (open, socket) = host.listen(rule, asker)?;
@@ -164,6 +163,23 @@ fn say_pings(what: &str, (four, six): (bool, bool)) {
         "{what}: only the gateway answers a guest's {of}pings: the kernel gives this user no socket for others \
          (sysctl net.ipv4.ping_group_range)"
     ));
+}
+
+/// Says once what a guest will find less of than elsewhere.
+fn say_limits(what: &str, restrict: bool) {
+    if !restrict {
+        say_pings(what, icmp::allowed());
+    }
+    let limits = Limits::default();
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let most = limits.within(hard).tcp;
+    if most < limits.tcp {
+        say::say(&format!(
+            "{what}: {most} TCP connections at a time, not {}: nothing here may have more than {hard} descriptors \
+             (ulimit -Hn)",
+            limits.tcp
+        ));
+    }
 }
 
 impl Host {

@@ -77,6 +77,7 @@ fn ports(out: &mut String, all: &[Instance]) {
             optional(out, &format!("{name}_total"), &of_port(i, p), get(p, member));
         }
     }
+    connections(out, all);
     let help = "Frames that did not go on, by reason.";
     family(out, "netreeve_port_drops", "counter", "", help);
     for (i, p) in ports() {
@@ -84,6 +85,34 @@ fn ports(out: &mut String, all: &[Instance]) {
             let mut labels = of_port(i, p);
             labels.push(("reason", reason));
             optional(out, "netreeve_port_drops_total", &labels, n);
+        }
+    }
+}
+
+/// Connections of a port that has them: name without `_total`, kind, member, help.
+const FLOWS: &[(&str, &str, &str, &str)] = &[
+    ("netreeve_port_flows", "gauge", "now", "Connections that there are."),
+    ("netreeve_port_flows_half_open", "gauge", "half_open", "Of those, the ones that are not answered yet."),
+    ("netreeve_port_flows_most", "gauge", "most", "Connections that there may be."),
+    ("netreeve_port_flows_opened", "counter", "opened", "Connections that both ends had."),
+    ("netreeve_port_flows_refused", "counter", "refused", "Connections that were refused or not answered."),
+    ("netreeve_port_flows_limited", "counter", "limited", "Calls of the guest's without room."),
+    ("netreeve_port_flows_evicted", "counter", "evicted", "Connections that had to go for new ones."),
+    ("netreeve_port_flows_broken", "counter", "broken", "Connections that were broken off."),
+    ("netreeve_port_flows_resent", "counter", "resent", "Times that something was sent again to a guest."),
+    ("netreeve_port_flows_healed", "counter", "healed", "Times that one that stood still was made to go on."),
+];
+
+fn connections(out: &mut String, all: &[Instance]) {
+    let ports = || all.iter().flat_map(|i| i.ports.iter().map(move |p| (i, p)));
+    if !ports().any(|(_, p)| get(p, "flows").is_object()) {
+        return;
+    }
+    for (name, kind, member, help) in FLOWS {
+        family(out, name, kind, "", help);
+        let sample = if *kind == "counter" { format!("{name}_total") } else { (*name).to_owned() };
+        for (i, p) in ports() {
+            optional(out, &sample, &of_port(i, p), get(get(p, "flows"), member));
         }
     }
 }

@@ -148,6 +148,13 @@ fn describe(p: &Value) -> Vec<String> {
     if get(p, "evicted").as_u64().is_some_and(|n| n > 0) {
         add("evicted", format!("{} flows", text(get(p, "evicted"))));
     }
+    if let Some(f) = get(p, "flows").as_object() {
+        let of = |key: &str| f.get(key).map_or_else(|| "-".into(), text);
+        let [now, half, most] = ["now", "half_open", "most"].map(of);
+        add("flows", format!("{now} of at most {most}, {half} of them half open"));
+        let rest = ["opened", "refused", "limited", "evicted", "broken", "resent", "healed"];
+        add("", rest.map(|key| format!("{key} {}", of(key))).join(", "));
+    }
     let drops: Vec<String> = get(p, "drops")
         .as_object()
         .into_iter()
@@ -179,6 +186,10 @@ mod tests {
             &json!({"id": "n", "type": "user", "hostfwd": ["tcp:a-b", "c"], "resolvers": ["d", "e"]}),
         );
         assert_eq!(user[3..6], ["  hostfwd    tcp:a-b", "  hostfwd    c", "  resolvers  d, e"]);
+        let flows = json!({"now": 4, "half_open": 1, "most": 9, "opened": 70, "limited": 3});
+        let user = describe(&json!({"id": "n", "type": "user", "rx_frames": 1, "flows": flows}));
+        assert!(user.contains(&"  flows      4 of at most 9, 1 of them half open".to_owned()), "{user:?}");
+        assert!(user.iter().any(|l| l.contains("opened 70, refused -, limited 3,")), "{user:?}");
         let away =
             describe(&json!({"id": "n0", "role": "netdev", "type": "tap", "state": "down", "link": false}));
         assert!(away[1].ends_with("down, link off") && away.last().unwrap().contains("does not answer"));

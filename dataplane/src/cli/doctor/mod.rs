@@ -21,6 +21,7 @@ use crate::cli::{Doctor, run};
 use crate::fault::{Exit, Fault};
 use crate::handover::{FromDataplane, Level, Plan, RunPlan};
 use crate::mem::uring::Uring;
+use crate::port::user::Limits;
 use crate::spec::{Config, Kind, tap::Tap};
 use crate::supervise::ask::{Asker, Door};
 use crate::supervise::child::{Program, READY_WITHIN, in_words};
@@ -244,6 +245,13 @@ fn descriptors() -> Finding {
         Ok((_, hard)) if hard < DESCRIPTORS => {
             let fix = format!("raise the limit: ulimit -Hn {DESCRIPTORS}");
             Finding::bad(Mark::Warn, "descriptors", format!("at most {hard}: too few for many queues"), fix)
+        }
+        Ok((_, hard)) if Limits::default().within(hard).tcp < Limits::default().tcp => {
+            let (most, all) = (Limits::default().within(hard).tcp, Limits::default());
+            let what =
+                format!("at most {hard}: a user network carries {most} TCP connections, not {}", all.tcp);
+            let fix = format!("raise the limit: ulimit -Hn {}", all.descriptors());
+            Finding::bad(Mark::Warn, "descriptors", what, fix)
         }
         Ok((_, hard)) => Finding::ok("descriptors", format!("up to {hard}")),
         Err(e) => Finding::bad(Mark::Warn, "descriptors", e.to_string(), ""),

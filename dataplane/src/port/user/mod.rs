@@ -59,6 +59,7 @@ use poll::{Poll, Ready, Token, Want, Who};
 use room::{Cx, Room};
 use services::Services;
 use tcp::Tcp;
+use tcp::sock::Stream;
 use timers::Timers;
 use udp::Udp;
 
@@ -84,6 +85,8 @@ struct User {
     events: Vec<(Token, Ready)>,
     /// TCP or UDP gives first, by turns.
     udp_first: bool,
+    /// What has become possible was seen to for the frames before, and is not looked for again for those behind them.
+    seen_to: bool,
 }
 
 /// Opens a `user` network with the descriptors that [`Plan`] lists.
@@ -120,7 +123,14 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         fragments: Fragments::new().map_err(fail("memory for a user network's fragments"))?,
         services: Services::new(plan, tftp, &mut cx).map_err(fail("a user network's services"))?,
     };
-    Ok(vec![Box::new(User { cx, rooms, bay: Bay::default(), events: Vec::new(), udp_first: false })])
+    Ok(vec![Box::new(User {
+        cx,
+        rooms,
+        bay: Bay::default(),
+        events: Vec::new(),
+        udp_first: false,
+        seen_to: false,
+    })])
 }
 
 fn context(plan: &Plan) -> io::Result<Cx> {
@@ -132,22 +142,11 @@ fn context(plan: &Plan) -> io::Result<Cx> {
         timers: Timers::new(now)?,
         policy: plan.policy.clone(),
         restrict: plan.restrict,
-        limits: within_descriptors(plan.limits),
+        limits: getrlimit(Resource::RLIMIT_NOFILE).map_or(plan.limits, |(soft, _)| plan.limits.within(soft)),
         stats: Stats::default(),
         now,
         gives: Offloads::NONE,
     })
-}
-
-/// What of the limits the process's descriptors are enough for.
-fn within_descriptors(l: Limits) -> Limits {
-    let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return l };
-    let (have, want) = (soft.saturating_sub(256), l.descriptors().saturating_sub(256).max(1));
-    if have >= want {
-        return l;
-    }
-    let part = |n: u32| u32::try_from(u64::from(n) * have / want).unwrap_or(n).max(1);
-    Limits { tcp: part(l.tcp), udp: part(l.udp), pings: part(l.pings), ..l }
 }
 
 impl Rooms {
@@ -268,7 +267,12 @@ impl Port for User {
     }
 
     fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
-        self.pump()?;
+        // Whoever was given frames asks at once whether that was all. What has come since then keeps the descriptor of our set
+        // readable, and is found with it, or in the next round.
+        let again = std::mem::take(&mut self.seen_to);
+        if !again {
+            self.pump()?;
+        }
         let (cx, bay) = (&mut self.cx, &mut self.bay);
         cx.out.give(bay, b, &cx.net, &mut cx.stats);
         if cx.out.is_empty() {
@@ -282,6 +286,7 @@ impl Port for User {
             }
             self.udp_first = !self.udp_first;
         }
+        self.seen_to = !again && !b.is_empty();
         cx.timers.arm(cx.now)
     }
 
@@ -321,7 +326,7 @@ impl Port for User {
     }
 
     fn stats(&self) -> Stats {
-        self.cx.stats
+        Stats { flows: Some(self.rooms.tcp.flows()), ..self.cx.stats }
     }
 
     fn stats_mut(&mut self) -> &mut Stats {
@@ -330,7 +335,7 @@ impl Port for User {
 }
 
 impl User {
-    /// Other forwards: all of them or, if the descriptors are not as many as are new, none.
+    /// Other forwards: all of them or, if the descriptors are not as many as are new or cannot be watched, none.
     fn forwards(&mut self, list: &[Forward], fds: Vec<OwnedFd>) -> io::Result<()> {
         let new = |f: &Forward| !self.rooms.tcp.has_forward(f.id) && !self.rooms.udp.has_forward(f.id);
         if list.iter().filter(|f| new(f)).count() != fds.len() {
@@ -338,9 +343,14 @@ impl User {
         }
         let mut fds = fds.into_iter();
         let all: Vec<_> = list.iter().map(|f| (*f, if new(f) { fds.next() } else { None })).collect();
-        let (datagrams, streams) = all.into_iter().partition(|(f, _)| f.way == Way::Udp);
-        self.rooms.tcp.set_forwards(streams, &mut self.cx)?;
-        self.rooms.udp.set_forwards(datagrams, &mut self.cx)
+        let (datagrams, streams): (Vec<_>, Vec<_>) = all.into_iter().partition(|(f, _)| f.way == Way::Udp);
+        Tcp::<Stream>::watch_forwards(&streams, &mut self.cx)?;
+        if let Err(e) = self.rooms.udp.set_forwards(datagrams, &mut self.cx) {
+            Tcp::<Stream>::unwatch_forwards(&streams, &mut self.cx);
+            return Err(e);
+        }
+        self.rooms.tcp.set_forwards(streams, &mut self.cx);
+        Ok(())
     }
 }
 

@@ -179,16 +179,29 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { tcp: 4096, udp: 1024, pings: 64, held: 16 << 20, held_each: 256 << 10 }
+        Self { tcp: 16_384, udp: 1024, pings: 64, held: 16 << 20, held_each: 256 << 10 }
     }
 }
+
+/// Descriptors beside those of flows: resolvers' sockets, files that are read by TFTP, and what the port itself has.
+const OWN: u64 = 256;
 
 impl Limits {
     /// Descriptors that so much takes.
     #[must_use]
     pub fn descriptors(&self) -> u64 {
-        // Resolvers' sockets, files that are read by TFTP, and what the port itself has.
-        u64::from(self.tcp) + u64::from(self.udp) + u64::from(self.pings) + 256
+        u64::from(self.tcp) + u64::from(self.udp) + u64::from(self.pings) + OWN
+    }
+
+    /// What of it so many descriptors are enough for.
+    #[must_use]
+    pub fn within(self, descriptors: u64) -> Self {
+        let (have, want) = (descriptors.saturating_sub(OWN), self.descriptors() - OWN);
+        if have >= want {
+            return self;
+        }
+        let part = |n: u32| u32::try_from(u64::from(n) * have / want).unwrap_or(n).max(1);
+        Self { tcp: part(self.tcp), udp: part(self.udp), pings: part(self.pings), ..self }
     }
 }
 

@@ -89,7 +89,7 @@ impl Want {
     fn flags(self) -> EpollFlags {
         let mut f = EpollFlags::EPOLLET;
         if self.read {
-            f |= EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+            f |= EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLPRI;
         }
         if self.write {
             f |= EpollFlags::EPOLLOUT;
@@ -112,6 +112,8 @@ pub struct Ready {
     pub hup: bool,
     /// The peer has said its last word.
     pub read_hup: bool,
+    /// There is something out of the ordinary to be read: TCP's urgent data, before which a reading ends.
+    pub urgent: bool,
 }
 
 /// The set.
@@ -175,12 +177,14 @@ impl Poll {
             let (f, has) = (e.events(), |f: EpollFlags, x: EpollFlags| f.intersects(x));
             let hup = has(f, EpollFlags::EPOLLHUP);
             let read_hup = has(f, EpollFlags::EPOLLRDHUP);
+            let urgent = has(f, EpollFlags::EPOLLPRI);
             let ready = Ready {
-                read: has(f, EpollFlags::EPOLLIN) || hup || read_hup,
+                read: has(f, EpollFlags::EPOLLIN) || hup || read_hup || urgent,
                 write: has(f, EpollFlags::EPOLLOUT),
                 error: has(f, EpollFlags::EPOLLERR),
                 hup,
                 read_hup,
+                urgent,
             };
             to.extend(Token::unpack(e.data()).map(|t| (t, ready)));
         }

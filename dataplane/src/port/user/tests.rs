@@ -403,6 +403,64 @@ fn a_network_gets_the_descriptors_of_its_plan_or_none() {
     assert!(open(&plan, vec![]).is_err());
 }
 
+/// Frames that the port gives now.
+fn gives(port: &mut dyn Port) -> usize {
+    let (mem, mut b) = (Buf::new(1 << 20).unwrap(), Batch::new());
+    let turn = |_| {
+        b.clear();
+        b.landing.open_pool(mem.seg(0, mem.len()));
+        port.recv(&mut b).unwrap();
+        b.len()
+    };
+    (0..3).map(turn).sum()
+}
+
+#[test]
+fn another_table_of_forwards_comes_as_a_whole_or_not_at_all() {
+    let listen = || {
+        let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        l.set_nonblocking(true).unwrap();
+        l
+    };
+    let (old, new) = (listen(), listen());
+    let come = |l: &std::net::TcpListener| std::net::TcpStream::connect(l.local_addr().unwrap()).unwrap();
+    let handed = |l: &std::net::TcpListener| OwnedFd::from(l.try_clone().unwrap());
+    let bound = || OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    // Nothing that can be watched.
+    let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let rule = |id, way| Forward { id, way, guest: at("10.0.2.15:22") };
+    let plan = Plan { forwards: vec![rule(1, Way::Tcp)], ..plan() };
+    let mut port = open(&plan, vec![handed(&old)]).unwrap().remove(0);
+    let table = vec![rule(2, Way::Tcp), rule(3, Way::Udp), rule(4, Way::Tcp), rule(5, Way::Udp)];
+    let tell = |port: &mut dyn Port, list: &[Forward], fds| {
+        port.tell(Told::User(Tell::Forwards(list.to_vec())), fds)
+    };
+    for bad in 0..4 {
+        let mut fds = vec![handed(&new), bound(), handed(&listen()), bound()];
+        fds[bad] = null();
+        assert!(tell(port.as_mut(), &table, fds).is_err(), "{bad}");
+        let _come = (come(&new), come(&old));
+        assert!(gives(port.as_mut()) > 0, "{bad}: what was there is served");
+    }
+    let flows = |port: &dyn Port| port.stats().flows.unwrap();
+    assert_eq!((flows(port.as_ref()).now, flows(port.as_ref()).half_open), (4, 4), "only they");
+    tell(port.as_mut(), &table, vec![handed(&new), bound(), handed(&listen()), bound()]).unwrap();
+    let _come = come(&old);
+    gives(port.as_mut());
+    assert_eq!(flows(port.as_ref()).now, 8, "those who waited at the new one");
+}
+
+#[test]
+fn limits_shrink_to_the_descriptors_that_there_may_be() {
+    let l = Limits::default();
+    assert_eq!(l.within(l.descriptors()), l);
+    assert_eq!(l.within(u64::MAX), l);
+    let few = l.within(4096);
+    assert!(few.tcp > 3000 && few.udp > 200 && few.pings > 10 && few.descriptors() <= 4096, "{few:?}");
+    assert_eq!((few.held, few.held_each), (l.held, l.held_each));
+    assert_eq!((l.within(0).tcp, l.within(0).udp, l.within(0).pings), (1, 1, 1));
+}
+
 impl Cx {
     /// The frame that waits first, without a guest that would take it.
     fn out_first(&mut self) -> Vec<u8> {

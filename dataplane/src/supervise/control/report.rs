@@ -10,6 +10,7 @@ use crate::handover::Level;
 use crate::spec::addr::Addr;
 use crate::stats::{Reason, Stats};
 use crate::supervise::Supervisor;
+use crate::supervise::counters::flows;
 use crate::supervise::ready::level_name;
 use crate::supervise::slot::Slot;
 
@@ -105,6 +106,9 @@ fn count(s: &Stats, out: &mut Map<String, Value>) {
     ];
     out.extend(pairs.map(|(name, n)| (name.to_owned(), n.into())));
     out.insert("drops".into(), drops.into());
+    if let Some(f) = &s.flows {
+        out.insert("flows".into(), flows(f));
+    }
 }
 
 /// A TCP address as QEMU writes it.

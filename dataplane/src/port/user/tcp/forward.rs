@@ -77,6 +77,11 @@ impl Forwards {
         Ok(f)
     }
 
+    /// Nobody can come from the host's side.
+    pub(super) fn is_empty(&self) -> bool {
+        self.listeners.is_empty()
+    }
+
     pub(super) fn has(&self, id: u16) -> bool {
         self.listeners.iter().any(|l| l.forward.id == id)
     }
@@ -100,19 +105,30 @@ impl Forwards {
         }
     }
 
-    /// Other listening sockets from now on. Nothing has changed if that fails.
-    pub(super) fn set(&mut self, list: Vec<(Forward, Option<OwnedFd>)>, cx: &mut Cx) -> io::Result<()> {
-        let mut fresh = Vec::new();
-        for (forward, fd) in list.iter().filter_map(|(f, fd)| Some((*f, fd.as_ref()?))) {
+    /// Watches those of another table that are new.
+    ///
+    /// # Errors
+    /// The kernel's; then none of them is watched.
+    pub(super) fn watch(list: &[(Forward, Option<OwnedFd>)], cx: &mut Cx) -> io::Result<()> {
+        for (forward, fd) in list.iter().filter_map(|(f, fd)| Some((f, fd.as_ref()?))) {
             if let Err(e) = cx.poll.add(fd.as_fd(), token(forward.id), Want::READ) {
-                for fd in fresh {
-                    // It was added just now.
-                    let _ = cx.poll.remove(fd);
-                }
+                Self::unwatch(list, cx);
                 return Err(e);
             }
-            fresh.push(fd.as_fd());
         }
+        Ok(())
+    }
+
+    /// Watches them no more.
+    pub(super) fn unwatch(list: &[(Forward, Option<OwnedFd>)], cx: &mut Cx) {
+        for fd in list.iter().filter_map(|(_, fd)| fd.as_ref()) {
+            // Those behind the one that failed were never watched.
+            let _ = cx.poll.remove(fd.as_fd());
+        }
+    }
+
+    /// This table from now on; those of it that are new are watched already.
+    pub(super) fn replace(&mut self, list: Vec<(Forward, Option<OwnedFd>)>, cx: &mut Cx) {
         self.listeners.retain(|l| {
             let stays = list.iter().any(|(f, fd)| f.id == l.forward.id && fd.is_none());
             if !stays {
@@ -124,7 +140,6 @@ impl Forwards {
         let fresh =
             list.into_iter().filter_map(|(forward, fd)| Some(Listener { forward, fd: fd?, waits: false }));
         self.listeners.extend(fresh);
-        Ok(())
     }
 
     /// What there is at an address of the guest's network.

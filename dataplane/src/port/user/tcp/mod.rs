@@ -11,6 +11,7 @@
 //! broken connection ends that connection.
 #![forbid(unsafe_code)]
 
+mod ended;
 mod flow;
 mod forward;
 mod hold;
@@ -18,6 +19,7 @@ mod intake;
 mod open;
 mod segment;
 mod seq;
+mod shares;
 pub mod sock;
 mod table;
 #[cfg(test)]
@@ -38,7 +40,8 @@ use super::plan::{Forward, GuestForward, Plan};
 use super::poll::{Ready, Token};
 use super::room::{Cx, Room};
 use crate::frame::Batch;
-use crate::stats::Reason;
+use crate::stats::{Flows, Reason};
+use ended::Ended;
 use flow::arrive::Act;
 use flow::give::Given;
 use flow::{Fate, State, Tools};
@@ -46,6 +49,7 @@ use forward::{Forwards, LISTENER};
 use hold::Store;
 use intake::Intake;
 use segment::{Key, Said, Segment, flag};
+use shares::Shares;
 use sock::{Sock, Stream};
 use table::Table;
 
@@ -58,12 +62,16 @@ pub struct Counts {
     pub refused: u64,
     /// Connections that were broken off by the host's side or by us.
     pub broken: u64,
-    /// Connections that had to go for new ones.
+    /// Calls of the guest's that there was no room for.
+    pub limited: u64,
+    /// Connections, and calls, that had to go for new ones.
     pub evicted: u64,
     /// Times that something was sent again to the guest.
     pub again: u64,
     /// Times that a socket said that something was possible, and nothing was.
     pub idle: u64,
+    /// Times that a connection stood still though it could have gone on, and was made to.
+    pub healed: u64,
 }
 
 /// The room.
@@ -77,8 +85,8 @@ pub struct Tcp<S = Stream> {
     /// Whose the last segment was.
     last: Option<(Key, Token)>,
     forwards: Forwards,
-    /// Connections that are under way.
-    calling: u32,
+    shares: Shares,
+    ended: Ended,
     secret: RandomState,
     start: Instant,
     counts: Counts,
@@ -103,7 +111,8 @@ impl<S: Sock> Tcp<S> {
             giving: VecDeque::new(),
             last: None,
             forwards: Forwards::new(forwards, guests, cx)?,
-            calling: 0,
+            shares: Shares::new(cx.limits.tcp),
+            ended: Ended::default(),
             secret: RandomState::new(),
             start: cx.now,
             counts: Counts::default(),
@@ -116,12 +125,23 @@ impl<S: Sock> Tcp<S> {
         self.forwards.has(id)
     }
 
-    /// All forwards from now on: a descriptor with each that is new.
+    /// Watches those of another table of forwards that are new (they come with a descriptor): [`Tcp::set_forwards`] cannot
+    /// fail afterwards.
     ///
     /// # Errors
-    /// The kernel's, from watching them.
-    pub fn set_forwards(&mut self, list: Vec<(Forward, Option<OwnedFd>)>, cx: &mut Cx) -> io::Result<()> {
-        self.forwards.set(list, cx)
+    /// The kernel's; then nothing has changed.
+    pub fn watch_forwards(list: &[(Forward, Option<OwnedFd>)], cx: &mut Cx) -> io::Result<()> {
+        Forwards::watch(list, cx)
+    }
+
+    /// Another table that was watched does not come after all.
+    pub fn unwatch_forwards(list: &[(Forward, Option<OwnedFd>)], cx: &mut Cx) {
+        Forwards::unwatch(list, cx);
+    }
+
+    /// All forwards from now on: a descriptor with each that is new, and watched.
+    pub fn set_forwards(&mut self, list: Vec<(Forward, Option<OwnedFd>)>, cx: &mut Cx) {
+        self.forwards.replace(list, cx);
     }
 
     /// What happened so far.
@@ -130,10 +150,34 @@ impl<S: Sock> Tcp<S> {
         self.counts
     }
 
+    /// What there is and what happened, for the port's counters.
+    #[must_use]
+    pub fn flows(&self) -> Flows {
+        let c = self.counts;
+        Flows {
+            most: self.shares.most().into(),
+            now: u64::try_from(self.table.len()).unwrap_or(u64::MAX),
+            half_open: self.shares.half().into(),
+            opened: c.opened,
+            refused: c.refused,
+            limited: c.limited,
+            evicted: c.evicted,
+            broken: c.broken,
+            resent: c.again,
+            healed: c.healed,
+        }
+    }
+
     /// Connections that there are.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.table.len()
+    }
+
+    /// Those of them whose ends have not met yet.
+    #[must_use]
+    pub fn half_open(&self) -> u32 {
+        self.shares.half()
     }
 
     fn find(&mut self, key: &Key) -> Option<Token> {
@@ -159,7 +203,10 @@ impl<S: Sock> Tcp<S> {
                 return self.remove(token, cx);
             }
         }
-        self.counts.opened += u64::from(before != State::Open && f.state == State::Open);
+        if before != State::Open && f.state == State::Open {
+            self.counts.opened += 1;
+            self.shares.opened(f.origin, before);
+        }
         if !std::mem::replace(&mut f.touched, true) {
             self.intake.touched.push(token);
         }
@@ -175,7 +222,12 @@ impl<S: Sock> Tcp<S> {
         } else {
             Said { ack: s.seq.plus(s.span()), flags: flag::RST | flag::ACK, ..Said::default() }
         };
-        if let Some(head) = segment::small(&cx.net, key, &said) {
+        Self::tell(key, &said, cx);
+    }
+
+    /// Says something that belongs to no connection.
+    fn tell(key: &Key, said: &Said, cx: &mut Cx) {
+        if let Some(head) = segment::small(&cx.net, key, said) {
             cx.push(Vnet::default(), &[head.as_ref()]);
         }
     }
@@ -207,10 +259,13 @@ impl<S: Sock> Tcp<S> {
 
     fn remove(&mut self, token: Token, cx: &mut Cx) {
         let Some(mut f) = self.table.remove(token) else { return };
+        if f.is_done() {
+            self.ended.add(f.key, f.down.max, f.up.next, cx.now);
+        }
         if self.last.is_some_and(|(_, t)| t == token) {
             self.last = None;
         }
-        self.calling -= u32::from(f.state == State::Calling);
+        self.shares.over(f.origin, f.state);
         f.up.hold.clear(&mut self.tools.store);
         f.down.kept.clear(&mut self.tools.store);
         if let Some(fd) = f.sock.fd().filter(|_| f.sock.is_handed()) {
@@ -237,7 +292,10 @@ impl<S: Sock> Room for Tcp<S> {
         match self.find(&key) {
             Some(token) => self.known(p, &s, token, cx),
             None if s.has(flag::SYN) && !s.has(flag::ACK) && !s.has(flag::RST) => self.call(&s, key, cx),
-            None => Self::stranger(&s, &key, cx),
+            None => match self.ended.answer(&key, &s, cx.now) {
+                Some(said) => Self::tell(&key, &said, cx),
+                None => Self::stranger(&s, &key, cx),
+            },
         }
     }
 
@@ -262,6 +320,7 @@ impl<S: Sock> Room for Tcp<S> {
             return self.accept(at, cx);
         }
         let Some(f) = self.table.get(at) else { return };
+        f.down.thorough |= ready.read_hup || ready.hup || ready.error || ready.urgent;
         if f.state == State::Calling {
             if ready.write || ready.error || ready.hup {
                 self.decided(at, cx);
@@ -286,6 +345,12 @@ impl<S: Sock> Room for Tcp<S> {
             return self.accept(at, cx);
         }
         let Some(f) = self.table.get(at) else { return };
+        if f.look(cx.now, &mut self.tools) {
+            self.counts.healed += 1;
+            if f.settle(cx, &mut self.tools) == Fate::Over {
+                return self.remove(at, cx);
+            }
+        }
         let fate = f.tick(cx, &mut self.tools);
         self.counts.again += u64::from(f.down.again);
         self.counts.refused += u64::from(fate == Fate::Over);
@@ -299,7 +364,9 @@ impl<S: Sock> Room for Tcp<S> {
             match f.give(bay, b, cx, &mut self.tools) {
                 Given::Done => {
                     f.queued = false;
-                    self.after(token, Fate::Lives, false, cx);
+                    // The last word may have been what there was no room for.
+                    let fate = f.fate(&mut self.tools);
+                    self.after(token, fate, false, cx);
                 }
                 Given::More => {
                     self.giving.push_back(token);

@@ -21,16 +21,15 @@ use super::super::policy::{Proto, Verdict};
 use super::super::poll::{Token, Want};
 use super::super::room::Cx;
 use super::Tcp;
-use super::flow::{Fate, Flow};
+use super::flow::{Fate, Flow, State};
 use super::forward::Leads;
 use super::segment::{Key, Segment, flag};
 use super::seq::Seq;
+use super::shares::Origin;
 use super::sock::Sock;
 use crate::stats::Reason;
 use crate::sys::io::accept_from;
 
-/// Connections that may be under way at a time.
-const CALLING: u32 = 256;
 /// Connections that are accepted at a time, from one listening socket.
 const ACCEPTS: usize = 64;
 /// When a listening socket is looked at again that could not be served.
@@ -41,33 +40,35 @@ const PORTS: usize = 64;
 impl<S: Sock> Tcp<S> {
     /// The guest asks for a connection.
     pub(super) fn call(&mut self, syn: &Segment, key: Key, cx: &mut Cx) {
-        let (sock, at_once) = match self.forwards.at(key.far) {
-            Leads::Handed(fd) => (Ok(S::made(fd, false, true)), true),
+        let (handed, to) = match self.forwards.at(key.far) {
+            Leads::Handed(fd) => (Some(fd), key.far),
             Leads::Busy => return Self::stranger(syn, &key, cx),
-            leads => {
-                let to = match (leads, cx.route(Proto::Tcp, key.far)) {
-                    (Leads::To(a), _) if !cx.restrict => a,
-                    (_, (_, Verdict::Drop)) => return cx.stats.drop(Reason::Refused),
-                    (_, (_, Verdict::Refuse)) => return Self::stranger(syn, &key, cx),
-                    (_, (a, Verdict::Pass)) => a,
-                };
-                if !self.make_room(self.calling >= CALLING, cx) {
-                    return cx.stats.drop(Reason::Full);
-                }
-                // IPv4 in the clothes of IPv6 would go by where IPv4 does not: past its routes, and where there is none.
-                (errors::unmapped(key.far).and_then(|()| S::open(to)), false)
-            }
+            leads => match (leads, cx.route(Proto::Tcp, key.far)) {
+                (Leads::To(a), _) if !cx.restrict => (None, a),
+                (_, (_, Verdict::Drop)) => return cx.stats.drop(Reason::Refused),
+                (_, (_, Verdict::Refuse)) => return Self::stranger(syn, &key, cx),
+                (_, (a, Verdict::Pass)) => (None, a),
+            },
+        };
+        // Before a socket is made: a call of a flood costs no more than it must.
+        if !self.make_room(Origin::Guest, cx) {
+            self.counts.limited += 1;
+            return cx.stats.drop(Reason::Full);
+        }
+        let at_once = handed.is_some();
+        let sock = match handed {
+            Some(fd) => Ok(S::made(fd, false, true)),
+            // IPv4 in the clothes of IPv6 would go by where IPv4 does not: past its routes, and where there is none.
+            None => errors::unmapped(key.far).and_then(|()| S::open(to)),
         };
         let sock = match sock {
             Ok(s) => s,
             Err(e) => return self.refused(syn.seq, key, &e, cx),
         };
-        if !self.make_room(false, cx) {
-            return cx.stats.drop(Reason::Full);
-        }
         let (iss, now) = (self.first(&key, cx), cx.now);
         let Some(token) = self.table.add(key, |t| Flow::called(key, t, sock, syn, iss, now)) else { return };
-        self.calling += 1;
+        let table = &self.table;
+        self.shares.called(Origin::Guest, (now, token), |t| table.state(t));
         if !self.watch(token, cx) {
             return self.remove(token, cx);
         }
@@ -87,15 +88,40 @@ impl<S: Sock> Tcp<S> {
         watched
     }
 
-    /// Sees that there is room for one more flow; `crowded`: one of those under way has to go in any case.
-    fn make_room(&mut self, crowded: bool, cx: &mut Cx) -> bool {
-        if !crowded && !self.table.is_full() {
-            return true;
+    /// Whether there is room for one more flow of theirs, and which has to go for it: of a flood, its own oldest call; where
+    /// there is no place at all, one of theirs that is late, or was silent for long.
+    fn spare(&mut self, who: Origin, cx: &Cx) -> Option<Option<Token>> {
+        let crowded = self.shares.is_crowded(who);
+        if !crowded && self.shares.has_place(who, !self.forwards.is_empty()) {
+            return Some(None);
         }
-        let Some(old) = self.table.oldest(cx.now, crowded) else { return false };
+        let table = &self.table;
+        let call = self.shares.victim(who, cx.now, |t| table.state(t));
+        let silent = if crowded { None } else { self.table.silent(cx.now, who) };
+        call.or(silent).map(Some)
+    }
+
+    /// Sees that there is room for one more flow of theirs.
+    pub(super) fn make_room(&mut self, who: Origin, cx: &mut Cx) -> bool {
+        let spare = self.spare(who, cx);
+        if let Some(Some(token)) = spare {
+            self.evict(token, cx);
+        }
+        spare.is_some()
+    }
+
+    /// A flow goes for another. One that is not open yet is forgotten, as if it had been lost on its way: whoever still
+    /// means it asks again.
+    fn evict(&mut self, token: Token, cx: &mut Cx) {
         self.counts.evicted += 1;
-        self.break_off(old, cx);
-        true
+        cx.stats.evicted += 1;
+        match self.table.get(token) {
+            Some(f) if f.state != State::Open => {
+                f.sock.abort();
+                self.remove(token, cx);
+            }
+            _ => self.break_off(token, cx),
+        }
     }
 
     /// The first sequence number: nobody can guess it, and it is not soon used again (RFC 6528).
@@ -114,7 +140,8 @@ impl<S: Sock> Tcp<S> {
             return self.refused(syn, key, &e, cx);
         }
         f.connected(cx, &self.tools);
-        self.calling = self.calling.saturating_sub(1);
+        let table = &self.table;
+        self.shares.answered((cx.now, token), |t| table.state(t));
         self.after(token, Fate::Lives, true, cx);
     }
 
@@ -155,7 +182,8 @@ impl<S: Sock> Tcp<S> {
         for _ in 0..ACCEPTS {
             let Some(l) = self.forwards.get(at.index) else { return };
             let forward = l.forward;
-            if self.table.is_full() && !self.make_room(false, cx) {
+            // Nobody goes before somebody has come.
+            if self.spare(Origin::Host, cx).is_none() {
                 return self.forwards.later(at, cx.now + LATER, cx);
             }
             let Some(l) = self.forwards.get(at.index) else { return };
@@ -186,11 +214,13 @@ impl<S: Sock> Tcp<S> {
             }
             key.far.set_port(self.forwards.port());
         }
-        if self.table.find(&key).is_some() || self.table.is_full() {
+        if self.table.find(&key).is_some() || !self.make_room(Origin::Host, cx) {
             return sock.abort();
         }
         let (iss, now) = (self.first(&key, cx), cx.now);
         let Some(token) = self.table.add(key, |t| Flow::asking(key, t, sock, iss, now)) else { return };
+        let table = &self.table;
+        self.shares.called(Origin::Host, (now, token), |t| table.state(t));
         if !self.watch(token, cx) {
             return self.remove(token, cx);
         }

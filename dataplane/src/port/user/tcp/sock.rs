@@ -52,6 +52,12 @@ pub trait Sock: Sized {
     /// The kernel's.
     fn discard(&mut self, n: u32) -> io::Result<u32>;
 
+    /// Bytes that are there and were not discarded.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn unread(&self) -> io::Result<u32>;
+
     /// Reads again from the first byte that was not discarded.
     ///
     /// # Errors
@@ -128,6 +134,10 @@ impl Sock for Stream {
     fn discard(&mut self, n: u32) -> io::Result<u32> {
         let n = sock::discard(self.fd.as_fd(), usize::try_from(n).unwrap_or(usize::MAX))?;
         Ok(u32::try_from(n).unwrap_or(u32::MAX))
+    }
+
+    fn unread(&self) -> io::Result<u32> {
+        sock::unread(self.fd.as_fd())
     }
 
     fn rewind(&mut self) -> io::Result<()> {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::super::poll::{Token, Who};
 use super::flow::{Flow, State};
 use super::segment::Key;
+use super::shares::Origin;
 
 /// Kind of a flow's tokens.
 pub(super) const FLOW: u8 = 0;
@@ -17,8 +18,6 @@ pub(super) const FLOW: u8 = 0;
 const LOOK: usize = 16;
 /// A flow that was silent for so long may go for a new one.
 const OLD: Duration = Duration::from_secs(600);
-/// A connection that has been under way for so long may go for a new one.
-const LATE: Duration = Duration::from_secs(3);
 
 /// One place.
 #[derive(Debug)]
@@ -50,8 +49,7 @@ impl<S> Table<S> {
         self.by_key.len()
     }
 
-    /// There is room for no other.
-    pub(super) fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.by_key.len() >= self.most
     }
 
@@ -98,19 +96,24 @@ impl<S> Table<S> {
         Some(flow)
     }
 
-    /// One that may go for a new one: of a few, the one that was silent for the longest time, if that is long.
-    /// `under_way`: only of those that are.
-    pub(super) fn oldest(&mut self, now: Instant, under_way: bool) -> Option<Token> {
+    /// How the flow of a token stands, if it is there.
+    pub(super) fn state(&self, token: Token) -> Option<State> {
+        let slot = usize::try_from(token.index).ok().and_then(|i| self.slots.get(i));
+        slot.filter(|s| s.generation == token.generation)?.flow.as_ref().map(|f| f.state)
+    }
+
+    /// An open one that may go for a new one: of a few of the same origin, the one that was silent for the longest time, if
+    /// that is long.
+    pub(super) fn silent(&mut self, now: Instant, who: Origin) -> Option<Token> {
         let mut found: Option<(Duration, Token)> = None;
         for _ in 0..LOOK.min(self.slots.len()) {
             self.hand = (self.hand + 1) % self.slots.len();
             let Some(f) = self.slots.get(self.hand).and_then(|s| s.flow.as_ref()) else { continue };
-            if under_way && f.state != State::Calling {
+            if f.state != State::Open || f.origin != who {
                 continue;
             }
             let silent = now.saturating_duration_since(f.heard);
-            let enough = if f.state == State::Open { OLD } else { LATE };
-            if silent >= enough && found.is_none_or(|(most, _)| silent > most) {
+            if silent >= OLD && found.is_none_or(|(most, _)| silent > most) {
                 found = Some((silent, f.token));
             }
         }

@@ -26,6 +26,8 @@ const TRIES: u8 = 15;
 const IDLE: Duration = Duration::from_secs(7200);
 const PROBE: Duration = Duration::from_secs(75);
 const PROBES: u8 = 9;
+/// How soon a flow is looked at that stands still because of what somebody else has to do.
+const WATCH: Duration = Duration::from_secs(2);
 /// Half of a connection is at its end and the guest says nothing.
 const HALF: Duration = Duration::from_secs(600);
 
@@ -74,12 +76,42 @@ impl<S: Sock> Flow<S> {
     /// The timer that has to be set, if the one that is set comes too late. None is set far ahead, for it cannot be taken
     /// back when something nearer comes up.
     pub(in super::super) fn timer(&mut self, now: Instant) -> Option<Instant> {
-        let due = self.deadline()?.min(now + LONGEST);
+        let stands = self.up.blocked || (self.state == State::Open && self.is_shut());
+        let due = self.deadline()?.min(now + if stands { WATCH } else { LONGEST });
         if self.armed.is_some_and(|at| at <= due) {
             return None;
         }
         self.armed = Some(due);
         self.armed
+    }
+
+    /// The guest may send next to nothing.
+    fn is_shut(&self) -> bool {
+        self.up.end == super::End::No && self.up.edge.since(self.up.next) < self.down.mss
+    }
+
+    /// The timer has come: looks whether the flow stands still though it could go on, because a word was missed, be it the
+    /// kernel's or ours, or because others gave back what there was no room in. True: so it was, and goes on.
+    pub(in super::super) fn look(&mut self, now: Instant, tools: &mut Tools) -> bool {
+        if self.state != State::Open || self.armed.is_some_and(|at| now < at) {
+            return false;
+        }
+        let mut healed = false;
+        if self.up.blocked && !self.up.hold.is_empty() && !self.up.broken {
+            let held = self.up.hold.len();
+            self.flush(tools);
+            healed |= self.up.hold.len() < held;
+        }
+        if self.is_shut() && !self.up.owed && self.widened(tools) {
+            self.up.owed = true;
+            healed = true;
+        }
+        if !self.down.readable && !self.down.end && !self.up.broken {
+            let known = if self.sock.peeks() { self.down.stale + self.flying() } else { 0 };
+            self.down.readable = self.sock.unread().is_ok_and(|n| n > known);
+            healed |= self.down.readable;
+        }
+        healed
     }
 
     /// The timer has come.

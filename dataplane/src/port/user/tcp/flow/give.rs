@@ -104,7 +104,7 @@ impl<S: Sock> Flow<S> {
         if self.sock.peeks() {
             self.sock.rewind()?;
             // The end is found again behind the bytes.
-            (d.end, d.readable) = (false, true);
+            (d.end, d.readable, d.thorough) = (false, true, true);
         }
         Ok(())
     }
@@ -162,6 +162,8 @@ impl<S: Sock> Flow<S> {
             let n = u32::try_from(self.sock.read(bay.payload())?).unwrap_or(u32::MAX);
             if !self.sock.peeks() {
                 self.keep_read(bay.payload(), n, tools);
+            } else if n < room && !self.down.thorough {
+                self.down.readable = n == 0;
             }
             n
         };
@@ -209,7 +211,7 @@ impl<S: Sock> Flow<S> {
         }
         let at = self.down.next;
         if self.down.fin.is_some_and(|fin| at != fin) {
-            return Given::Done;
+            return self.give_word(cx, tools);
         }
         if !self.say(cx, tools, at, flag::FIN | flag::ACK) {
             return Given::Full;

@@ -29,6 +29,7 @@ use super::super::room::Cx;
 use super::hold::{Hold, Store};
 use super::segment::{self, Key, Said, Segment, flag};
 use super::seq::Seq;
+use super::shares::Origin;
 use super::sock::Sock;
 use crate::mem::Seg;
 
@@ -126,6 +127,9 @@ pub(super) struct Down {
     pub(super) kept: Hold,
     /// The socket may have something to read.
     pub(super) readable: bool,
+    /// It is read until it says that there is no more: its end, an error or urgent data lie behind what it gives. Otherwise
+    /// less than was asked for is all that there is, and the kernel says when there is more.
+    pub(super) thorough: bool,
     /// The socket's end was read.
     pub(super) end: bool,
     /// Where the end is, once it was sent.
@@ -143,6 +147,7 @@ pub(super) struct Down {
 pub(super) struct Flow<S> {
     pub(super) key: Key,
     pub(super) token: Token,
+    pub(super) origin: Origin,
     pub(super) sock: S,
     pub(super) state: State,
     pub(super) up: Up,
@@ -165,7 +170,7 @@ impl<S: Sock> Flow<S> {
     /// The guest asks for a connection with `syn`; `sock` is connecting.
     pub(super) fn called(key: Key, token: Token, sock: S, syn: &Segment, iss: Seq, now: Instant) -> Self {
         let mut f = Self::new(key, token, sock, iss, now);
-        f.state = State::Calling;
+        (f.state, f.origin) = (State::Calling, Origin::Guest);
         f.meet(syn);
         f
     }
@@ -199,6 +204,7 @@ impl<S: Sock> Flow<S> {
             stale: 0,
             kept: Hold::default(),
             readable: true,
+            thorough: false,
             end: false,
             fin: None,
             repeats: 0,
@@ -210,6 +216,7 @@ impl<S: Sock> Flow<S> {
         Self {
             key,
             token,
+            origin: Origin::Host,
             sock,
             state: State::Asking,
             up,
@@ -247,6 +254,7 @@ impl<S: Sock> Flow<S> {
     /// Nothing is left to be said by either end.
     pub(super) fn is_done(&self) -> bool {
         self.up.end == End::Passed
+            && !self.up.owed
             && self.down.fin.is_some_and(|fin| self.down.una == fin.plus(1))
             && self.up.hold.is_empty()
     }

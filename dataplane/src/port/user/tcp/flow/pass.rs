@@ -93,7 +93,7 @@ impl<S: Sock> Flow<S> {
     /// The socket takes nothing any more. What came before its end is still to be read, and then the guest is told.
     fn break_up(&mut self) {
         self.up.broken = true;
-        self.down.readable = true;
+        (self.down.readable, self.down.thorough) = (true, true);
     }
 
     /// The socket takes something again.
@@ -130,17 +130,22 @@ impl<S: Sock> Flow<S> {
         room.min(share.max(least))
     }
 
-    /// The window as the guest is told, which is what it holds us to from now on.
+    /// The window as the guest is told, which is what it holds us to from now on. It is told in units: what it may send
+    /// already is rounded up as long as there is room for that, so that the end of its window does not go back; what is new
+    /// is rounded down, with a unit to spare for the former. Where there is none left, its end goes back by less than a unit,
+    /// as scaling has it (RFC 7323 §2.4), and what it has sent up to there is taken all the same.
     pub(in super::super) fn advertise(&mut self, tools: &Tools, scale: u8) -> u16 {
-        let told = self.up.edge.since(self.up.next);
+        let (told, room) = (self.up.edge.since(self.up.next), self.room(tools));
         let unit = 1_u32 << scale;
-        let units = self.room(tools).max(told).div_ceil(unit).min(u16::MAX.into());
+        let up = told.div_ceil(unit);
+        let kept = if up * unit <= room { up } else { told / unit };
+        let units = (room.saturating_sub(unit - 1) / unit).max(kept).min(u16::MAX.into());
         self.up.edge = self.up.edge.max(self.up.next.plus(units * unit));
         u16::try_from(units).unwrap_or(u16::MAX)
     }
 
     /// The guest's window has become so much larger that it is worth a word (RFC 9293 §3.8.6.2.2).
-    fn widened(&self, tools: &Tools) -> bool {
+    pub(super) fn widened(&self, tools: &Tools) -> bool {
         let (told, room) = (self.up.edge.since(self.up.next), self.room(tools));
         // Where the guest can still send, the answer to that says how much further.
         let worth = (2 * self.down.mss).min(tools.each / 2);
@@ -162,11 +167,17 @@ impl<S: Sock> Flow<S> {
             self.say(cx, tools, now, flag::ACK);
         }
         self.discard(tools, false);
-        if self.is_done() {
-            self.discard(tools, true);
-            return Fate::Over;
+        self.fate(tools)
+    }
+
+    /// Sees whether all is said.
+    pub(in super::super) fn fate(&mut self, tools: &mut Tools) -> Fate {
+        if !self.is_done() {
+            return Fate::Lives;
         }
-        Fate::Lives
+        // A socket that is closed with bytes in it resets its connection.
+        self.discard(tools, true);
+        Fate::Over
     }
 }
 

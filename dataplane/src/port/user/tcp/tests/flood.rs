@@ -1,32 +1,69 @@
 //! What a guest may make us hold, and what it may not.
 
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use super::scene::{Scene, key4, plan};
-use crate::port::user::plan::Limits;
+use crate::port::user::plan::{Forward, Limits, Way};
+use crate::port::user::tcp::flow::Flow;
+use crate::port::user::tcp::forward;
 use crate::port::user::tcp::segment::{Key, Segment, flag};
 use crate::port::user::tcp::seq::Seq;
+use crate::port::user::tcp::sock::Stream;
 use crate::stats::Reason;
 
 fn syn(key: Key) -> (Key, Segment, &'static [u8]) {
     (key, Segment { seq: Seq(9), flags: flag::SYN, window: 100, ..Segment::default() }, &[])
 }
 
+/// A turn later.
+const TURN: Duration = Duration::from_millis(1);
+
 #[test]
-fn a_flood_of_calls_is_bounded_and_old_ones_go() {
+fn a_flood_of_calls_is_bounded_its_oldest_go_and_what_is_open_lives_on() {
     let mut p = plan();
     p.limits.tcp = 4096;
     let mut s = Scene::new(&p);
+    let mut open: Vec<_> = (0..20).map(|i| s.open(key4(50_000 + i))).collect();
+    // At once: the kernel could not even say whether they succeed.
     for port in 0..5000 {
         s.send(&[syn(key4(port))]);
     }
-    assert_eq!((s.tcp.connections(), Scene::ends()), (256, 256));
-    assert_eq!(s.cx.stats.drops[Reason::Full as usize], 5000 - 256);
-    s.pass(Duration::from_secs(4));
-    s.send(&[syn(key4(6000))]);
-    assert_eq!((s.tcp.connections(), s.tcp.counts().evicted), (256, 1));
-    assert!(s.token(&key4(6000)).is_some());
-    // Those that are open do not suffer.
+    assert_eq!((s.tcp.connections(), s.tcp.half_open(), Scene::ends()), (1044, 1024, 1044));
+    assert_eq!(s.cx.stats.drops[Reason::Full as usize], 5000 - 1024);
+    assert_eq!((s.tcp.counts().limited, s.tcp.counts().evicted), (5000 - 1024, 0));
+    assert!(s.collect().is_empty(), "whoever finds no room calls again");
+    // One after the other, for a second: each finds its place, and the oldest loses his, without a word.
+    for port in 5000..6000 {
+        s.cx.now += TURN;
+        let before = s.tcp.counts();
+        s.send(&[syn(key4(port))]);
+        let evicted = s.tcp.counts().evicted - before.evicted;
+        assert_eq!(
+            (evicted, s.tcp.counts().limited - before.limited),
+            if port < 5099 { (0, 1) } else { (1, 0) }
+        );
+        assert!(s.token(&key4(port)).is_some() == (port >= 5099), "{port}");
+        assert_eq!(s.tcp.half_open(), 1024);
+    }
+    assert!(s.token(&key4(0)).is_none() && s.token(&key4(900)).is_none() && s.token(&key4(901)).is_some());
+    assert!(Scene::end(20).borrow().aborted && s.collect().is_empty());
+    // Somebody else's call is answered in the midst of it, and all that were open are.
+    let new = key4(7000);
+    s.cx.now += TURN;
+    s.send(&[syn(new)]);
+    let token = s.token(&new).unwrap();
+    s.ready(token, false, true);
+    assert_eq!(s.collect()[0].seg.flags, flag::SYN | flag::ACK);
+    for t in &mut open {
+        let seg = t.say(flag::ACK, 2);
+        s.send(&[(t.key, seg, b"me")]);
+        assert_eq!(Scene::end(t.end).borrow().got, b"me");
+    }
+}
+
+#[test]
+fn a_full_table_takes_no_other_until_one_was_silent_for_long() {
     let mut p = plan();
     p.limits.tcp = 4;
     let mut s = Scene::new(&p);
@@ -40,6 +77,71 @@ fn a_flood_of_calls_is_bounded_and_old_ones_go() {
     assert_eq!((told.len(), told[0].seg.flags), (1, flag::RST | flag::ACK));
     let gone = open.iter().find(|t| t.key == told[0].key).unwrap();
     assert!(Scene::end(gone.end).borrow().aborted);
+    // The others are silent as well: they go one by one. A call that is under way goes only when it is late.
+    for port in 10..13 {
+        s.send(&[syn(key4(port))]);
+        assert!(s.token(&key4(port)).is_some());
+    }
+    s.send(&[syn(key4(13))]);
+    assert!(s.token(&key4(13)).is_none());
+    s.cx.now += Duration::from_secs(3);
+    s.send(&[syn(key4(13))]);
+    assert!(s.token(&key4(13)).is_some() && s.token(&key4(9)).is_none());
+}
+
+/// Connections that somebody makes to a forward, accepted as far as they are.
+fn crowd(s: &mut Scene, to: SocketAddr, n: usize) -> Vec<TcpStream> {
+    let come: Vec<_> = (0..n).map(|_| TcpStream::connect(to).unwrap()).collect();
+    for _ in 0..3 {
+        s.ready(forward::token(7), true, false);
+    }
+    come
+}
+
+#[test]
+fn the_guest_and_those_who_come_by_a_forward_each_keep_their_part() {
+    let mut p = plan();
+    p.limits.tcp = 80;
+    let mut s = Scene::new(&p);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let at = listener.local_addr().unwrap();
+    let rule = Forward { id: 7, way: Way::Tcp, guest: key4(22).guest };
+    s.tcp.set_forwards(vec![(rule, Some(listener.into()))], &mut s.cx);
+    // Sixty come whom the guest never answers: as many as may. The others wait in the kernel's queue.
+    let _come = crowd(&mut s, at, 70);
+    assert_eq!((s.tcp.connections(), s.tcp.half_open()), (60, 60));
+    let own: Vec<_> = (0..20).map(|i| s.collect_and_open(key4(1000 + i))).collect();
+    assert_eq!(s.tcp.connections(), 80);
+    s.send(&[syn(key4(9))]);
+    assert!(s.token(&key4(9)).is_none(), "that is all");
+    // Strangers that are late make room for strangers only.
+    s.cx.now += Duration::from_secs(4);
+    s.ready(forward::token(7), true, false);
+    assert_eq!((s.tcp.connections(), s.tcp.counts().evicted), (80, 10));
+    assert!(own.iter().all(|t| s.token(&t.key).is_some()));
+    // The other way round.
+    let mut s = Scene::new(&p);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let at = listener.local_addr().unwrap();
+    s.tcp.set_forwards(vec![(rule, Some(listener.into()))], &mut s.cx);
+    for port in 0..80 {
+        s.cx.now += TURN;
+        s.send(&[syn(key4(port))]);
+        if let Some(token) = s.token(&key4(port)) {
+            s.ready(token, false, true);
+        }
+    }
+    assert_eq!(s.tcp.connections(), 60);
+    let _come = crowd(&mut s, at, 30);
+    assert_eq!((s.tcp.connections(), s.tcp.half_open()), (80, 80));
+}
+
+#[test]
+fn a_connection_costs_little() {
+    let size = size_of::<Flow<Stream>>();
+    assert!(size <= 384, "{size} bytes for each of 16,384");
 }
 
 #[test]

@@ -69,7 +69,8 @@ fn a_reset_behind_the_end_is_one() {
         t.ack = t.ack.plus(1);
         let ack = t.say(flag::ACK, 0);
         s.send(&[(key, ack, &[])]);
-        let all = Ready { read: true, write: true, error: true, hup: true, read_hup: true };
+        let all =
+            Ready { read: true, write: true, error: true, hup: true, read_hup: true, ..Ready::default() };
         s.tcp.ready(token, all, &mut s.cx);
         assert!(s.collect().is_empty(), "an event without an error is none");
         end.borrow_mut().error = Some(libc::ECONNRESET);
@@ -99,6 +100,156 @@ fn a_socket_that_takes_nothing_any_more_is_broken_off_behind_what_it_gave() {
     }
 }
 
+/// Room for small frames is gone, until it is given back.
+fn fill(s: &mut Scene) {
+    while s.cx.out.push(Vnet::default(), &[&[2; 60]]) {}
+}
+
+#[test]
+fn the_last_word_is_said_before_a_connection_is_over_and_again_if_it_was_lost() {
+    let mut s = Scene::new(&plan());
+    let key = key4(5);
+    let mut t = s.open(key);
+    let end = Scene::end(t.end);
+    let token = s.token(&key).unwrap();
+    end.borrow_mut().finished = true;
+    s.ready(token, true, false);
+    assert_eq!(s.collect()[0].seg.flags, flag::FIN | flag::ACK);
+    t.ack = t.ack.plus(1);
+    fill(&mut s);
+    let fin = t.say(flag::FIN | flag::ACK, 0);
+    s.send(&[(key, fin, &[])]);
+    assert_eq!(s.tcp.connections(), 1, "nobody has told the guest yet");
+    assert!(s.tcp.has_more());
+    s.cx.out = Out::default();
+    let last = s.collect();
+    assert_eq!((last.len(), last[0].seg.flags, last[0].seg.ack), (1, flag::ACK, t.nxt));
+    assert!(s.tcp.connections() == 0 && end.borrow().got_end && !end.borrow().aborted);
+    // It was lost: the guest's end is answered as it was.
+    s.cx.now += Duration::from_secs(20);
+    s.send(&[(key, fin, &[])]);
+    let again = s.collect();
+    assert_eq!((again.len(), again[0].seg.flags), (1, flag::ACK));
+    assert_eq!((again[0].seg.ack, again[0].seg.seq), (last[0].seg.ack, last[0].seg.seq));
+    // Another end is a stranger's, and so is this one after a time, and whatever is no end.
+    for (wait, s1) in
+        [(0, Segment { seq: fin.seq.plus(1), ..fin }), (0, Segment { flags: flag::ACK, ..fin }), (41, fin)]
+    {
+        s.cx.now += Duration::from_secs(wait);
+        s.send(&[(key, s1, &[])]);
+        assert_eq!(s.collect()[0].seg.flags, flag::RST);
+    }
+}
+
+#[test]
+fn a_window_never_promises_what_there_is_no_room_for() {
+    let p = plan();
+    let each = 20_000;
+    let p = crate::port::user::Plan { limits: Limits { held_each: each, ..p.limits }, ..p };
+    for step in [1_u32, 100, 127, 129, 1000] {
+        let mut s = Scene::new(&p);
+        let key = key4(5);
+        let mut t = s.open(key);
+        let end = Scene::end(t.end);
+        end.borrow_mut().room = 0;
+        let (first, data) = (t.nxt, vec![7; step as usize]);
+        let mut edge = t.nxt.plus(each);
+        for _ in 0..30_000 / step {
+            let n = edge.since(t.nxt).min(step);
+            if n == 0 || n > step {
+                break;
+            }
+            let seg = t.say(flag::ACK, n);
+            s.send(&[(key, seg, &data[..n as usize])]);
+            let said = s.collect().last().unwrap().seg;
+            assert_eq!(said.ack, t.nxt, "in the window: taken");
+            let now = said.ack.plus(u32::from(said.window) << 7);
+            assert!(!now.plus(127).before(edge), "its end goes back by less than a unit");
+            edge = edge.max(now);
+            assert!(edge.since(first) <= each, "{step}: {} bytes are promised", edge.since(first));
+        }
+        assert!(t.nxt.since(first) > each - 2 * step - 256, "{step}: {} were taken", t.nxt.since(first));
+        end.borrow_mut().room = 1 << 20;
+        let token = s.token(&key).unwrap();
+        s.ready(token, false, true);
+        assert_eq!(end.borrow().got.len(), t.nxt.since(first) as usize);
+    }
+}
+
+#[test]
+fn whoever_stands_still_and_could_go_on_is_found_by_the_timer() {
+    for peeks in [true, false] {
+        // The kernel's word that the socket takes something again is missed.
+        let mut s = Scene::keeping(&plan(), peeks);
+        let key = key4(5);
+        let mut t = s.open(key);
+        let end = Scene::end(t.end);
+        end.borrow_mut().room = 0;
+        let seg = t.say(flag::ACK, 5000);
+        s.send(&[(key, seg, &vec![1; 5000])]);
+        s.collect();
+        s.pass(Duration::from_secs(10));
+        assert_eq!(s.tcp.counts().healed, 0, "it takes nothing: all is as it should be");
+        end.borrow_mut().room = 1 << 20;
+        s.pass(Duration::from_secs(3));
+        assert_eq!((end.borrow().got.len(), s.tcp.counts().healed), (5000, 1));
+        // The word that there is something to be read is.
+        s.collect();
+        s.pass(Duration::from_secs(130));
+        assert_eq!(s.tcp.counts().healed, 1);
+        end.borrow_mut().queue.extend(b"unheard");
+        s.pass(Duration::from_secs(61));
+        assert_eq!(
+            (s.collect().last().unwrap().bytes.as_slice(), s.tcp.counts().healed),
+            (&b"unheard"[..], 2)
+        );
+        // What is under way, and what the guest has and the socket was not told of, is nothing new.
+        s.pass(Duration::from_millis(900));
+        t.ack = t.ack.plus(7);
+        let ack = t.say(flag::ACK, 0);
+        s.send(&[(key, ack, &[])]);
+        s.pass(Duration::from_secs(130));
+        assert_eq!(s.tcp.counts().healed, 2);
+    }
+}
+
+#[test]
+fn a_window_that_others_shut_opens_when_they_are_gone() {
+    let p = plan();
+    let limits = Limits { held: 256 << 10, held_each: 200 << 10, ..p.limits };
+    let mut s = Scene::new(&crate::port::user::Plan { limits, ..p });
+    let mut talks: Vec<_> = (0..4).map(|i| s.open(key4(i))).collect();
+    let data = vec![5; 50_000];
+    for t in &talks {
+        Scene::end(t.end).borrow_mut().room = 0;
+    }
+    let mut windows = vec![0; talks.len()];
+    for _ in 0..20 {
+        for (t, window) in talks.iter_mut().zip(&mut windows) {
+            let seg =
+                Segment { seq: t.nxt, ack: t.ack, flags: flag::ACK, window: t.window, ..Segment::default() };
+            s.send(&[(t.key, seg, &data)]);
+            let said = s.collect().last().unwrap().seg;
+            (t.nxt, *window) = (said.ack, said.window);
+        }
+    }
+    assert_eq!(windows[3], 0, "{windows:?}");
+    let [others @ .., mut first] = <[_; 4]>::try_from(talks).unwrap();
+    for t in others {
+        let rst = Segment { seq: t.nxt, flags: flag::RST, ..Segment::default() };
+        s.send(&[(t.key, rst, &[])]);
+    }
+    assert!(s.collect().is_empty() && s.tcp.connections() == 1);
+    s.pass(Duration::from_secs(3));
+    let got = s.collect();
+    assert_eq!((got.len(), got[0].key, got[0].seg.ack), (1, first.key, first.nxt));
+    assert!(u32::from(got[0].seg.window) << 7 > 20_000, "{}", got[0].seg.window);
+    assert_eq!(s.tcp.counts().healed, 1);
+    let seg = first.say(flag::ACK, 5000);
+    s.send(&[(first.key, seg, &data[..5000])]);
+    assert_eq!(s.collect().last().unwrap().seg.ack, first.nxt);
+}
+
 #[test]
 fn one_timer_waits_for_all_who_find_no_place() {
     let p = plan();
@@ -108,7 +259,7 @@ fn one_timer_waits_for_all_who_find_no_place() {
     listener.set_nonblocking(true).unwrap();
     let at = listener.local_addr().unwrap();
     let rule = Forward { id: 7, way: Way::Tcp, guest: key4(22).guest };
-    s.tcp.set_forwards(vec![(rule, Some(listener.into()))], &mut s.cx).unwrap();
+    s.tcp.set_forwards(vec![(rule, Some(listener.into()))], &mut s.cx);
     let token = forward::token(7);
     let _come: Vec<_> = (0..3).map(|_| TcpStream::connect(at).unwrap()).collect();
     for round in 0..2 {

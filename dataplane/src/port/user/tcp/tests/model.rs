@@ -31,7 +31,7 @@ pub(super) struct End {
     pub(super) aborted: bool,
     /// Bytes that it takes now.
     pub(super) room: usize,
-    /// Most bytes of one read or write.
+    /// Most bytes of one write, and of one read where the socket cannot peek.
     pub(super) most: usize,
     /// The socket said that it took nothing (or less than it was given), and owes an event.
     pub(super) starved: bool,
@@ -110,7 +110,9 @@ impl Sock for Model {
         e.calls += 1;
         let room: usize = to.iter().map(|s| s.len() as usize).sum();
         assert!(room > 0, "a read of nothing is the end");
-        let n = room.min(e.most).min(e.queue.len() - e.read);
+        // TCP gives all that there is; what comes out of others has edges.
+        let most = if e.peeks { usize::MAX } else { e.most };
+        let n = room.min(most).min(e.queue.len() - e.read);
         if n == 0 {
             return match (e.reset, e.finished) {
                 (true, _) => Err(ErrorKind::ConnectionReset.into()),
@@ -140,6 +142,10 @@ impl Sock for Model {
         e.queue.drain(..k);
         e.read = e.read.saturating_sub(k);
         Ok(k as u32)
+    }
+
+    fn unread(&self) -> io::Result<u32> {
+        Ok(self.0.borrow().queue.len() as u32)
     }
 
     fn rewind(&mut self) -> io::Result<()> {

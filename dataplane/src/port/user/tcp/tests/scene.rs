@@ -173,7 +173,9 @@ impl Scene {
     }
 
     pub(super) fn ready(&mut self, token: Token, read: bool, write: bool) {
-        self.tcp.ready(token, Ready { read, write, ..Ready::default() }, &mut self.cx);
+        let far = |s: &Model| s.0.borrow().finished || s.0.borrow().reset;
+        let read_hup = self.tcp.table.get(token).is_some_and(|f| far(&f.sock));
+        self.tcp.ready(token, Ready { read, write, read_hup, ..Ready::default() }, &mut self.cx);
     }
 
     /// Time passes.
@@ -189,6 +191,12 @@ impl Scene {
 
     pub(super) fn token(&self, key: &Key) -> Option<Token> {
         self.tcp.table.find(key)
+    }
+
+    /// The same, whatever there was to be said before.
+    pub(super) fn collect_and_open(&mut self, key: Key) -> Talk {
+        self.collect();
+        self.open(key)
     }
 
     /// Opens a connection from the guest, window 1 MiB.
