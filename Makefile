@@ -60,10 +60,10 @@ soak: build ## dataplane and VMM killed 200 times each under load
 BENCH ?=
 bench_words = $(if $(ONLY),--only '$(ONLY)') $(BENCH)
 
-bench: build ## figures beside the raw limits and beside others, as ratios: half an hour (ONLY=piece of a row's name)
+bench: build ## figures beside the raw limits and beside others, as ratios: forty minutes (ONLY=piece of a row's name)
 	$(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin bench -- $(bench_words)
 
-bench-quick: build ## the same with fewer and shorter rounds: three minutes (BENCH=--list: what there is)
+bench-quick: build ## the same with fewer and shorter rounds: four minutes (BENCH=--list: what there is)
 	$(CARGO) run --quiet --profile $(PROFILE) -p netreeve-tests --bin bench -- --quick $(bench_words)
 
 fuzz: setup ## ten minutes for each fuzz target (FUZZ_LONG=seconds)

@@ -37,6 +37,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("linux.uml", "user-mode-linux"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("dpdk-testpmd", "dpdk-dev"),
+    ("pasta", "passt"),
     ("vde_switch", "vde-switch"),
     ("vde_plug", "vdeplug"),
     ("wirefilter", "vde-wirefilter"),

@@ -36,6 +36,12 @@ impl Netns {
         Ok(ns)
     }
 
+    /// The one that a process is in, whoever made it; it lives as long as this.
+    pub fn of(label: &str, pid: i32) -> Done<Netns> {
+        let held = File::open(format!("/proc/{pid}/ns/net")).because(format!("{label}, of process {pid}"))?;
+        Ok(Netns { label: label.to_owned(), held })
+    }
+
     /// Runs `f` on a thread inside the namespace: sockets that it makes and processes that it starts belong there.
     pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Done<T> {
         std::thread::scope(|s| {

@@ -52,6 +52,10 @@ pub enum Who {
     VdeSwitch,
     /// passt, which serves one VM without privilege.
     Passt,
+    /// pasta, which is passt for a namespace.
+    Pasta,
+    /// slirp4netns, which is libslirp for a namespace.
+    Slirp4netns,
     /// What QEMU's netdev `user` adds to a QEMU.
     QemuUser,
     /// netreeve, sandbox off.
@@ -78,6 +82,8 @@ impl Who {
             Self::Qemu => "QEMU's own netdev",
             Self::VdeSwitch => "vde_switch",
             Self::Passt => "passt",
+            Self::Pasta => "pasta",
+            Self::Slirp4netns => "slirp4netns",
             Self::QemuUser => "QEMU user",
             Self::Open => "netreeve, sandbox off",
             Self::One => "netreeve, one VM",

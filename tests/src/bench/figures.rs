@@ -246,6 +246,12 @@ impl Figures {
                             met: c.value.mid - base <= n,
                             undecided: None,
                         }),
+                        Goal::AtLeast(n) => Some(Stand {
+                            what: format!("{name}: at least {n} {}", f.unit),
+                            is: format!("{:.2} {}", c.value.mid, f.unit),
+                            met: c.value.mid >= n,
+                            undecided: None,
+                        }),
                         Goal::AtMost(n) => Some(Stand {
                             what: format!("{name}: at most {n} {}", f.unit),
                             is: format!("{:.2} {}", c.value.mid, f.unit),

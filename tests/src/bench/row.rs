@@ -4,6 +4,7 @@ use super::case::{Case, Form, Path, Way, Who};
 use super::datagram::DatagramCase;
 use super::forward::{ForwardCase, Kind};
 use super::tcp::{Guest, TcpCase};
+use super::user::{Attach, Look, UserCase};
 use super::xdp::Mode;
 
 /// What a figure counts, and which way is better.
@@ -28,6 +29,8 @@ pub enum Goal {
     Above(Who, f64),
     /// At most so much.
     AtMost(f64),
+    /// At least so much.
+    AtLeast(f64),
 }
 
 /// One measured figure.
@@ -56,6 +59,8 @@ pub enum Work {
     Forward(ForwardCase),
     /// TCP between a guest and a namespace, or a second guest.
     Tcp(TcpCase),
+    /// A guest on a network made of sockets.
+    User(UserCase),
     /// Round trips of one byte.
     Trip(Path),
     /// A VM that does nothing.
@@ -117,6 +122,38 @@ const IDLE: &[Figure] = &[
     less("all memory", "MiB", &[]),
     less("wake-ups", "1/s", &[]),
 ];
+/// Beside the best of the others, which is beside each of them.
+const USER_DEVICE: [Goal; 4] = [
+    Goal::Times(Who::Pasta, 8.0),
+    Goal::Times(Who::Slirp4netns, 8.0),
+    Goal::Times(Who::QemuUser, 8.0),
+    Goal::Times(Who::Veth, 0.7),
+];
+const USER_STREAM: [Goal; 3] =
+    [Goal::Times(Who::Passt, 1.5), Goal::Times(Who::Slirp4netns, 1.5), Goal::Times(Who::QemuUser, 1.5)];
+const USER_RATE: &[Figure] = &[gbit("from the guest", &USER_DEVICE), gbit("to the guest", &USER_DEVICE)];
+const DRIVEN: [Goal; 1] = [Goal::Times(Who::Veth, 0.7)];
+const USER_DRIVEN: &[Figure] = &[gbit("from the guest", &DRIVEN), gbit("to the guest", &DRIVEN)];
+const USER_SLOW: &[Figure] = &[gbit("from the guest", &USER_STREAM), gbit("to the guest", &USER_STREAM)];
+const USER_NARROW: &[Figure] = &[
+    gbit("from the guest", &[Goal::AtLeast(0.9)]),
+    gbit("to the guest", &[Goal::AtLeast(0.9)]),
+    less("sent again by the guest", "segments", &[Goal::AtMost(0.0)]),
+];
+const USER_TRIPS: &[Figure] = &[
+    less("there and back, median", "µs", &[Goal::Above(Who::Veth, 20.0)]),
+    less("there and back, 99th of a hundred", "µs", &[]),
+    less("connect, there and back, close, median", "µs", &[Goal::Above(Who::Veth, 20.0)]),
+    less("connect, there and back, close, 99th of a hundred", "µs", &[]),
+];
+/// 10 MB in MiB.
+const TEN_MB: Goal = Goal::AtMost(9.54);
+const USER_MEMORY: &[Figure] = &[
+    less("idle, resident but for the guest's", "MiB", &[TEN_MB]),
+    less("idle, the same but its part of what is shared", "MiB", &[]),
+    less("idle, wake-ups", "1/s", &[]),
+    less("with 1000 connections, resident but for the guest's", "MiB", &[]),
+];
 const SCALE: &[Figure] = &[
     less("start to ready, median", "ms", &[]),
     less("start to ready, longest", "ms", &[]),
@@ -139,6 +176,7 @@ impl Row {
             Work::Datagrams(c) => c.name(),
             Work::Forward(c) => c.name(),
             Work::Tcp(c) => c.name(),
+            Work::User(c) => c.name(),
             Work::Trip(p) => format!("round trip of 1 byte over {}", over(p)),
             Work::Idle(p) => format!("idle VM on {}", over(p)),
             Work::Scale => format!("{MANY} VMs on taps"),
@@ -155,6 +193,7 @@ impl Row {
             }
             Work::Forward(c) => c.load(),
             Work::Tcp(c) => c.load(),
+            Work::User(c) => c.load(),
             Work::Trip(_) => {
                 "our virtio driver, asleep until its interrupt (veth alone: a UDP socket, blocked) ⇄ our UDP echo on a \
                  kernel socket, on the measured processor"
@@ -206,6 +245,7 @@ impl Row {
             }
         }
         all.extend(Self::sockets());
+        all.extend(Self::users());
         all.extend(Self::small());
         all
     }
@@ -264,6 +304,32 @@ impl Row {
             }
         }
         all
+    }
+
+    /// Rows of networks that are made of sockets.
+    fn users() -> Vec<Self> {
+        use Who::{Busy, Netreeve, Open, Passt, Pasta, QemuUser, Slirp4netns, Veth};
+        let of = |look, attach, mtu, who: &[Who], figures, quick| {
+            Self::of(Work::User(UserCase { look, attach, mtu }), who, figures, quick)
+        };
+        let (device, stream) = (Attach::Device, Attach::Stream);
+        let all = [Veth, Pasta, Slirp4netns, QemuUser, Netreeve];
+        let timed = [Veth, Pasta, Slirp4netns, QemuUser, Netreeve, Busy];
+        let framed = [Veth, Passt, Slirp4netns, QemuUser, Netreeve];
+        // QEMU's user network has an MTU of 1500 and no word for another.
+        let (large, large_framed) =
+            ([Veth, Pasta, Slirp4netns, Netreeve], [Veth, Passt, Slirp4netns, Netreeve]);
+        vec![
+            of(Look::Rate, device, 1500, &all, USER_RATE, true),
+            of(Look::Rate, device, 65_520, &large, BETWEEN, false),
+            of(Look::Rate, stream, 1500, &framed, USER_SLOW, false),
+            of(Look::Rate, stream, 65_520, &large_framed, USER_SLOW, false),
+            of(Look::Narrow, device, 1500, &all, USER_NARROW, false),
+            of(Look::Driven, device, 1500, &[Veth, Netreeve, Open], USER_DRIVEN, false),
+            of(Look::Trips, device, 1500, &timed, USER_TRIPS, true),
+            of(Look::DrivenTrips, device, 1500, &[Veth, Netreeve, Busy], USER_TRIPS, false),
+            of(Look::Memory, device, 1500, &[Pasta, Slirp4netns, QemuUser, Netreeve], USER_MEMORY, false),
+        ]
     }
 
     /// Rows that are about time and memory.

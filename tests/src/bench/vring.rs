@@ -151,6 +151,22 @@ impl Vring {
         n
     }
 
+    /// Driver's transmit side: sends one frame, which the parts make up together, its virtio-net header first. False: there is
+    /// no room for it now.
+    pub fn send_parts(&mut self, parts: &[&[u8]]) -> bool {
+        self.reclaim();
+        let Some(id) = self.free.pop() else { return false };
+        let first = self.buffer(id);
+        let mut at = first;
+        for part in parts {
+            self.mem.put(at, part);
+            at += part.len();
+        }
+        self.offer(id, u32::try_from(at - first).unwrap_or(0));
+        self.publish();
+        true
+    }
+
     /// Driver's transmit side: sends up to `n` frames, each read from `fd` (a tap with a virtio-net header of
     /// [`HEADER`] bytes) straight into a buffer. Says how many there were.
     ///
@@ -201,6 +217,27 @@ impl Vring {
             let Some((id, len)) = self.ring.take(&self.mem) else { break };
             self.mem.get(self.buffer(id) + HEADER, &mut head);
             each(&head, len.saturating_sub(12));
+            self.offer(id, self.shape.buffer);
+            n += 1;
+        }
+        if n > 0 {
+            self.publish();
+        }
+        n
+    }
+
+    /// Driver's receive side: copies up to `max` frames into `to`, one after the other and without their headers, shows each to
+    /// `each`, and gives the buffers back. Says how many there were.
+    pub fn recv_copy(&mut self, max: usize, to: &mut [u8], mut each: impl FnMut(&[u8])) -> usize {
+        self.ring.look(&self.mem);
+        let mut n = 0;
+        while n < max {
+            let Some((id, len)) = self.ring.take(&self.mem) else { break };
+            let len = usize::try_from(len.min(self.shape.buffer)).unwrap_or(0).saturating_sub(HEADER);
+            if let Some(frame) = to.get_mut(..len) {
+                self.mem.get(self.buffer(id) + HEADER, frame);
+                each(frame);
+            }
             self.offer(id, self.shape.buffer);
             n += 1;
         }

@@ -1,5 +1,5 @@
-//! `make bench`: netreeve beside the kernel's raw limits, DPDK, QEMU, passt and veth alone, all in one run and interleaved,
-//! as ratios.
+//! `make bench`: netreeve beside the kernel's raw limits, DPDK, QEMU, passt, slirp4netns and veth alone, all in one run and
+//! interleaved, as ratios.
 //!
 //! `bench [--quick | --try] [--list] [--only TEXT]... [--who TEXT]... [--rounds N] [--window MS] [--publish]`. A row is measured by all
 //! who are in it, one after the other, round by round. The figures go to the terminal as they come, and as Markdown, JSON
@@ -14,7 +14,7 @@ use netreeve_tests::bench::case::Who;
 use netreeve_tests::bench::figures::{Figures, Miss, Sampled, Taken};
 use netreeve_tests::bench::row::{Row, Value, Work};
 use netreeve_tests::bench::runner::{self, Bench};
-use netreeve_tests::bench::{datagram, forward, host, idle, micro, peer, plot, report, scale, tcp, trip};
+use netreeve_tests::bench::{datagram, forward, host, idle, micro, peer, plot, report, scale, tcp, trip, user};
 use netreeve_tests::{Because, Done, bins, proc, trouble};
 
 /// The part of the run that is not a row: costs of the device side in one thread.
@@ -90,6 +90,8 @@ impl Options {
             Work::Frames(_) | Work::Datagrams(_) | Work::Forward(_) | Work::Trip(_) => self.rounds,
             Work::Tcp(_) if self.quick => self.rounds.min(2),
             Work::Tcp(_) => self.rounds,
+            Work::User(_) if self.quick => 1,
+            Work::User(_) => self.rounds.min(3),
             Work::Idle(_) | Work::Scale if self.quick => 1,
             Work::Idle(_) | Work::Scale => self.rounds.min(3),
         }
@@ -110,6 +112,7 @@ fn sample(o: &Options, bench: &mut Bench, work: Work, who: Who) -> Taken<Vec<Val
         Work::Datagrams(case) => datagram::sample(bench, case, who, o.window),
         Work::Forward(case) => forward::sample(bench, case, who, o.window),
         Work::Tcp(case) => tcp::sample(case, who, o.seconds),
+        Work::User(case) => user::sample(bench, case, who, o.seconds, o.window),
         Work::Trip(path) => trip::sample(bench, path, who, o.window),
         Work::Idle(path) => idle::sample(bench, path, who, 4 * o.window),
         Work::Scale => scale::sample(&bench.ours, who, 2 * o.window),
