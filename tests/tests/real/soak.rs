@@ -1,9 +1,10 @@
 //! Many ends under load: the dataplane killed again and again, the VMM killed again and again (200 times each in
 //! `make soak`, ten in `make test`). Nothing may pile up.
 
-use crate::{DEVICE, House, all, house, settle};
+use crate::{DEVICE, House, all, house, settle, user};
 use netreeve_tests::peers::{iperf_server, ping_from, pulse};
 use netreeve_tests::scene::{FAR4, GUEST4, PATIENCE, Road, USER};
+use netreeve_tests::transfer;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
@@ -97,4 +98,17 @@ fn many_guests_killed_under_load() {
         std::thread::sleep(Duration::from_millis(20));
     }
     house.end();
+}
+
+/// Ten GiB each way, compared by SHA-256 at both ends.
+#[test]
+#[ignore = "it takes minutes: `make soak` runs it"]
+fn ten_gib_through_a_user_network_arrive_as_they_were_sent() {
+    let home = user::home("");
+    user::configure(&home.guest);
+    let far = FAR4.parse().unwrap();
+    let down = transfer::to_guest(&home.scene.far, &home.guest, far, 10 << 10).unwrap();
+    let up = transfer::from_guest(&home.scene.far, &home.guest, far, 10 << 10).unwrap();
+    eprintln!("10 GiB to the guest in {:?}, from it in {:?}", down.took, up.took);
+    home.end();
 }

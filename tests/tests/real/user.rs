@@ -41,7 +41,7 @@ pub(crate) fn scene() -> Scene {
     scene
 }
 
-fn home(options: &str) -> Home {
+pub(crate) fn home(options: &str) -> Home {
     let ground = Ground::survey().unwrap();
     let scene = scene();
     let reeve = scene.run(&[&format!("user,id=n0{options}")], &[DEVICE], &[]).unwrap();
@@ -50,7 +50,7 @@ fn home(options: &str) -> Home {
 }
 
 /// Gets `eth0` its addresses as any guest does: by DHCP, and by the router's advertisement.
-fn configure(guest: &Console) {
+pub(crate) fn configure(guest: &Console) {
     let script = "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nip addr add $ip/$mask dev $interface\n\
                   [ -z \"$router\" ] || ip route add default via $router\n\
                   echo \"$ip/$mask router=$router dns=$dns host=$hostname domain=$domain mtu=$mtu\" >/tmp/lease";
