@@ -14,17 +14,20 @@ use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 use crate::support::*;
 
 const GATEWAY: &str = "52:55:0a:00:02:02";
-const FAR: [&str; 2] = ["10.9.0.2:7000", "[fd09::2]:7000"];
+pub(crate) const FAR: [&str; 2] = ["10.9.0.2:7000", "[fd09::2]:7000"];
 
-struct Home {
-    guest: Netns,
-    host: Netns,
-    far: Netns,
-    lane: Option<Running>,
+pub(crate) struct Home {
+    pub(crate) guest: Netns,
+    pub(crate) host: Netns,
+    pub(crate) far: Netns,
+    pub(crate) lane: Option<Running>,
 }
 
 impl Home {
-    fn new(vnet: bool, change: impl FnOnce(&mut Plan) -> Vec<std::os::fd::OwnedFd> + Send) -> Self {
+    pub(crate) fn new(
+        vnet: bool,
+        change: impl FnOnce(&mut Plan) -> Vec<std::os::fd::OwnedFd> + Send,
+    ) -> Self {
         let [guest, host, far] = ["guest", "host", "far"].map(|n| Netns::new(n).unwrap());
         veth(&host, "va", &far, "vb").unwrap();
         host.sh("ip addr add 10.9.0.1/24 dev va; ip addr add fd09::1/64 dev va nodad
@@ -49,27 +52,27 @@ impl Home {
         Self { guest, host, far, lane: Some(lane) }
     }
 
-    fn plain() -> Self {
+    pub(crate) fn plain() -> Self {
         Self::new(true, |_| Vec::new())
     }
 
-    fn listen(&self, at: &str) -> TcpListener {
+    pub(crate) fn listen(&self, at: &str) -> TcpListener {
         self.far.enter(|| TcpListener::bind(at).unwrap()).unwrap()
     }
 
-    fn call(&self, to: &str) -> std::io::Result<TcpStream> {
+    pub(crate) fn call(&self, to: &str) -> std::io::Result<TcpStream> {
         let to: SocketAddr = to.parse().unwrap();
         self.guest.enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(20))).unwrap()
     }
 
     /// A connection of the guest's, and its far end.
-    fn pair(&self, to: &str) -> (TcpStream, TcpStream) {
+    pub(crate) fn pair(&self, to: &str) -> (TcpStream, TcpStream) {
         let l = self.listen(to);
         let near = patient(self.call(to).unwrap());
         (near, patient(l.accept().unwrap().0))
     }
 
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.lane.take().unwrap().end();
     }
 }
