@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
-use crate::sys;
+use crate::{bins, sys};
 
 /// One line about the machine.
 #[must_use]
@@ -27,6 +27,15 @@ pub fn machine() -> String {
         "Linux {}, {n} processors ({model}), load average at the start {load}",
         read("/proc/sys/kernel/osrelease").trim()
     )
+}
+
+/// The commit that this tree was checked out at, `-dirty` if files have changed since; none outside of a repository.
+#[must_use]
+pub fn commit() -> Option<String> {
+    let mut c = Command::new("git");
+    c.args(["describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]).current_dir(bins::root());
+    let said = c.output().ok().filter(|o| o.status.success())?;
+    Some(String::from_utf8_lossy(&said.stdout).trim().to_owned()).filter(|c| !c.is_empty())
 }
 
 /// Runs what is measured.

@@ -1,9 +1,10 @@
 //! `make bench`: netreeve beside the kernel's raw limits, DPDK, QEMU, passt, slirp4netns and veth alone, all in one run and
 //! interleaved, as ratios.
 //!
-//! `bench [--quick | --try] [--list] [--only TEXT]... [--who TEXT]... [--rounds N] [--window MS] [--publish]`. A row is measured by all
-//! who are in it, one after the other, round by round. The figures go to the terminal as they come, and as Markdown, JSON
-//! and SVG to `bench/` in cargo's target directory; `--publish` puts Markdown and SVG into `tests/figures/` as well.
+//! `bench [--quick | --try] [--list] [--only TEXT]... [--who TEXT]... [--rounds N] [--window MS] [--publish | --publish-as NAME]`.
+//! A row is measured by all who are in it, one after the other, round by round. The figures go to the terminal as they come,
+//! and as Markdown, JSON and SVG to `bench/` in cargo's target directory; `--publish` puts Markdown and SVG into
+//! `tests/figures/` as well, `--publish-as` those of some of the rows, under a name of their own.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to who started it")]
 
 use std::path::Path;
@@ -14,11 +15,15 @@ use netreeve_tests::bench::case::Who;
 use netreeve_tests::bench::figures::{Figures, Miss, Sampled, Taken};
 use netreeve_tests::bench::row::{Row, Value, Work};
 use netreeve_tests::bench::runner::{self, Bench};
-use netreeve_tests::bench::{datagram, forward, host, idle, micro, peer, plot, report, scale, tcp, trip, user};
+use netreeve_tests::bench::{
+    datagram, forward, host, idle, micro, peer, plot, report, scale, tcp, trip, user,
+};
 use netreeve_tests::{Because, Done, bins, proc, trouble};
 
 /// The part of the run that is not a row: costs of the device side in one thread.
 const DEVICE: &str = "device side";
+/// The file of a run of all rows.
+const WHOLE: &str = "bench";
 
 struct Options {
     rounds: u32,
@@ -27,7 +32,7 @@ struct Options {
     quick: bool,
     list: bool,
     first: bool,
-    publish: bool,
+    publish: Option<String>,
     only: Vec<String>,
     who: Vec<String>,
 }
@@ -40,7 +45,7 @@ fn options() -> Done<Options> {
         quick: false,
         list: false,
         first: true,
-        publish: false,
+        publish: None,
         only: Vec::new(),
         who: Vec::new(),
     };
@@ -55,7 +60,8 @@ fn options() -> Done<Options> {
             // One short round of everything, behind everybody else: does it run?
             "--try" => (o.rounds, o.window, o.seconds, o.first) = (1, Duration::from_millis(200), 1, false),
             "--list" => o.list = true,
-            "--publish" => o.publish = true,
+            "--publish" => o.publish = Some(WHOLE.to_owned()),
+            "--publish-as" => o.publish = Some(value()?),
             "--rounds" => o.rounds = value()?.parse().because("--rounds")?,
             "--window" => o.window = Duration::from_millis(value()?.parse().because("--window")?),
             "--only" => o.only.push(value()?),
@@ -63,7 +69,17 @@ fn options() -> Done<Options> {
             _ => return Err(trouble(format!("unknown word {word}"))),
         }
     }
-    Ok(o)
+    let part = o.quick || !(o.only.is_empty() && o.who.is_empty());
+    let plain = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    match &o.publish {
+        Some(name) if part && name == WHOLE => Err(trouble(
+            "--publish is for all rows; --publish-as NAME leaves the figures of the others as they are",
+        )),
+        Some(name) if name.is_empty() || !plain(name) => {
+            Err(trouble(format!("--publish-as {name:?}: letters, digits and dashes name a file")))
+        }
+        _ => Ok(o),
+    }
 }
 
 impl Options {
@@ -176,7 +192,8 @@ fn bench() -> Done<bool> {
         measure(&o, at, row, &mut bench, &mut figures);
     }
     let caption = format!(
-        "{machine}; {} rounds, windows of {:?}, {:.0} minutes",
+        "{machine}; {}{} rounds, windows of {:?}, {:.0} minutes",
+        host::commit().map(|c| format!("commit {c}; ")).unwrap_or_default(),
         o.rounds,
         o.window,
         began.elapsed().as_secs_f64() / 60.0
@@ -196,17 +213,24 @@ fn write(o: &Options, figures: &Figures, caption: &str) -> Done {
     println!("{text}");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| bins::root().join("target"), Into::into);
     let (dir, docs) = (target.join("bench"), bins::root().join("tests/figures"));
-    let put = |dir: &Path, name: &str, text: &str| -> Done {
+    let put = |dir: &Path, name: String, text: &str| -> Done {
         std::fs::create_dir_all(dir).because(dir.display())?;
-        std::fs::write(dir.join(name), text).because(dir.join(name).display())
+        std::fs::write(dir.join(&name), text).because(dir.join(&name).display())
     };
     let picture = plot::svg(figures, caption);
-    put(&dir, "bench.json", &report::json(figures, caption).to_string())?;
-    for dir in std::iter::once(&dir).chain(o.publish.then_some(&docs)) {
-        let title = "# Figures\n\nWritten by `make bench`; what the words mean stands in the README.\n\n";
-        put(dir, "bench.md", &format!("{title}{text}"))?;
+    put(&dir, format!("{WHOLE}.json"), &report::json(figures, caption).to_string())?;
+    let words: String = o.only.iter().map(|t| format!(" --only '{t}'")).collect();
+    let by = if words.is_empty() {
+        "`make bench`".to_owned()
+    } else {
+        format!("`make bench BENCH=\"{}\"`", words.trim())
+    };
+    let title = format!("# Figures\n\nWritten by {by}; what the words mean stands in the README.\n\n");
+    let published = o.publish.as_ref().map(|name| (&docs, name.as_str()));
+    for (dir, name) in std::iter::once((&dir, WHOLE)).chain(published) {
+        put(dir, format!("{name}.md"), &format!("{title}{text}"))?;
         if let Some(picture) = &picture {
-            put(dir, "bench.svg", picture)?;
+            put(dir, format!("{name}.svg"), picture)?;
         }
         eprintln!("bench: written to {}", dir.display());
     }
