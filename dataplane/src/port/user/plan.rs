@@ -179,7 +179,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { tcp: 16_384, udp: 1024, pings: 64, held: 16 << 20, held_each: 256 << 10 }
+        Self { tcp: 16_384, udp: 1024, pings: 64, held: 16 << 20, held_each: 1 << 20 }
     }
 }
 

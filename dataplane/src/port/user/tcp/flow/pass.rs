@@ -17,6 +17,8 @@ use crate::sys::io::MAX_PARTS;
 
 /// Window in bytes of a flow whose socket takes all, however much others hold.
 const OPEN_HANDED: u32 = 64 << 10;
+/// The window that our SYN says, which has no scale: enough to go on with.
+const FIRST: u32 = 65535;
 /// What is held by all may be promised to one flow up to this part of the rest.
 const SHARE: u32 = 4;
 
@@ -151,7 +153,7 @@ impl<S: Sock> Flow<S> {
         let worth = (2 * self.down.mss).min(tools.each / 2);
         self.state == State::Open
             && self.up.end == End::No
-            && told < tools.each / 8
+            && told < (tools.each / 8).min(FIRST)
             && room >= told.saturating_add(worth)
     }
 

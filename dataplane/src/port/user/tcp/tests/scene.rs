@@ -51,7 +51,7 @@ pub(super) fn plan() -> Plan {
         policy: Policy { rules: Vec::new(), otherwise: Verdict::Pass },
         forwards: Vec::new(),
         guest_forwards: Vec::new(),
-        limits: Limits { tcp: 64, held: 1 << 20, ..Limits::default() },
+        limits: Limits { tcp: 64, held: 1 << 20, held_each: 256 << 10, ..Limits::default() },
     }
 }
 
