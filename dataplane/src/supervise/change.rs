@@ -135,6 +135,21 @@ impl Change {
         };
         self.added.contains(&slot) || self.steps.iter().any(named)
     }
+
+    /// It has to do with a filter.
+    fn names(&self, filter: u16) -> bool {
+        self.steps.iter().any(|s| match s {
+            Step::Filter { number } | Step::Capture { number } => *number == filter,
+            Step::Unfilter { number, .. }
+            | Step::Uncapture { number, .. }
+            | Step::Status { number, .. } => *number == filter,
+            _ => false,
+        })
+    }
+
+    fn takes_away(&self, filter: u16) -> bool {
+        self.steps.iter().any(|s| matches!(s, Step::Unfilter { number, .. } if *number == filter))
+    }
 }
 
 /// Changes under way, in the order in which the dataplane answers.
@@ -155,6 +170,16 @@ impl Changes {
     /// One that is under way has to do with a slot.
     pub(super) fn concern(&self, slot: u16) -> bool {
         self.all().any(|c| c.concerns(slot))
+    }
+
+    /// One that is under way has to do with the filter of this number, which is nobody else's until then.
+    pub(super) fn name(&self, filter: u16) -> bool {
+        self.all().any(|c| c.names(filter))
+    }
+
+    /// One that is under way takes the filter of this number away.
+    pub(super) fn take_away(&self, filter: u16) -> bool {
+        self.all().any(|c| c.takes_away(filter))
     }
 
     fn all(&self) -> impl Iterator<Item = &Change> {

@@ -1,7 +1,7 @@
 //! QEMU's mirrors, redirectors and buffers: ours beside QEMU's own, and what becomes of frames when they come and go.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use netreeve_tests::inspect;
@@ -200,4 +200,61 @@ fn a_buffer_holds_frames_for_its_interval_and_gives_them_back() {
     assert!(since.elapsed() >= Duration::from_millis(200), "{:?}", since.elapsed());
     let ports = wire.ports();
     assert!(!ports.contains("\"full\":1"), "{ports}");
+}
+
+/// Another client of the control socket.
+struct Client(BufReader<UnixStream>);
+
+impl Client {
+    fn at(path: &str) -> Self {
+        let s = UnixStream::connect(path).unwrap();
+        s.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut client = Self(BufReader::new(s));
+        client.say("qmp_capabilities", "{}");
+        client.answer();
+        client
+    }
+
+    fn say(&mut self, command: &str, arguments: &str) {
+        let text = format!("{{\"execute\":\"{command}\",\"arguments\":{arguments},\"id\":7}}\n");
+        self.0.get_mut().write_all(text.as_bytes()).unwrap();
+    }
+
+    fn answer(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            assert!(self.0.read_line(&mut line).unwrap() > 0);
+            if line.contains("\"id\":7") {
+                return line;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_two_clients_take_away_at_once_goes_once() {
+    let dir = Dir::new();
+    let mut wire = Wire::new(&dir, &object("filter-buffer,id=f0,netdev=n0,interval=1000"));
+    let mut clients = [Client::at(&dir.at("c")), Client::at(&dir.at("c"))];
+    let add = format!(
+        r#"{{"type":"stream","id":"x0","server":true,"addr":{{"type":"unix","path":"{}"}}}}"#,
+        dir.at("x")
+    );
+    wire.done("netdev_add", &add);
+    let child = Pid::from_raw(inspect::descendant_named(wire.proc.pid(), "netreeve-dataplane", PATIENCE).unwrap());
+    for (command, id, no) in [("object-del", "f0", "'f0' not found"), ("netdev_del", "x0", "middle of another")] {
+        kill(child, Signal::SIGSTOP).unwrap();
+        clients.iter_mut().for_each(|c| c.say(command, &format!(r#"{{"id":"{id}"}}"#)));
+        // When this is answered, both were heard; the dataplane has done nothing yet.
+        wire.done("netreeve-query-filters", "{}");
+        kill(child, Signal::SIGCONT).unwrap();
+        let said = clients.each_mut().map(Client::answer);
+        assert_eq!(said.iter().filter(|s| s.contains("\"return\"")).count(), 1, "{said:?}");
+        assert_eq!(said.iter().filter(|s| s.contains(no)).count(), 1, "{said:?}");
+    }
+    // The next one has its number, and is nobody else's.
+    wire.done("object-add", r#"{"qom-type":"filter-buffer","id":"f1","netdev":"n0","interval":1000}"#);
+    let listed = wire.ask("netreeve-query-filters", "{}");
+    assert!(listed.contains("\"f1\"") && !listed.contains("\"f0\""), "{listed}");
+    wire.settle();
 }

@@ -48,7 +48,9 @@ pub(in crate::supervise) fn object_add(
         let why = format!("attempt to add duplicate property '{}' to object", read.filter.id());
         return Err(Refusal::generic(why));
     }
-    let is_free = |n: &u16| s.captures.iter().all(|c| c.number != *n) && s.chain.step(*n).is_none();
+    let is_free = |n: &u16| {
+        s.captures.iter().all(|c| c.number != *n) && s.chain.step(*n).is_none() && !s.changes.name(*n)
+    };
     let number = (0..MOST).find(is_free);
     let number = number.ok_or_else(|| Refusal::generic(format!("there are {MOST} filters already")))?;
     let before = all.get(read.at).map(|(n, ..)| *n);
@@ -113,7 +115,8 @@ pub(in crate::supervise) fn object_del(
 ) -> Result<Outcome, Refusal> {
     let id = arguments.need_text("id")?;
     arguments.end()?;
-    if let Some(a) = s.chain.steps.iter().find(|a| a.id == id) {
+    // For whoever asks meanwhile it is gone.
+    if let Some(a) = s.chain.steps.iter().find(|a| a.id == id && !s.changes.take_away(a.number)) {
         let (number, slot) = (a.number, a.slot);
         return Ok(Outcome::Change(Box::new(Change::of([Step::Unfilter { number, slot }]))));
     }

@@ -77,6 +77,10 @@ fn remove(s: &Supervisor, mut arguments: Arguments, device: bool) -> Result<Outc
     arguments.end()?;
     let slot = s.find(&id, device)?;
     s.not_beside(slot)?;
+    if s.changes.concern(slot) {
+        // Its slot may be another's before our turn comes.
+        return Err(Refusal::generic(format!("Device '{id}' is in the middle of another change: try again")));
+    }
     if s.slots.get(slot).is_some_and(|p| p.of_client) {
         let client = id.strip_suffix(".hub").unwrap_or(&id);
         return Err(Refusal::generic(format!("'{id}' goes with its client: delete '{client}'")));

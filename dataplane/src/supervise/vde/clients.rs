@@ -74,7 +74,8 @@ impl Supervisor {
             all.extend(clients.iter().filter(of).flat_map(|(member, place)| [*place, *member]));
         }
         all.push(slot);
-        all.retain(|n| self.slots.get(*n).is_some());
+        // What another change has in hand is looked at again when that is done.
+        all.retain(|n| self.slots.get(*n).is_some() && !self.changes.concern(*n));
         all.into_iter().map(|slot| Step::Remove { slot }).collect()
     }
 
