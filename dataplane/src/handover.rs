@@ -349,8 +349,8 @@ pub enum PortPlan {
     Dgram(port::dgram::Plan),
     /// A place in a hub, whose peer is the hub's member; no descriptors.
     Hub(port::hub::Plan),
-    /// A network of our own making; descriptors: as its plan lists them. No other netdev is in the same dataplane, which
-    /// keeps its caller's network namespace and makes sockets.
+    /// A network of our own making; descriptors: as its plan lists them. No other netdev but places in hubs is in the same
+    /// dataplane, which keeps its caller's network namespace and makes sockets.
     User(Box<port::user::Plan>),
 }
 

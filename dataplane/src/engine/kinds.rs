@@ -78,7 +78,7 @@ impl Beyond<'_> {
 }
 
 /// Looks through a plan for what its ports need beyond their descriptors. Whoever may make sockets has nothing else to
-/// lose: a `user` network shares its dataplane with devices only.
+/// lose: a `user` network shares its dataplane with devices only, and with places in hubs, which have nothing of their own.
 pub(super) fn beyond<'a>(plan: &Plan, fds: &'a [Vec<OwnedFd>]) -> Result<Beyond<'a>, &'static str> {
     let mut all = Beyond { ports: Some(Vec::new()), ..Beyond::default() };
     let mut users = Vec::new();
@@ -95,7 +95,9 @@ pub(super) fn beyond<'a>(plan: &Plan, fds: &'a [Vec<OwnedFd>]) -> Result<Beyond<
     }
     let is_device = |slot: u16| plan.wires.iter().any(|w| w.device == slot);
     let other = |slot: u16| !users.contains(&slot) && !is_device(slot);
-    let mut used = (0u16..).zip(&plan.ports).filter(|(_, p)| p.is_some()).map(|(slot, _)| slot);
+    let is_net = |p: &&PortPlan| !matches!(p, PortPlan::Hub(_));
+    let used = (0u16..).zip(&plan.ports);
+    let mut used = used.filter(|(_, p)| p.as_ref().is_some_and(|p| is_net(&p))).map(|(slot, _)| slot);
     if users.iter().any(|slot| is_device(*slot)) {
         return Err("a user network is a netdev, not a device");
     }

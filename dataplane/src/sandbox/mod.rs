@@ -30,7 +30,8 @@
 //! # What a `user` network's dataplane keeps
 //! It makes sockets, so it keeps the network namespace that it was started in, its filter has `socket` (internet families,
 //! streams, datagrams and echo requests only) and `connect`, and Landlock leaves TCP's `connect` and UDP alone; where the
-//! policy lets TCP of the guest's out to a few ports alone, it allows `connect` to those and no others. All else is as above: no netlink, packet or UNIX socket, no `bind`, no file, and no other netdev in the same process. One whose guest
+//! policy lets TCP of the guest's out to a few ports alone, it allows `connect` to those and no others. All else is as
+//! above: no netlink, packet or UNIX socket, no `bind`, no file, and no other netdev (hubs aside) in the same process. One whose guest
 //! may not go out (`restrict=on`) has none of this: it lives in an empty network namespace like the others. One that reads
 //! files by TFTP may open what lies beneath one directory, for reading, by Landlock's leave; without Landlock it does not run.
 //!

@@ -47,12 +47,13 @@ impl Config {
         }
     }
 
-    /// A `user` network makes sockets, so its dataplane has no other network.
+    /// A `user` network makes sockets, so its dataplane has no other network. A hub is none: what its places join are ports
+    /// that are looked at here themselves.
     pub(super) fn check_company(&self) -> Result<(), Fault> {
         let user = self.ports.iter().find(|p| matches!(p.kind, Kind::User(_)));
         let is_other = |p: &&Port| {
             let device = self.wires.iter().any(|w| self.ports.get(w.device).is_some_and(|d| d.id == p.id));
-            !device && user.is_some_and(|u| u.id != p.id)
+            !device && !matches!(p.kind, Kind::Hub(_)) && user.is_some_and(|u| u.id != p.id)
         };
         match (user, self.ports.iter().find(is_other)) {
             (Some(user), Some(other)) => {

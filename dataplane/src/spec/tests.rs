@@ -615,4 +615,12 @@ fn hub_ports_join_netdevs_and_devices_in_any_order() {
         "Property 'netdev' can't take value 't', it's in use"
     );
     assert_eq!(why(&["tap,id=t,fds=3:4", three[0]], &[]), "queues differ: 't' has 2, 'a' has 1");
+    // A user network may be a member, as with QEMU, beside devices alone.
+    let user = ["user,id=u", "hubport,id=a,hubid=0,netdev=u", "hubport,id=b,hubid=0", "hubport,id=c,hubid=0"];
+    let devices = ["vhost-user,netdev=b,path=/1", "stream,netdev=c,server=on,addr.type=unix,addr.path=/2"];
+    let c = read(&user, &devices).unwrap();
+    assert_eq!((c.wires.len(), c.warnings.len()), (3, 0));
+    let alone = "a user network has a dataplane of its own, since that may make sockets";
+    assert_eq!(why(&[&user[..], &["tap,id=t", "hubport,id=d,hubid=0,netdev=t"]].concat(), &devices), alone);
+    assert_eq!(why(&[&user[..], &["user,id=v"]].concat(), &devices), alone);
 }

@@ -241,8 +241,11 @@ fn what_two_clients_take_away_at_once_goes_once() {
         dir.at("x")
     );
     wire.done("netdev_add", &add);
-    let child = Pid::from_raw(inspect::descendant_named(wire.proc.pid(), "netreeve-dataplane", PATIENCE).unwrap());
-    for (command, id, no) in [("object-del", "f0", "'f0' not found"), ("netdev_del", "x0", "middle of another")] {
+    let child =
+        Pid::from_raw(inspect::descendant_named(wire.proc.pid(), "netreeve-dataplane", PATIENCE).unwrap());
+    for (command, id, no) in
+        [("object-del", "f0", "'f0' not found"), ("netdev_del", "x0", "middle of another")]
+    {
         kill(child, Signal::SIGSTOP).unwrap();
         clients.iter_mut().for_each(|c| c.say(command, &format!(r#"{{"id":"{id}"}}"#)));
         // When this is answered, both were heard; the dataplane has done nothing yet.

@@ -17,6 +17,7 @@ mod hotplug;
 mod reconnect;
 mod stream;
 mod support;
+mod user;
 mod vde;
 mod wire;
 mod wirefilter;
