@@ -92,15 +92,18 @@ impl Path {
         })
     }
 
-    fn rewire(&mut self, gives: Traits, takes: Traits) {
-        self.direct = gives.needs_memory
+    fn rewire(&mut self, gives: Traits, takes: Traits, from: &mut dyn Port) {
+        let direct = gives.needs_memory
             && takes.lends
             && (gives.parks || !takes.shared)
             && gives.gives.within(takes.takes)
             && !gives.withheld
             && self.filter.lock_mac.is_none();
-        // In memory of the giver's own it can wait for the taker to come back.
-        self.held &= gives.up && (takes.up || gives.joinable);
+        // What does not lie in the taker's memory can wait for it to come back.
+        let apart = !std::mem::replace(&mut self.direct, direct);
+        if !(gives.up && (takes.up || apart)) {
+            self.let_go(from, false);
+        }
         // What waits joined may be what the taker does not take any more: the rest of the batch goes as it was given.
         self.partly = self.held && (self.partly || self.joined);
         self.joined = false;
@@ -113,19 +116,29 @@ impl Path {
         self.at = At::default();
     }
 
-    /// An end gets another port: what waits of the old giver is given back, or is lost and counted.
+    /// An end gets another port.
     fn forget(&mut self, from: &mut dyn Port) {
-        // A giver that rewinds was told what was not taken, or will give it all again.
-        if self.held && !self.gives.rewinds {
-            let n = self.batch.len();
-            from.stats_mut().drop_n(Reason::PeerDown, n as u64);
-            from.release(&self.batch, n);
-        }
-        self.held = false;
-        self.joined = false;
-        self.at = At::default();
+        self.let_go(from, true);
         self.batch.clear();
         self.scratch.clear();
+    }
+
+    /// What waits is given back to a giver that takes it back, if it is still the one that gave it and nothing of it
+    /// went; else it is lost and counted.
+    fn let_go(&mut self, from: &mut dyn Port, same: bool) {
+        if std::mem::take(&mut self.held) {
+            let frames = self.batch.frames();
+            // What went joined is marked so.
+            let went = frames.iter().any(|f| f.dropped && f.why.is_none());
+            let back = same && self.gives.rewinds && !went;
+            if !back {
+                filter::count(frames, from.stats_mut());
+                let lost = frames.iter().filter(|f| !f.dropped).count();
+                from.stats_mut().drop_n(Reason::PeerDown, lost as u64);
+            }
+            from.release(&self.batch, if back { 0 } else { frames.len() });
+        }
+        (self.joined, self.partly, self.at) = (false, false, At::default());
     }
 
     /// Receives and judges a batch. False: there is no memory to receive into, the taker is full.
@@ -208,9 +221,7 @@ impl Path {
 
     /// Frames for a taker that is down: received and dropped, so that the giver does not stall.
     fn drain(&mut self, from: &mut dyn Port) -> io::Result<Outcome> {
-        if std::mem::take(&mut self.held) {
-            from.stats_mut().drop_n(Reason::PeerDown, self.batch.len() as u64);
-        }
+        self.let_go(from, true);
         self.batch.clear();
         self.pool.lend(&mut self.batch.landing);
         from.recv(&mut self.batch)?;
@@ -266,8 +277,8 @@ impl Lane {
         self.device.peer_up(netdev.up && !off);
         self.to_device.muted = off && !self.dead.0 && self.netdev.traits().up;
         self.to_netdev.muted = off && !self.dead.1 && self.device.traits().up;
-        self.to_device.rewire(netdev, device);
-        self.to_netdev.rewire(device, netdev);
+        self.to_device.rewire(netdev, device, self.netdev.as_mut());
+        self.to_netdev.rewire(device, netdev, self.device.as_mut());
     }
 
     /// Asks again what follows from other lanes. True: something changed.
@@ -453,8 +464,14 @@ impl Lane {
         if waiting == 0 && !path.direct {
             return if path.takes.withheld && to.is_stuck() { Outcome::Full } else { Outcome::Dry };
         }
-        let sent = path.send(to);
-        let taken = *sent.as_ref().unwrap_or(&waiting);
+        let taken = match path.send(to) {
+            Ok(taken) => taken,
+            Err(e) => {
+                path.held = waiting > 0;
+                path.let_go(from, false);
+                return Outcome::Dead(giver.peer(), e);
+            }
+        };
         let whole = path.joined || path.partly;
         if waiting > 0 && !whole {
             from.release(&path.batch, taken);
@@ -464,17 +481,15 @@ impl Lane {
         }
         path.batch.advance(taken);
         path.held = taken < waiting && (whole || !path.gives.rewinds);
-        match sent {
-            Err(e) => {
-                from.stats_mut().drop_n(Reason::PeerDown, waiting as u64);
-                Outcome::Dead(giver.peer(), e)
-            }
-            Ok(_) if taken < waiting => Outcome::Full,
+        if taken < waiting || (waiting == 0 && path.batch.landing.is_stopped()) {
             // What was lent may not hold the giver's next frame: only the taker can change that.
-            Ok(_) if waiting == 0 && path.batch.landing.is_stopped() => Outcome::Full,
-            Ok(_) if waiting == BATCH || (waiting > 0 && path.gives.needs_memory) => Outcome::Moved,
-            Ok(_) if waiting > 0 => Outcome::Last,
-            Ok(_) => Outcome::Dry,
+            Outcome::Full
+        } else if waiting == BATCH || (waiting > 0 && path.gives.needs_memory) {
+            Outcome::Moved
+        } else if waiting > 0 {
+            Outcome::Last
+        } else {
+            Outcome::Dry
         }
     }
 }

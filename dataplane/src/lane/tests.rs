@@ -350,7 +350,7 @@ fn a_rewire_in_the_middle_of_a_joined_batch_loses_and_doubles_nothing() {
         assert_eq!(taken.lock().unwrap().took.len(), 1, "one flow, joined");
         lane.to_device.takes.takes = Offloads::NONE;
         let (gives, takes) = (lane.to_device.gives, lane.to_device.takes);
-        lane.to_device.rewire(gives, takes);
+        lane.to_device.rewire(gives, takes, lane.netdev.as_mut());
         for _ in 0..60 {
             taken.lock().unwrap().room += 1;
             lane.turn(Side::Netdev);
@@ -362,4 +362,78 @@ fn a_rewire_in_the_middle_of_a_joined_batch_loses_and_doubles_nothing() {
         let given = given.lock().unwrap();
         assert_eq!((given.released, given.gives.len()), (60, 0));
     }
+}
+
+/// A lane from the device with a batch of three flows of 20 segments, of which `went` went joined.
+fn in_the_middle(rewinds: bool, went: usize) -> (Lane, Arc<Mutex<Inside>>, Arc<Mutex<Inside>>) {
+    let undone = Traits { gives: Offloads::ALL, ..Traits::default() };
+    let flow = |port: u8| {
+        let (mut bytes, vnet) = super_frame(20_000, 1000);
+        bytes[35] = port;
+        through(vec![(bytes, vnet)], undone, Offloads::NONE).0
+    };
+    let (from, given) = fake(Traits { joinable: true, rewinds, ..Traits::default() }, 0);
+    let (to, taken) = fake(Traits { takes: Offloads::ALL, ..Traits::default() }, went);
+    let (a, b, c) = (flow(1), flow(7), flow(9));
+    let mix = a.into_iter().zip(b).zip(c).flat_map(|((a, b), c)| [a, b, c]);
+    given.lock().unwrap().gives = mix.map(|f| (f, Vnet::default())).collect();
+    let mut lane = Lane::new(to, from, None).unwrap();
+    assert!(matches!(lane.turn(Side::Device), Outcome::Full));
+    assert_eq!(taken.lock().unwrap().took.len(), went, "joined");
+    (lane, given, taken)
+}
+
+#[test]
+fn what_of_a_joined_batch_did_not_go_is_lost_once_whoever_goes() {
+    let lost = |lane: &Lane| lane.stats(Side::Device).drops;
+    let want = |n: u64| {
+        let mut drops = [0; Reason::COUNT];
+        drops[Reason::PeerDown as usize] = n;
+        drops
+    };
+    for rewinds in [false, true] {
+        // The taker goes down, for the netdev that is not waited for.
+        let (mut lane, given, taken) = in_the_middle(rewinds, 1);
+        taken.lock().unwrap().down = true;
+        lane.rewire();
+        while !matches!(lane.turn(Side::Device), Outcome::Dry) {}
+        assert_eq!(lost(&lane), want(40), "the taker is down, rewinds {rewinds}");
+        assert_eq!(given.lock().unwrap().released, 60);
+        // The giver does, as a stream whose connection ended.
+        let (mut lane, given, _) = in_the_middle(rewinds, 2);
+        given.lock().unwrap().down = true;
+        lane.rewire();
+        assert_eq!(lost(&lane), want(20), "the giver is down, rewinds {rewinds}");
+        assert_eq!(given.lock().unwrap().released, 60);
+        // The taker dies.
+        let (mut lane, given, taken) = in_the_middle(rewinds, 1);
+        taken.lock().unwrap().fail = true;
+        assert!(matches!(lane.turn(Side::Device), Outcome::Dead(Side::Netdev, _)));
+        assert_eq!(lost(&lane), want(40), "the taker died, rewinds {rewinds}");
+        assert_eq!((given.lock().unwrap().released, given.lock().unwrap().gives.len()), (60, 0));
+        // Another port comes in the taker's place: of what nothing went, nothing is lost if it can come again.
+        for went in [0, 1] {
+            let (mut lane, given, _) = in_the_middle(rewinds, went);
+            let (to, taken) = fake(Traits::default(), 99);
+            lane.replace(Side::Netdev, to);
+            while !matches!(lane.turn(Side::Device), Outcome::Dry) {}
+            let again = if rewinds && went == 0 { 60 } else { 0 };
+            assert_eq!(taken.lock().unwrap().took.len(), again, "rewinds {rewinds}, {went} went");
+            assert_eq!(lost(&lane), want(60 - 20 * went as u64 - again as u64));
+            assert_eq!(given.lock().unwrap().released, 60);
+        }
+    }
+}
+
+#[test]
+fn what_the_filter_drops_of_a_batch_that_is_lost_is_counted_by_its_reason() {
+    let (giver, g) = fake(Traits::default(), 0);
+    let (taker, t) = fake(Traits { max_frame: 100, ..Traits::default() }, 1);
+    let mut lane = Lane::new(taker, giver, None).unwrap();
+    g.lock().unwrap().gives.extend([frame(1, 60), frame(2, 60), frame(3, 101), frame(4, 60)]);
+    assert!(matches!(lane.turn(Side::Device), Outcome::Full));
+    t.lock().unwrap().fail = true;
+    assert!(matches!(lane.turn(Side::Device), Outcome::Dead(Side::Netdev, _)));
+    let drops = lane.stats(Side::Device).drops;
+    assert_eq!((drops[Reason::PeerDown as usize], drops[Reason::Oversize as usize]), (2, 1));
 }
