@@ -78,13 +78,13 @@ impl Port for Stage {
 
     fn release(&mut self, b: &Batch, taken: usize) {
         let left = if self.rewinds { b.len().saturating_sub(taken) } else { 0 };
+        self.steps.iter_mut().for_each(|s| s.left = false);
         if let Some(l) = self.giving() {
             l.again = left;
             l.filter.gone(super::Way::Tx, taken);
             return;
         }
         self.again = left;
-        self.steps.iter_mut().for_each(|s| s.left = false);
         self.inner.release(b, taken);
     }
 

@@ -34,7 +34,7 @@ pub(super) struct Steps {
     paused: bool,
     /// And not because the port takes nothing, but because a filter on the way does not.
     behind: bool,
-    /// What comes again of the port's was left by a filter, not by the lane: others may go before it.
+    /// What comes again of whoever gave last was left by a filter, not by the lane: others may go before it.
     pub(super) left: bool,
     /// The port did not take all that the lane offered: that comes again first.
     pub(super) lane_waits: bool,
@@ -76,13 +76,11 @@ impl Stage {
 
     /// Who gives next: a filter's place, or none for the port.
     fn source(&mut self) -> Option<usize> {
-        let last = self.giving().map(|l| (l.key, l.again));
-        if let Some((key, again)) = last {
-            if again > 0 {
-                return self.links.iter().position(|l| l.key == key);
-            }
-        } else if self.again > 0 && !self.steps.as_ref().is_some_and(|s| s.left) {
-            return None;
+        let of_lane = !self.steps.as_ref().is_some_and(|s| s.left);
+        match self.giving().map(|l| (l.key, l.again)) {
+            Some((key, 1..)) if of_lane => return self.links.iter().position(|l| l.key == key),
+            None if of_lane && self.again > 0 => return None,
+            _ => {}
         }
         let had_turn = self.steps.as_ref().is_some_and(|s| s.had_turn);
         self.givers().find(|(_, l)| l.filter.is_first() || !had_turn).map(|(at, _)| at)
@@ -116,13 +114,15 @@ impl Stage {
         link.filter.give(Way::Tx, b);
         let (key, first) = (link.key, link.filter.is_first());
         if let Some(s) = &mut self.steps {
-            s.giving = Some(key);
-            s.had_turn = !first;
+            (s.giving, s.had_turn, s.left) = (Some(key), !first, false);
         }
+        let all = b.len();
         if let Some(taken) = self.show(at + 1, b, again) {
             if let Some(link) = self.links.get_mut(at) {
                 link.filter.gone(Way::Tx, taken);
+                link.again = all.saturating_sub(taken);
             }
+            self.steps.iter_mut().for_each(|s| s.left = true);
             b.clear();
         }
     }

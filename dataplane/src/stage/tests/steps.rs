@@ -432,3 +432,31 @@ fn a_buffer_that_goes_lets_the_lane_keep_what_it_has_of_it() {
     port.recv(&mut b).unwrap();
     assert!(lends_to_lane(port.as_mut(), 1), "its memory goes with it");
 }
+
+#[test]
+fn a_mirror_before_a_full_buffer_copies_once_what_a_redirector_puts_in() {
+    let (mut aside, mut other) = (Beside::new(), Beside::new());
+    let mut t = Timed::new(Queue::Tx, fake(true, &[]));
+    let from = Some((aside.handle.clone(), spool::bell().unwrap()));
+    attach(&mut t.port, 2, Some(1), Box::new(Divert::new(plan(Queue::Tx, true), None, from).unwrap()));
+    let mirror = Divert::new(plan(Queue::Tx, false), Some(other.handle.clone()), None).unwrap();
+    attach(&mut t.port, 3, Some(1), Box::new(mirror));
+    let all: Vec<Vec<u8>> = (0..3200_u32).map(|i| [&i.to_be_bytes()[..], &[7; 1596]].concat()).collect();
+    let (mut came, mut copies, mut got, mut times) = (0, Vec::new(), Vec::new(), 0);
+    while got.len() < all.len() {
+        came += aside.come(&all[came..all.len().min(came + 64)]);
+        let more = turn(t.port.as_mut(), 50);
+        copies.extend(other.out());
+        if more.is_empty() && !t.port.arm_gives() {
+            times += 1;
+            assert!(times < 100, "{} of {} after {times} times", got.len(), all.len());
+            nix::unistd::write(&t.timer, &1_u64.to_ne_bytes()).unwrap();
+            let mut w = Watch::default();
+            t.port.watch(&mut w);
+            t.port.event(w.fds()[2].0, Interest::Room).unwrap();
+        }
+        got.extend(more);
+    }
+    assert!(got == all, "in order, each once");
+    assert!(copies == all, "{} copies", copies.len());
+}
