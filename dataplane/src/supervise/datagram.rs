@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use netreeve_shared::request::{L2tpRequest, Request};
 use netreeve_shared::{fdkind, l2tp};
+use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
     self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr,
@@ -173,12 +174,17 @@ fn raw(local: SocketAddr, remote: SocketAddr, session: &Session) -> io::Result<O
     socket::bind(socket.as_raw_fd(), &at(local))?;
     socket::connect(socket.as_raw_fd(), &at(remote))?;
     // What others have sent between the two.
-    let none = || socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT).is_err();
-    // More than wait in a receive buffer are the peer's own, who could go on for ever.
-    let _heard = (0..4096).find(|_| none());
+    forget(&socket);
     // No program that we start may have what we were started with.
     let _none = caps::clear(None, caps::CapSet::Ambient);
     Ok(socket)
+}
+
+/// Reads what came before a socket was its peer's alone. An error that it brings along (ICMP's, of a peer before) is not
+/// the end of it; more than wait in a receive buffer are the peer's own, who could go on for ever.
+pub(crate) fn forget(socket: &OwnedFd) {
+    let recv = || socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT);
+    let _heard = (0..4096).find(|_| recv() == Err(Errno::EAGAIN));
 }
 
 fn udp_sockets(local: SocketAddr, remote: SocketAddr) -> io::Result<Vec<OwnedFd>> {
@@ -221,7 +227,7 @@ pub(crate) fn queues(fd: &OwnedFd) {
 /// Sends no more. The kernel says that it is not connected, and does it.
 fn receive_only(fd: &OwnedFd) -> io::Result<()> {
     match socket::shutdown(fd.as_raw_fd(), Shutdown::Write) {
-        Ok(()) | Err(nix::errno::Errno::ENOTCONN) => Ok(()),
+        Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
         Err(e) => Err(e.into()),
     }
 }
@@ -336,4 +342,28 @@ pub fn handed(what: &str, n: i32, inherited: Vec<OwnedFd>) -> Result<Opened, Fau
     }
     let plan = Plan { sources: Sources::Any, l2tp: None, cut: inet, waits: false, max_frame: MAX_FRAME };
     Ok(Opened { sockets: vec![fd], plan, aim: None, reception: None, file: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+
+    #[test]
+    fn what_came_before_is_forgotten_behind_an_error_too() {
+        let [ours, stranger] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        for _ in 0..3 {
+            stranger.send_to(b"x", ours.local_addr().unwrap()).unwrap();
+        }
+        let nobody = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        ours.connect(nobody).unwrap();
+        ours.send(b"?").unwrap();
+        let mut fds = [PollFd::new(ours.as_fd(), PollFlags::empty())];
+        assert_eq!(poll(&mut fds, PollTimeout::from(5000_u16)).unwrap(), 1, "nobody is there, says ICMP");
+        let ours = OwnedFd::from(ours);
+        forget(&ours);
+        let rest = socket::recv(ours.as_raw_fd(), &mut [0; 9], MsgFlags::MSG_DONTWAIT);
+        assert_eq!(rest, Err(Errno::EAGAIN));
+    }
 }

@@ -17,19 +17,16 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::sys::socket::{self, MsgFlags, SockType, UnixAddr};
+use nix::sys::socket::{self, SockType, UnixAddr};
 use nix::unistd::{Gid, Group, Uid, geteuid};
 
 use crate::fault::{Exit, Fault};
-use crate::supervise::datagram::queues;
+use crate::supervise::datagram::{forget, queues};
 use crate::supervise::listen::{self, Own, SocketFile};
 use crate::supervise::vde::words::Place;
 
 /// Permission bits of `ctl` unless given.
 const MODE: u32 = 0o600;
-/// More than wait in a datagram socket (`net.unix.max_dgram_qlen`): what comes after so many is its peer's, who could go
-/// on for ever.
-const WAITING: usize = 4096;
 
 /// The directory. Dropping the last one removes it if it is empty.
 #[derive(Debug)]
@@ -167,8 +164,7 @@ impl Home {
             .map_err(|f| io::Error::other(f.why))?;
         socket::connect(socket.as_raw_fd(), &to)?;
         // From here on only the client can send to it (unix(7)); what others of our own user have sent before goes.
-        let none = || socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT).is_err();
-        let _heard = (0..WAITING).find(|_| none());
+        forget(&socket);
         queues(&socket);
         if uid != geteuid().as_raw() {
             let own = Own::socket(&at)?;
