@@ -39,6 +39,8 @@ pub struct Server {
     pub hub: Option<i32>,
     /// Most clients at a time.
     pub clients: u16,
+    /// Most of them that are one user's; none: all may be.
+    pub per_user: Option<u16>,
     /// The group that may plug in.
     pub group: Option<String>,
     /// The permission bits of its control socket.
@@ -81,12 +83,13 @@ fn serve(f: &mut Fields) -> Result<Server, Fault> {
     f.refuse("reconnect-ms", "a switch is plugged into", "leave it out")?;
     let hub = f.text("hubid").map(|text| hub::number(f, &text)).transpose()?;
     let clients = f.number16("clients", 1, MOST_CLIENTS)?.unwrap_or(CLIENTS);
+    let per_user = f.number16("per-user", 1, MOST_CLIENTS)?;
     let group = f.text("group");
     let mode = f.number32("mode", 0, 0o777)?;
     let mtu = f.number16("mtu", 68, MAX_MTU)?.unwrap_or(MTU);
     let learning = hub::learning(f, true)?;
     let isolated = f.flag("isolated")?.unwrap_or(false);
-    Ok(Server { dir, hub, clients, group, mode, mtu, learning, isolated })
+    Ok(Server { dir, hub, clients, per_user, group, mode, mtu, learning, isolated })
 }
 
 fn plug(f: &mut Fields) -> Result<Vde, Fault> {
@@ -187,6 +190,7 @@ mod tests {
             dir: "/run/s".into(),
             hub: None,
             clients: 32,
+            per_user: None,
             group: None,
             mode: None,
             mtu: 1500,
@@ -197,6 +201,7 @@ mod tests {
             ("", plain.clone()),
             (",hubid=-1", Server { hub: Some(-1), ..plain.clone() }),
             (",clients=128,mtu=9216", Server { clients: 128, mtu: 9216, ..plain.clone() }),
+            (",per-user=3", Server { per_user: Some(3), ..plain.clone() }),
             (
                 ",mode=0660,group=kvm",
                 Server { mode: Some(0o660), group: Some("kvm".into()), ..plain.clone() },
@@ -215,6 +220,7 @@ mod tests {
             (",sock=/s,reconnect-ms=1", "reconnect-ms= is refused"),
             (",sock=/s,clients=129", "Parameter 'clients' expects a value from 1 to 128"),
             (",sock=/s,clients=0", "Parameter 'clients' expects a value from 1 to 128"),
+            (",sock=/s,per-user=0", "Parameter 'per-user' expects a value from 1 to 128"),
             (",sock=/s,hubid=x", "Parameter 'hubid' expects an int64 value"),
             (",sock=/s,learning=off,ageing=1", "'ageing' is of no use without learning=on"),
         ];

@@ -291,3 +291,59 @@ fn qemu_vde_plug_and_netreeve_in_a_switch_of_ours() {
     reeve.end();
     assert!(!fs::exists(format!("{sw}/ctl")).unwrap());
 }
+
+/// Asks for a port; the connection and the data socket.
+fn asks(dir: &Dir, name: &str) -> (UnixStream, UnixDatagram) {
+    let at = dir.at(name);
+    let data = UnixDatagram::bind(&at).unwrap();
+    let mut ctl = UnixStream::connect(dir.at("sw/ctl")).unwrap();
+    ctl.set_read_timeout(Some(PATIENCE)).unwrap();
+    let words = [0xfeed_face_u32, 3, 0].into_iter().flat_map(u32::to_ne_bytes);
+    let mut address = vec![1, 0];
+    address.extend(at.bytes());
+    address.resize(110, 0);
+    ctl.write_all(&words.chain(address).chain(*b"test").collect::<Vec<u8>>()).unwrap();
+    (ctl, data)
+}
+
+/// Clock ticks that a process has used.
+fn ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn who_finds_every_place_of_a_switch_taken_is_told_and_costs_nothing_more() {
+    for (bound, why) in [("clients=2", "all 2 ports are taken"), ("per-user=2", "has 2 ports")] {
+        let dir = Dir::new();
+        let netdev = format!("vde,id=n0,server=on,{bound},sock={}", dir.at("sw"));
+        let reeve = Reeve::run(&dir, &netdev, &[]);
+        let mut in_it = ["a", "b"].map(|n| asks(&dir, n));
+        for (ctl, _) in &mut in_it {
+            assert!(ctl.read(&mut [0; 200]).unwrap() > 0, "it has a port");
+        }
+        for n in 0..40 {
+            let (mut ctl, _data) = asks(&dir, &format!("c{n}"));
+            assert_eq!(ctl.read(&mut [0; 200]).unwrap_or(0), 0, "{bound}: it is turned away");
+        }
+        reeve.proc.wait_for(why, PATIENCE).unwrap();
+        // One that does not say what it wants waits for its patience to end.
+        let silent = UnixStream::connect(dir.at("sw/ctl")).unwrap();
+        let ready: serde_json::Value =
+            serde_json::from_str(&reeve.proc.wait_for("\"ready\"", PATIENCE).unwrap().text).unwrap();
+        let pids = [reeve.proc.pid(), ready["dataplane"].as_i64().unwrap() as i32];
+        let used = || pids.iter().map(|p| ticks(*p)).sum::<u64>();
+        let before = used();
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(used() - before < 30, "{bound}: nobody is busy with who waits: {} ticks", used() - before);
+        drop((silent, in_it));
+        // Their places are free again.
+        until("a place", || {
+            let _gone = fs::remove_file(dir.at("d"));
+            let (mut ctl, _data) = asks(&dir, "d");
+            (ctl.read(&mut [0; 200]).unwrap_or(0) > 0).then_some(())
+        });
+        reeve.end();
+    }
+}

@@ -113,7 +113,7 @@ impl Supervisor {
     fn let_in(&mut self, slot: u16, asked: Asked, now: Instant) -> Result<(), String> {
         let s = self.slots.get(slot).ok_or("the switch is gone")?;
         let Some(switch) = &s.switch else { return Ok(()) };
-        let port = self.free_port(switch, asked.request.port)?;
+        let port = self.free_port(switch, asked.request.port, asked.uid)?;
         let id = format!("{}.{port}", s.id);
         let place_id = format!("{id}.hub");
         if [&id, &place_id].into_iter().any(|i| self.slots.find(i).is_some()) {
@@ -145,10 +145,15 @@ impl Supervisor {
     }
 
     /// The port that is wanted, if it is free, or the first one.
-    fn free_port(&self, switch: &Switch, wanted: u16) -> Result<u16, String> {
+    fn free_port(&self, switch: &Switch, wanted: u16, uid: u32) -> Result<u16, String> {
         let most = switch.spec().clients;
-        let mine = self.slots.iter().filter_map(|(_, s)| s.client.as_ref());
-        let taken: Vec<u16> = mine.filter(|c| c.switch == switch.number()).map(|c| c.port).collect();
+        let all = self.slots.iter().filter_map(|(_, s)| s.client.as_ref());
+        let mine = all.filter(|c| c.switch == switch.number());
+        let (taken, whose): (Vec<u16>, Vec<u32>) = mine.map(|c| (c.port, c.uid)).unzip();
+        let theirs = whose.iter().filter(|of| **of == uid).count();
+        if let Some(n) = switch.spec().per_user.filter(|n| theirs >= usize::from(*n)) {
+            return Err(format!("user {uid} has {n} ports, and may not have more"));
+        }
         let port = match wanted {
             0 => (1..=most).find(|n| !taken.contains(n)),
             n => Some(n).filter(|n| *n <= most && !taken.contains(n)),

@@ -1,7 +1,7 @@
 //! A switch's side of the handshake: who asks for a port, and what a client that has one says afterwards.
 //!
 //! A client that has come has [`PATIENCE`] for its request; so many may be at it at a time, and another takes the place of
-//! the one that has been longest. What is no request, asks for what there is not, or names a data socket that is not the
+//! the one that has been longest, of the user who has most of them: nobody keeps others out. What is no request, asks for what there is not, or names a data socket that is not the
 //! client's own, costs the connection.
 //!
 //! Trust: none in clients, but that the file system let them in. Promise: nothing here waits, and no client is asked to
@@ -50,6 +50,8 @@ pub struct Switch {
 #[derive(Debug)]
 struct Asking {
     ctl: OwnedFd,
+    /// Whose it is, as the kernel says.
+    uid: u32,
     said: Vec<u8>,
     until: Instant,
 }
@@ -58,7 +60,8 @@ struct Asking {
 #[derive(Debug)]
 pub struct Asked {
     ctl: OwnedFd,
-    uid: u32,
+    /// Whose it is.
+    pub uid: u32,
     /// How much more may come on its connection: the rest of a description that was cut.
     rest: usize,
     /// What it says.
@@ -72,6 +75,8 @@ pub struct Client {
     pub switch: u32,
     /// Which port.
     pub port: u16,
+    /// Whose it is.
+    pub uid: u32,
     /// The slot of its place in the hub.
     pub place: u16,
     ctl: OwnedFd,
@@ -143,10 +148,11 @@ impl Switch {
             match self.home.accept() {
                 _ if self.again.is_some() => break,
                 Ok(Some(ctl)) => {
-                    if self.asking.len() >= ASKING {
-                        self.asking.pop_front();
-                    }
-                    self.asking.push_back(Asking { ctl, said: Vec::new(), until: now + PATIENCE });
+                    // Who cannot be known is nobody whom others would wait for.
+                    let who = socket::getsockopt(&ctl, sockopt::PeerCredentials);
+                    let uid = who.map_or(u32::MAX, |who| who.uid());
+                    self.make_room(uid);
+                    self.asking.push_back(Asking { ctl, uid, said: Vec::new(), until: now + PATIENCE });
                 }
                 Ok(None) => break,
                 Err(_) => self.again = Some(now + AGAIN),
@@ -159,10 +165,23 @@ impl Switch {
                 Heard::More => heard.push(Err("it said nothing for long".to_owned())),
                 Heard::Gone => {}
                 Heard::No(why) => heard.push(Err(why)),
-                Heard::Request(request) => heard.push(a.asked(request)),
+                Heard::Request(request) => heard.push(Ok(a.asked(request))),
             }
         }
         heard
+    }
+
+    /// Makes room for one more, of this user.
+    fn make_room(&mut self, uid: u32) {
+        if self.asking.len() < ASKING {
+            return;
+        }
+        let has = |of: u32| {
+            self.asking.iter().filter(|a| a.uid == of).count() + usize::from(of == uid)
+        };
+        let most = self.asking.iter().map(|a| has(a.uid)).max();
+        let longest = self.asking.iter().position(|a| Some(has(a.uid)) == most);
+        self.asking.remove(longest.unwrap_or(0));
     }
 }
 
@@ -189,10 +208,9 @@ impl Asking {
         }
     }
 
-    fn asked(self, request: Request) -> Result<Asked, String> {
-        let who = socket::getsockopt(&self.ctl, sockopt::PeerCredentials).map_err(|e| e.to_string())?;
+    fn asked(self, request: Request) -> Asked {
         let rest = LONGEST.saturating_sub(self.said.len());
-        Ok(Asked { ctl: self.ctl, uid: who.uid(), rest, request })
+        Asked { ctl: self.ctl, uid: self.uid, rest, request }
     }
 }
 
@@ -207,6 +225,7 @@ impl Asked {
         let client = Client {
             switch: switch.number,
             port,
+            uid: self.uid,
             place: 0,
             ctl: self.ctl,
             rest: self.rest,

@@ -25,6 +25,7 @@ impl Dir {
             dir: self.0.join("sw"),
             hub: None,
             clients: 2,
+            per_user: None,
             group: None,
             mode: None,
             mtu: 1500,
@@ -188,4 +189,30 @@ fn directories_are_made_taken_over_and_left_alone() {
     let (b, other) = Switch::open("t", Server { dir: dir.0.join("b"), ..dir.spec() }).unwrap();
     assert!(plan.hub != other.hub && a.place().hub == plan.hub && i32::try_from(plan.hub).is_err());
     drop((a, b));
+}
+
+#[test]
+fn nobody_keeps_others_from_asking() {
+    let dir = Dir::new("many");
+    let mut switch = dir.open();
+    let until = Instant::now() + PATIENCE;
+    let mut comes = |uid: u32| {
+        switch.make_room(uid);
+        let ctl = UnixStream::pair().unwrap().0.into();
+        switch.asking.push_back(Asking { ctl, uid, said: Vec::new(), until });
+        let of = |u: u32| switch.asking.iter().filter(|a| a.uid == u).count();
+        [of(1), of(2), of(3)]
+    };
+    assert_eq!(comes(2), [0, 1, 0]);
+    for _ in 0..99 {
+        comes(1);
+    }
+    // Who came before and who comes now have what they ask for, up to their share.
+    assert_eq!(comes(1), [15, 1, 0]);
+    assert_eq!(comes(3), [14, 1, 1]);
+    for _ in 0..99 {
+        comes(3);
+    }
+    assert_eq!(comes(1), [7, 1, 8]);
+    assert_eq!(comes(2), [7, 2, 7]);
 }
