@@ -11,6 +11,8 @@ pub const SET_VNET_HEADER: u32 = request(libc::TUNSETVNETHDRSZ);
 pub const SET_VNET_LE: u32 = request(libc::TUNSETVNETLE);
 /// `TUNGETVNETHDRSZ`: asks for it.
 pub const GET_VNET_HEADER: u32 = request(libc::TUNGETVNETHDRSZ);
+/// `TUNGETSNDBUF`: asks for what may be on its way through the stack.
+const GET_SEND_BUFFER: u32 = request(libc::TUNGETSNDBUF);
 /// `TUNGETIFF`: asks for name and flags.
 pub const GET_INTERFACE: u32 = request(libc::TUNGETIFF);
 /// `TUNSETQUEUE`: a queue of a multi-queue tap is taken out of use, or put back.
@@ -29,6 +31,14 @@ fn set(fd: BorrowedFd<'_>, what: u32, value: libc::c_int) -> Result<()> {
     // SAFETY: the callers pass requests that read one int, and `value` is one and outlives the call.
     let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::Ioctl::from(what), &raw const value) };
     if r < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
+/// An option of which the kernel writes one int through a pointer.
+fn get(fd: BorrowedFd<'_>, what: u32) -> Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    // SAFETY: the callers pass requests that write one int, and `value` is one and outlives the call.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::Ioctl::from(what), &raw mut value) };
+    if r < 0 { Err(Error::last_os_error()) } else { Ok(value) }
 }
 
 /// Which offloads (`TUN_F_*`) frames read from it may leave to the reader. Holds for all queues of the device.
@@ -54,10 +64,16 @@ pub fn set_vnet_header(fd: BorrowedFd<'_>, bytes: u8) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn vnet_header(fd: BorrowedFd<'_>) -> Result<i32> {
-    let mut value: libc::c_int = 0;
-    // SAFETY: TUNGETVNETHDRSZ writes one int, and `value` is one and outlives the call.
-    let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::Ioctl::from(GET_VNET_HEADER), &raw mut value) };
-    if r < 0 { Err(Error::last_os_error()) } else { Ok(value) }
+    get(fd, GET_VNET_HEADER)
+}
+
+/// Bytes of frames that were written may be on their way through the stack, for all queues together; more have to wait.
+/// `i32::MAX`: there is no bound, unless somebody has set one.
+///
+/// # Errors
+/// The kernel's.
+pub fn send_buffer(fd: BorrowedFd<'_>) -> Result<i32> {
+    get(fd, GET_SEND_BUFFER)
 }
 
 /// The header's fields are little-endian, whatever the machine.

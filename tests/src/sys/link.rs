@@ -36,6 +36,16 @@ pub fn tap_with_header(name: &str, offloads: bool) -> io::Result<OwnedFd> {
     Ok(dev)
 }
 
+/// Sets how many bytes of frames that were written to a tap may be on their way through the stack.
+///
+/// # Errors
+/// What the kernel says.
+pub fn bound_tap(dev: &OwnedFd, bytes: i32) -> io::Result<()> {
+    // SAFETY: TUNSETSNDBUF reads one int.
+    ok(i64::from(unsafe { libc::ioctl(dev.as_raw_fd(), libc::TUNSETSNDBUF, &raw const bytes) }))?;
+    Ok(())
+}
+
 fn tap_with(name: &str, flags: i32) -> io::Result<OwnedFd> {
     let dev = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all zeroes is a valid ifreq.

@@ -7,8 +7,9 @@ use netreeve_dataplane::frame::MAX_SUPER;
 use netreeve_dataplane::port::{Offloads, Port, Queues, offload_bits, tap};
 use netreeve_dataplane::stats::Reason;
 use netreeve_shared::fdkind;
-use netreeve_tests::netns::Netns;
+use netreeve_tests::netns::{Netns, veth};
 use netreeve_tests::peers::ping_from;
+use netreeve_tests::sys::link;
 
 use crate::support::*;
 
@@ -123,6 +124,39 @@ fn frames_longer_than_the_plan_says_are_dropped_whole() {
         Hands::new().recv(p.as_mut());
     }
     assert_eq!(p.stats().drops[Reason::Oversize as usize], 2);
+}
+
+#[test]
+fn a_tap_that_bounds_what_is_on_its_way_makes_frames_wait_and_loses_none() {
+    let (ns, far) = (Netns::new("bound").unwrap(), Netns::new("slow").unwrap());
+    veth(&ns, "va", &far, "vb").unwrap();
+    let (grant, fds) = tap_grant(&ns, "t0", 1, true);
+    link::bound_tap(&fds[0], 30_000).unwrap();
+    ns.sh("ip link add br0 type bridge; ip link set t0 master br0; ip link set va master br0; ip link set br0 up
+           tc qdisc add dev va root tbf rate 200mbit burst 4kb limit 1mb")
+        .unwrap();
+    let seen = Far::new(&far, "vb");
+    let plan = tap::Plan { queues: 1, vnet_header: grant.vnet_header, mtu: grant.mtu };
+    let mut p = one(tap::open(&plan, fds).unwrap());
+    let there = |n: u32| {
+        let mut f = frame(n, 500);
+        f[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0x78]);
+        f
+    };
+    let (all, mut hands, mut next, mut waits) = (4000, Hands::new(), 0, 0);
+    let until = Instant::now() + Duration::from_secs(20);
+    while next < all {
+        let some: Vec<_> = (next..all.min(next + 64)).map(there).collect();
+        let n = p.send(hands.fill(&some)).unwrap();
+        waits += u32::from(n < some.len());
+        next += n as u32;
+        assert!(Instant::now() < until, "{next} of {all}");
+    }
+    assert!(waits > 0, "the bound was met");
+    assert_eq!(p.stats().drops, [0; Reason::COUNT]);
+    for n in 0..all {
+        assert_eq!(seen.receive().map(|f| number(&f)), Some(n));
+    }
 }
 
 #[test]

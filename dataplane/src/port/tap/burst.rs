@@ -19,6 +19,7 @@ use crate::mem::{Buf, Seg};
 use crate::port::tap::{Tap, is_gone};
 use crate::sandbox;
 use crate::stats::Reason;
+use crate::sys::tun;
 
 /// Bytes of a slot: the largest frame, its header, and one more by which a longer one is known. Not a multiple of a page
 /// alone, so that the first bytes of slots lie in different places of the first-level cache.
@@ -36,6 +37,9 @@ pub(super) struct Burst {
     slots: Buf,
     /// Frames that the next turn may find; too few: they are read one by one.
     expect: usize,
+    /// Frames are written with a list. Not where the tap bounds what is on its way, as somebody has set it to: what has to
+    /// wait in the middle of a list is passed by what comes after it.
+    pub(super) writes: bool,
     /// A list failed as a whole: the ring is of no use any more.
     pub(super) failed: bool,
 }
@@ -49,7 +53,8 @@ impl Burst {
         }
         let ring = Uring::new(fd).ok()?;
         let slots = Buf::reserve(SLOT * u32::try_from(BATCH).ok()?).ok()?;
-        Some(Box::new(Self { ring, slots, expect: 0, failed: false }))
+        let writes = tun::send_buffer(fd).is_ok_and(|n| n == i32::MAX);
+        Some(Box::new(Self { ring, slots, expect: 0, writes, failed: false }))
     }
 
     /// The next frames are to be read with a list.

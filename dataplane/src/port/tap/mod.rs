@@ -365,7 +365,7 @@ impl Port for Tap {
 
     fn send(&mut self, b: &Batch) -> io::Result<usize> {
         if b.len() >= WORTH
-            && let Some(mut burst) = self.burst.take()
+            && let Some(mut burst) = self.burst.take_if(|burst| burst.writes)
         {
             let taken = self.write_burst(b, &mut burst);
             self.burst = Some(burst).filter(|burst| !burst.failed);
