@@ -9,7 +9,7 @@ use netreeve_dataplane::stats::Reason;
 use netreeve_shared::fdkind;
 use netreeve_tests::netns::{Netns, veth};
 use netreeve_tests::peers::ping_from;
-use netreeve_tests::sys::link;
+use netreeve_tests::sys;
 
 use crate::support::*;
 
@@ -131,7 +131,7 @@ fn a_tap_that_bounds_what_is_on_its_way_makes_frames_wait_and_loses_none() {
     let (ns, far) = (Netns::new("bound").unwrap(), Netns::new("slow").unwrap());
     veth(&ns, "va", &far, "vb").unwrap();
     let (grant, fds) = tap_grant(&ns, "t0", 1, true);
-    link::bound_tap(&fds[0], 30_000).unwrap();
+    sys::bound_tap(&fds[0], 30_000).unwrap();
     ns.sh("ip link add br0 type bridge; ip link set t0 master br0; ip link set va master br0; ip link set br0 up
            tc qdisc add dev va root tbf rate 200mbit burst 4kb limit 1mb")
         .unwrap();
