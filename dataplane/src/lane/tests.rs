@@ -410,7 +410,8 @@ fn what_of_a_joined_batch_did_not_go_is_lost_once_whoever_goes() {
         taken.lock().unwrap().fail = true;
         assert!(matches!(lane.turn(Side::Device), Outcome::Dead(Side::Netdev, _)));
         assert_eq!(lost(&lane), want(40), "the taker died, rewinds {rewinds}");
-        assert_eq!((given.lock().unwrap().released, given.lock().unwrap().gives.len()), (60, 0));
+        assert_eq!(given.lock().unwrap().released, 60);
+        assert!(given.lock().unwrap().gives.is_empty());
         // Another port comes in the taker's place: of what nothing went, nothing is lost if it can come again.
         for went in [0, 1] {
             let (mut lane, given, _) = in_the_middle(rewinds, went);
