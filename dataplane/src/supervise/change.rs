@@ -140,9 +140,9 @@ impl Change {
     fn names(&self, filter: u16) -> bool {
         self.steps.iter().any(|s| match s {
             Step::Filter { number } | Step::Capture { number } => *number == filter,
-            Step::Unfilter { number, .. }
-            | Step::Uncapture { number, .. }
-            | Step::Status { number, .. } => *number == filter,
+            Step::Unfilter { number, .. } | Step::Uncapture { number, .. } | Step::Status { number, .. } => {
+                *number == filter
+            }
             _ => false,
         })
     }

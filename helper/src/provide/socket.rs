@@ -11,8 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use netreeve_shared::l2tp;
 use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::{L2tpRequest, ListenRequest};
-use nix::errno::Errno;
-use nix::sys::socket::{self, Backlog, MsgFlags, SockaddrStorage, setsockopt, sockopt};
+use nix::errno::Errno::{self, EAGAIN};
+use nix::sys::socket::{self, Backlog, MsgFlags, SockaddrStorage, recv, setsockopt, sockopt};
 
 use super::{At, failed};
 use crate::{privilege, sys};
@@ -20,13 +20,13 @@ use crate::{privilege, sys};
 /// The raw socket of one session: deaf to others before it is bound.
 pub(crate) fn l2tp(asked: &L2tpRequest) -> Result<OwnedFd, Refusal> {
     let socket = privilege::with(privilege::SOCKET, || make(asked.src, libc::SOCK_RAW, l2tp::PROTOCOL))?;
-    sys::lock_filter(&socket, &l2tp::only_session(asked.src.is_ipv6(), asked.session)).at(Step::LockFilter)?;
+    sys::lock_filter(&socket, &l2tp::only_session(asked.src.is_ipv6(), asked.session))
+        .at(Step::LockFilter)?;
     socket::bind(socket.as_raw_fd(), &at(asked.src, 0)).at(Step::BindAddress)?;
     socket::connect(socket.as_raw_fd(), &at(asked.dst, 0)).at(Step::BindAddress)?;
     // What others than the peer have sent between the two; more than a receive buffer holds is the peer's own. An error
     // that the socket brings along (ICMP's) is not the end.
-    let end = Err(Errno::EAGAIN);
-    let _ = (0..4096).find(|_| socket::recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::empty()) == end);
+    let _ = (0..4096).find(|_| recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::empty()) == Err(EAGAIN));
     Ok(socket)
 }
 

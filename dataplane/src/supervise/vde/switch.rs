@@ -176,9 +176,7 @@ impl Switch {
         if self.asking.len() < ASKING {
             return;
         }
-        let has = |of: u32| {
-            self.asking.iter().filter(|a| a.uid == of).count() + usize::from(of == uid)
-        };
+        let has = |of: u32| self.asking.iter().filter(|a| a.uid == of).count() + usize::from(of == uid);
         let most = self.asking.iter().map(|a| has(a.uid)).max();
         let longest = self.asking.iter().position(|a| Some(has(a.uid)) == most);
         self.asking.remove(longest.unwrap_or(0));
