@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use crate::fault::{Exit, Fault};
 use crate::supervise::datagram::Aim;
 use crate::supervise::dial::Step;
+use crate::supervise::doors::Door;
 use crate::supervise::{Supervisor, child, command, link_watch, vde};
 
 /// What has happened.
@@ -46,6 +47,7 @@ impl Supervisor {
         }
         self.dial(now);
         self.follow_resolvers(now);
+        self.serve_doors(now);
         self.begin_awaited(now);
         self.serve_switches(now);
         self.ask_estates(now);
@@ -78,6 +80,9 @@ impl Supervisor {
         for fd in self.slots.iter().filter_map(|(_, s)| s.user.as_ref()?.resolvers.fd()) {
             add(fd, PollFlags::POLLIN);
         }
+        for fd in self.doors().filter_map(Door::fd) {
+            add(fd, PollFlags::POLLIN);
+        }
         for fd in self.switch_fds() {
             add(fd, PollFlags::POLLIN);
         }
@@ -107,6 +112,7 @@ impl Supervisor {
         let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.reception.as_ref()?.due()));
         let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.plug.as_ref()?.due()));
         let aims = aims.chain(self.slots.iter().filter_map(|(_, s)| s.user.as_ref()?.resolvers.due()));
+        let aims = aims.chain(self.doors().filter_map(Door::due));
         let aims = aims.chain(self.switches_due());
         let clients = self.control.as_ref().and_then(|c| c.due(now)).into_iter().chain(self.counters_due());
         let times = dials.chain(aims).chain(deadline).chain(self.start_at).chain(estates).chain(clients);

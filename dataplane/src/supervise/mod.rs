@@ -18,6 +18,7 @@ pub mod control;
 pub mod counters;
 pub mod datagram;
 pub mod dial;
+pub mod doors;
 pub mod estate;
 mod events;
 pub mod filters;

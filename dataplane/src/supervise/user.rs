@@ -1,5 +1,5 @@
-//! What a `user` network has on the host's side: the sockets of its forwards, the directory of its files, the host's
-//! resolvers.
+//! What a `user` network has on the host's side: the sockets of its forwards, the doors of its guest forwards, the directory
+//! of its files, the host's resolvers.
 //!
 //! Forwards change as one table: the sockets of the new ones are opened first, then the dataplane is told the whole, and
 //! when it says *done* those that are no longer in it are closed. What fails leaves everything as it was.
@@ -10,19 +10,19 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::Instant;
 
 use netreeve_shared::channel::MAX_FDS;
 use netreeve_shared::codec::{self, Header};
 use netreeve_shared::request::{ListenRequest, Request};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, setsockopt, sockopt,
+    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, setsockopt,
+    sockopt,
 };
 
 use crate::engine::KIND;
@@ -34,14 +34,13 @@ use crate::port::user::policy::Policy;
 use crate::spec::forward::{self, HostForward, Listen, Target};
 use crate::spec::user::{FORWARDS, User};
 use crate::supervise::ask::{Asker, user_name};
+use crate::supervise::doors::{Beyond, Door};
 use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::resolvers::{self, Resolvers};
 use crate::supervise::say;
 
 /// Connections that may wait for the guest.
 const BACKLOG: i32 = 128;
-/// How long what a guest forward goes to may take to answer, at the start.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Most bytes of a plan: what a message holds less what the other ports need.
 const PLAN: usize = codec::MAX - 512;
 /// The MTU where nobody says another.
@@ -79,6 +78,8 @@ pub struct Host {
     last_id: u16,
     /// The host's resolvers.
     pub resolvers: Resolvers,
+    /// Doors of guest forwards.
+    pub doors: Vec<Door>,
 }
 
 /// Opens what a network needs: the host's side, what a dataplane builds, and its descriptors in the plan's order.
@@ -104,6 +105,7 @@ pub fn open(
         next: None,
         last_id: 0,
         resolvers,
+        doors: Vec::new(),
     };
     say_limits(what, spec.restrict);
     let mut kept = Vec::new();
@@ -114,9 +116,9 @@ pub fn open(
     }
     let mut guest_forwards = Vec::new();
     for g in spec.guest_forwards {
-        let (to, socket) = reach(what, &g, spec.restrict)?;
+        let (to, beyond) = reach(what, &g, spec.restrict)?;
         guest_forwards.push(GuestForward { at: g.at, to });
-        kept.extend(socket);
+        kept.extend(beyond.map(|beyond| host.door(&g, beyond)).transpose()?);
     }
     if let Some(dir) = &spec.tftp {
         kept.push(directory(what, dir)?);
@@ -137,18 +139,19 @@ pub fn open(
         guest_forwards,
         limits: Limits::default(),
     };
+    fits(what, &plan)?;
+    Ok((host, plan, kept))
+}
+
+/// The plan can be told.
+fn fits(what: &str, plan: &Plan) -> Result<(), Fault> {
     let header = Header { kind: KIND, sequence: 0, fds: 0 };
     let size = codec::encode(header, &PortPlan::User(Box::new(plan.clone()))).map_or(usize::MAX, |b| b.len());
-    if size > PLAN {
-        let why = "its options, rules and forwards together are too long";
-        return Err(Fault::new(
-            Exit::Config,
-            what,
-            why,
-            "join rules by prefixes; give fewer or shorter names",
-        ));
+    if size <= PLAN {
+        return Ok(());
     }
-    Ok((host, plan, kept))
+    let why = "its options, rules and forwards together are too long";
+    Err(Fault::new(Exit::Config, what, why, "join rules by prefixes; give fewer or shorter names"))
 }
 
 /// Says once what a guest's pings will come to, where that is less than what they might.
@@ -311,6 +314,16 @@ impl Host {
         self.last_id
     }
 
+    /// A door that leads there, for the dataplane.
+    fn door(&mut self, rule: &forward::GuestForward, beyond: Beyond) -> Result<OwnedFd, Fault> {
+        let name = format!("{}: guest forwarding rule '{rule}'", self.what);
+        let fix = "close something, or raise the limit (ulimit -n)";
+        let made = Door::new(name, beyond, Instant::now());
+        let (door, theirs) = made.map_err(|e| Fault::new(Exit::Unavailable, self.what.clone(), e, fix))?;
+        self.doors.push(door);
+        Ok(theirs)
+    }
+
     fn listen(&mut self, rule: HostForward, asker: &mut Asker) -> Result<(Open, OwnedFd), Fault> {
         let (mut bound, mut file) = (rule.clone(), None);
         let refused = |e: io::Error, at: SocketAddr, tcp: bool| {
@@ -429,39 +442,32 @@ fn remedy(e: &io::Error, at: SocketAddr, tcp: bool) -> String {
     }
 }
 
-/// What a guest forward goes to: an address for a connection each, or one connection that is made now.
-fn reach(what: &str, g: &forward::GuestForward, restrict: bool) -> Result<(To, Option<OwnedFd>), Fault> {
-    let fault = |target: String, e: &io::Error| {
-        let denied = e.kind() == io::ErrorKind::PermissionDenied;
-        let exit = if denied { Exit::Denied } else { Exit::Unavailable };
-        let why = format!("Could not open guest forwarding device '{target}' ({})", words(e));
-        Fault::new(exit, what, why, "start what listens there first")
-    };
+/// What a guest forward goes to: an address for a connection each that the dataplane makes, or something to which the
+/// supervisor makes them. Whether anybody is there is found out when the guest calls.
+fn reach(what: &str, g: &forward::GuestForward, restrict: bool) -> Result<(To, Option<Beyond>), Fault> {
     match &g.to {
         Target::Unix(path) => {
-            let connect = || -> io::Result<OwnedFd> {
-                let stream = UnixStream::connect(path)?;
-                stream.set_nonblocking(true)?;
-                Ok(stream.into())
-            };
-            let socket = connect().map_err(|e| fault(format!("unix:{}", path.display()), &e))?;
-            Ok((To::Handed, Some(socket)))
+            let short = UnixAddr::new(path).map(|_| Beyond::Unix(path.clone()));
+            let beyond = short.map_err(|_| {
+                let why = format!("Could not open guest forwarding device 'unix:{}'", path.display());
+                Fault::new(Exit::Config, what, format!("{why} (File name too long)"), "give a shorter path")
+            })?;
+            Ok((To::Asked { tcp: false }, Some(beyond)))
         }
         Target::Tcp(name, port) => {
-            let target = || format!("tcp:{name}:{port}");
-            let mut all = (name.as_str(), *port).to_socket_addrs().map_err(|e| fault(target(), &e))?;
-            let at = all.next().ok_or_else(|| fault(target(), &io::ErrorKind::AddrNotAvailable.into()))?;
-            if !restrict {
-                return Ok((To::Address(at), None));
-            }
-            // The dataplane of a restricted network makes no socket at all.
-            let connect = || -> io::Result<OwnedFd> {
-                let stream = TcpStream::connect_timeout(&at, PATIENCE)?;
-                stream.set_nodelay(true)?;
-                stream.set_nonblocking(true)?;
-                Ok(stream.into())
+            let fault = |e: &io::Error| {
+                let why =
+                    format!("Could not open guest forwarding device 'tcp:{name}:{port}' ({})", words(e));
+                Fault::new(Exit::Unavailable, what, why, "give an address, or a name that is known")
             };
-            Ok((To::Handed, Some(connect().map_err(|e| fault(target(), &e))?)))
+            let mut all = (name.as_str(), *port).to_socket_addrs().map_err(|e| fault(&e))?;
+            let at = all.next().ok_or_else(|| fault(&io::ErrorKind::AddrNotAvailable.into()))?;
+            // The dataplane of a restricted network makes no socket at all.
+            Ok(if restrict {
+                (To::Asked { tcp: true }, Some(Beyond::Tcp(at)))
+            } else {
+                (To::Address(at), None)
+            })
         }
     }
 }

@@ -6,13 +6,16 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use netreeve_dataplane::frame::{Batch, HEAD};
 use netreeve_dataplane::mem::Buf;
-use netreeve_dataplane::port::user::{GuestForward, Plan, To, open};
+use netreeve_dataplane::port::user::{GuestForward, Plan, To, door, open};
 use netreeve_dataplane::port::{Offloads, Port};
+use netreeve_shared::channel::Channel;
 
 const GUEST: [u8; 4] = [10, 0, 2, 15];
 const FAR: [u8; 4] = [10, 0, 2, 100];
@@ -41,11 +44,27 @@ struct World {
     came: u32,
     arrived: u32,
     wrote: u32,
-    /// The connection was opened again: what arrives has begun anew.
+    /// Connections that were opened, and that were asked for: what arrives by others has begun anew.
     opened: u32,
+    asked: u32,
+    door: Channel,
 }
 
 impl World {
+    fn is_first(&self) -> bool {
+        self.opened == 1 && self.asked == 1
+    }
+
+    /// Lets those in who ask: each has a connection of its own.
+    fn serve(&mut self) {
+        while let Ok(Some(m)) = self.door.recv(0, Some(Duration::ZERO)) {
+            let (ours, far) = pair();
+            (self.far, self.asked) = (far, self.asked + 1);
+            let number = door::read_ask(&m.bytes).unwrap();
+            self.door.send(&door::answer(number, 0), &[ours.as_fd()]).unwrap();
+        }
+    }
+
     /// A segment of the guest's.
     fn say(&mut self, flags: u8, seq: u32, ack: u32, window: u16, len: u32) {
         let mut f = vec![0x52, 0x55, 0x0a, 0, 2, 2, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 8, 0, 0x45, 0];
@@ -74,6 +93,7 @@ impl World {
             self.sent.push_seg(seg.skip(HEAD as u32));
         }
         assert_eq!(self.port.send(&self.sent).unwrap(), 1);
+        self.serve();
         self.memory.seg(0, f.len() as u32).copy_in(&vec![0xee; f.len()]);
     }
 
@@ -118,7 +138,7 @@ impl World {
                     continue;
                 }
                 // A connection after the first begins in the middle of what the far end writes.
-                if self.opened == 1 {
+                if self.is_first() {
                     assert!(payload.iter().enumerate().all(|(i, b)| *b == down(at + i as u32)), "down");
                 }
                 self.came = self.came.max(at + payload.len() as u32);
@@ -131,29 +151,35 @@ impl World {
         let mut b = vec![0; most];
         match self.far.read(&mut b) {
             Ok(n) => {
-                if self.opened == 1 {
+                if self.is_first() {
                     let right = b[..n].iter().enumerate().all(|(i, b)| *b == up(self.arrived + i as u32));
                     assert!(right, "up");
                 }
                 self.arrived += n as u32;
             }
-            Err(e) => assert_eq!(e.kind(), ErrorKind::WouldBlock),
+            // The port has closed it and left something unread.
+            Err(e) => assert!(matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionReset), "{e}"),
         }
     }
 }
 
-fuzz_target!(|data: &[u8]| {
+fn pair() -> (UnixStream, UnixStream) {
     let (ours, far) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     far.set_nonblocking(true).unwrap();
+    (ours, far)
+}
+
+fuzz_target!(|data: &[u8]| {
+    let (door, theirs) = Channel::pair().unwrap();
     let at = SocketAddr::new(IpAddr::from(Ipv4Addr::from(FAR)), 25);
     let mut plan = Plan { restrict: true, ..Plan::qemu() };
-    plan.guest_forwards.push(GuestForward { at, to: To::Handed });
-    let mut port = open(&plan, vec![ours.into()]).unwrap().pop().unwrap();
+    plan.guest_forwards.push(GuestForward { at, to: To::Asked { tcp: false } });
+    let mut port = open(&plan, vec![theirs.into_fd()]).unwrap().pop().unwrap();
     port.peer_takes(Offloads::ALL);
     let mut w = World {
         port,
-        far,
+        far: pair().1,
         memory: Buf::new(1 << 17).unwrap(),
         landing: Buf::new(320 << 10).unwrap(),
         sent: Batch::new(),
@@ -164,6 +190,8 @@ fuzz_target!(|data: &[u8]| {
         arrived: 0,
         wrote: 0,
         opened: 0,
+        asked: 0,
+        door,
     };
     for step in data.chunks_exact(4).take(400) {
         let [what, a, b, c] = *step else { continue };
@@ -181,7 +209,13 @@ fuzz_target!(|data: &[u8]| {
             // In order, as the port counts.
             1 | 2 => w.say(0x18, w.acked, ack, window, n.min(60_000)),
             // Anything near it.
-            3 => w.say(0x10 | c & 0x29, w.acked.wrapping_add(n).wrapping_sub(0x8000), ack, window, u32::from(c) * 16),
+            3 => w.say(
+                0x10 | c & 0x29,
+                w.acked.wrapping_add(n).wrapping_sub(0x8000),
+                ack,
+                window,
+                u32::from(c) * 16,
+            ),
             // Acknowledges anything.
             4 => w.say(0x10 | c & 1, w.acked, ack.wrapping_add(n).wrapping_sub(0x4000), u16::from(b), 0),
             5 => w.take(),

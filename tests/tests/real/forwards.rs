@@ -1,11 +1,12 @@
 //! What changes beneath a running user network: its forwards, the host's resolvers, the host's addresses. The guest is a
 //! namespace of this kernel behind a tap, on the other end of a stream of messages.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -19,7 +20,9 @@ use netreeve_tests::proc::run;
 use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Reeve, Scene, UPLINK, USER};
 use netreeve_tests::sys::tap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::user::{HOST4, scene};
@@ -413,5 +416,51 @@ fn sources_are_the_hosts_of_now_and_it_is_not_reached_at_any_of_them() {
     let (end, from) = six.accept().unwrap();
     talk(patient(&near), patient(&end));
     assert_eq!(from.ip().to_string(), "fd77::19");
+    home.end();
+}
+
+/// A path, and what a restricted network's dataplane cannot connect to: the supervisor does, for each call anew.
+#[test]
+fn guest_forwards_give_each_call_a_connection_of_its_own() {
+    let path = std::env::temp_dir().join(format!("netreeve-service-{}.sock", std::process::id()));
+    let _ = fs::remove_file(&path);
+    let options = format!(
+        ",restrict=on,guestfwd=tcp:10.0.2.100:80-unix:{},guestfwd=tcp:10.0.2.100:81-tcp:{FAR4}:7000",
+        path.display()
+    );
+    let home = home(&options, None, "nameserver 127.0.0.1\n");
+    let call = |port: u16| home.guest.call(&format!("10.0.2.100:{port}"));
+    let far = home.scene.far.enter(|| TcpListener::bind((FAR4, 7000))).unwrap().unwrap();
+    for _ in 0..2 {
+        assert_eq!(call(80).unwrap_err().kind(), ErrorKind::ConnectionRefused, "nobody is there");
+    }
+    home.reeve.proc.wait_for("No such file or directory", PATIENCE).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+    let near: Vec<TcpStream> = (0..3).map(|_| call(80).unwrap()).collect();
+    let ends: Vec<UnixStream> = (0..3).map(|_| listener.accept().unwrap().0).collect();
+    for (near, end) in near.iter().zip(&ends).rev() {
+        end.set_read_timeout(Some(PATIENCE)).unwrap();
+        talk(patient(near), end);
+    }
+    // Halves are passed on, and the server goes on for others.
+    near[0].shutdown(Shutdown::Write).unwrap();
+    assert_eq!((&ends[0]).read(&mut [0]).unwrap(), 0);
+    (&ends[0]).write_all(b"last").unwrap();
+    let mut last = [0; 4];
+    patient(&near[0]).read_exact(&mut last).unwrap();
+    drop(ends);
+    assert_eq!(patient(&near[1]).read(&mut [0]).unwrap(), 0);
+    for _ in 0..2 {
+        let near = call(81).unwrap();
+        talk(patient(&near), patient(&far.accept().unwrap().0));
+    }
+    drop(far);
+    assert_eq!(call(81).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    // After the death of the dataplane the doors are where they were.
+    kill(Pid::from_raw(home.reeve.dataplane().unwrap()), Signal::SIGKILL).unwrap();
+    home.reeve.proc.wait_for("\"restarted\"", PATIENCE).unwrap();
+    drop(near);
+    fs::remove_file(&path).unwrap();
     home.end();
 }

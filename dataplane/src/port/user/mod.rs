@@ -20,6 +20,7 @@
 pub mod bay;
 pub mod build;
 pub mod calls;
+pub mod door;
 mod errors;
 mod flows;
 pub mod fragments;
@@ -38,6 +39,7 @@ pub mod tcp;
 pub mod timers;
 pub mod udp;
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -110,7 +112,7 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
     let guests = plan
         .guest_forwards
         .iter()
-        .map(|g| (*g, if g.to == To::Handed { fds.next() } else { None }))
+        .map(|g| (*g, if matches!(g.to, To::Address(_)) { None } else { fds.next() }))
         .collect();
     let tftp = fds.next();
     let mut cx = context(plan).map_err(fail("a user network's timer and event loop"))?;
@@ -146,6 +148,7 @@ fn context(plan: &Plan) -> io::Result<Cx> {
         stats: Stats::default(),
         now,
         gives: Offloads::NONE,
+        own: Cell::new(None),
     })
 }
 

@@ -18,7 +18,7 @@ pub const MAC: Mac = Mac([0x52, 0x55, 0x0a, 0x00, 0x02, 0x02]);
 pub const PORTS: usize = 256;
 
 /// A `user` network as the dataplane opens it. Descriptors, in this order: one for each of [`Plan::forwards`] (a listening
-/// or bound socket), one for each of [`Plan::guest_forwards`] that is [`To::Handed`] (a connected stream socket), and, if
+/// or bound socket), one for each of [`Plan::guest_forwards`] that is no [`To::Address`] (its door), and, if
 /// [`Boot::tftp`], the directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -148,9 +148,12 @@ pub struct Forward {
 pub enum To {
     /// To an address, by a connection of ours for each of the guest's; the policy is not asked.
     Address(SocketAddr),
-    /// To the connected stream socket that was handed over; for one connection of the guest's at a time, as QEMU's
-    /// character devices.
-    Handed,
+    /// To connections that the supervisor makes, one for each of the guest's: they are asked for through the door that was
+    /// handed over ([`super::door`]).
+    Asked {
+        /// They are of TCP; else of a UNIX socket.
+        tcp: bool,
+    },
 }
 
 /// From the guest to something on the host, by TCP.
@@ -246,7 +249,7 @@ impl Plan {
     /// How many descriptors travel with it.
     #[must_use]
     pub fn descriptors(&self) -> usize {
-        let handed = self.guest_forwards.iter().filter(|g| g.to == To::Handed).count();
+        let handed = self.guest_forwards.iter().filter(|g| !matches!(g.to, To::Address(_))).count();
         self.forwards.len() + handed + usize::from(self.boot.tftp)
     }
 

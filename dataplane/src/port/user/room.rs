@@ -3,8 +3,9 @@
 //! Trust: rooms of each other. Promise: one thread; nothing here waits.
 #![forbid(unsafe_code)]
 
-use std::net::SocketAddr;
-use std::time::Instant;
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use netreeve_shared::vnet::Vnet;
 
@@ -20,6 +21,9 @@ use super::timers::Timers;
 use crate::frame::Batch;
 use crate::port::Offloads;
 use crate::stats::{Reason, Stats};
+
+/// How long what was found of an address is believed.
+const FRESH: Duration = Duration::from_millis(100);
 
 /// What rooms work with.
 #[derive(Debug)]
@@ -44,6 +48,8 @@ pub struct Cx {
     pub now: Instant,
     /// Work that frames for the guest may leave to do.
     pub gives: Offloads,
+    /// What was found of an address last, whether it is the host's own, and when.
+    pub own: Cell<Option<(IpAddr, bool, Instant)>>,
 }
 
 impl Cx {
@@ -63,16 +69,29 @@ impl Cx {
         match self.net.route(dst) {
             _ if self.restrict => (dst, Verdict::Drop),
             Some(at) if self.net.is_dns(dst.ip()) => (at, self.policy.may_ask(proto)),
-            Some(at) => (at, self.policy.may(proto, at, &is_own)),
+            Some(at) => (at, self.policy.may(proto, at, &|ip| self.is_own(ip))),
             None => (dst, Verdict::Refuse),
         }
+    }
+
+    /// The address is one of the host's own. Who asks about the same one over and over costs no calls.
+    fn is_own(&self, ip: IpAddr) -> bool {
+        let fresh = |(known, _, at): &(IpAddr, bool, Instant)| {
+            *known == ip && self.now.saturating_duration_since(*at) < FRESH
+        };
+        if let Some((_, own, _)) = self.own.get().filter(fresh) {
+            return own;
+        }
+        let own = is_own(ip);
+        self.own.set(Some((ip, own, self.now)));
+        own
     }
 
     /// Somebody at `from` may come to a forward.
     #[must_use]
     pub fn may_enter(&self, proto: Proto, from: SocketAddr) -> bool {
         // A restricted network has no socket to ask with, and no rule that wants it (`spec`).
-        let own = |ip| !self.restrict && is_own(ip);
+        let own = |ip| !self.restrict && self.is_own(ip);
         self.policy.may_enter(proto, from, &own) == Verdict::Pass
     }
 }

@@ -8,15 +8,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::plan::{Forward, GuestForward, To, Way};
 use super::super::poll::{Token, Want, Who};
 use super::super::room::Cx;
+use super::door::Door;
+use super::segment::{Key, Segment};
 
-/// Kind of a listening socket's tokens.
+/// Kind of a listening socket's tokens, and of a door's.
 pub(super) const LISTENER: u8 = 1;
+pub(super) const DOOR: u8 = 2;
 
 /// A listening socket.
 #[derive(Debug)]
@@ -27,11 +29,12 @@ pub(super) struct Listener {
     waits: bool,
 }
 
-/// A guest forward and, if it is handed, what it leads to.
+/// A guest forward and, if others make its connections, its door, and what came through it for whom.
 #[derive(Debug)]
 struct Guest {
     forward: GuestForward,
-    fd: Option<Arc<OwnedFd>>,
+    door: Option<Door>,
+    came: Option<(Key, OwnedFd)>,
 }
 
 /// What a guest forward leads to.
@@ -41,10 +44,12 @@ pub(super) enum Leads {
     Nowhere,
     /// To an address.
     To(SocketAddr),
-    /// To a connected socket.
-    Handed(Arc<OwnedFd>),
-    /// To one that somebody else of the guest's has.
-    Busy,
+    /// To this connection, which was made for it; of TCP's and perhaps still under way, or not.
+    Through(OwnedFd, bool),
+    /// To one that is asked for.
+    Later,
+    /// To one that cannot be asked for now.
+    Crowded,
 }
 
 /// All of them.
@@ -67,9 +72,15 @@ impl Forwards {
         guests: Vec<(GuestForward, Option<OwnedFd>)>,
         cx: &mut Cx,
     ) -> io::Result<Self> {
-        let guests =
-            guests.into_iter().map(|(forward, fd)| Guest { forward, fd: fd.map(Arc::new) }).collect();
-        let mut f = Self { guests, ..Self::default() };
+        let mut f = Self::default();
+        for (index, (forward, fd)) in (0..).zip(guests) {
+            let door = fd.map(Door::new).transpose()?;
+            if let Some(door) = &door {
+                let token = Token { who: Who::Tcp, kind: DOOR, index, generation: 0 };
+                cx.poll.add(door.fd(), token, Want::READ)?;
+            }
+            f.guests.push(Guest { forward, door, came: None });
+        }
         for (forward, fd) in listeners {
             cx.poll.add(fd.as_fd(), token(forward.id), Want::READ)?;
             f.listeners.push(Listener { forward, fd, waits: false });
@@ -142,14 +153,26 @@ impl Forwards {
         self.listeners.extend(fresh);
     }
 
-    /// What there is at an address of the guest's network.
-    pub(super) fn at(&self, far: SocketAddr) -> Leads {
-        let Some(g) = self.guests.iter().find(|g| g.forward.at == far) else { return Leads::Nowhere };
-        match (g.forward.to, &g.fd) {
+    /// What the guest calls at an address of its network. A connection that others make is asked for; when it has come
+    /// ([`Forwards::came`]), the same call leads to it.
+    pub(super) fn called(&mut self, syn: &Segment, key: Key, now: Instant) -> Leads {
+        let Some(g) = self.guests.iter_mut().find(|g| g.forward.at == key.far) else { return Leads::Nowhere };
+        match (g.forward.to, &mut g.door) {
             (To::Address(a), _) => Leads::To(a),
-            (To::Handed, Some(fd)) if Arc::strong_count(fd) == 1 => Leads::Handed(Arc::clone(fd)),
-            (To::Handed, _) => Leads::Busy,
+            (To::Asked { tcp }, Some(door)) => match g.came.take_if(|(whose, _)| *whose == key) {
+                Some((_, fd)) => Leads::Through(fd, tcp),
+                None if door.ask(syn, key, now) => Leads::Later,
+                None => Leads::Crowded,
+            },
+            (To::Asked { .. }, None) => Leads::Nowhere,
         }
+    }
+
+    /// What has come through a door: whose call it answers, and whether it does. None: nothing more now.
+    pub(super) fn came(&mut self, index: u32) -> Option<(Key, Segment, io::Result<()>)> {
+        let guest = usize::try_from(index).ok().and_then(|i| self.guests.get_mut(i))?;
+        let (key, syn, made) = guest.door.as_mut()?.came()?;
+        Some((key, syn, made.map(|fd| guest.came = Some((key, fd)))))
     }
 
     /// How the guest sees somebody who came to a listening socket.

@@ -11,6 +11,7 @@
 //! broken connection ends that connection.
 #![forbid(unsafe_code)]
 
+mod door;
 mod ended;
 mod flow;
 mod forward;
@@ -45,7 +46,7 @@ use ended::Ended;
 use flow::arrive::Act;
 use flow::give::Given;
 use flow::{Fate, State, Tools};
-use forward::{Forwards, LISTENER};
+use forward::{DOOR, Forwards, LISTENER};
 use hold::Store;
 use intake::Intake;
 use segment::{Key, Said, Segment, flag};
@@ -268,10 +269,6 @@ impl<S: Sock> Tcp<S> {
         self.shares.over(f.origin, f.state);
         f.up.hold.clear(&mut self.tools.store);
         f.down.kept.clear(&mut self.tools.store);
-        if let Some(fd) = f.sock.fd().filter(|_| f.sock.is_handed()) {
-            // It stays open; that it is not watched already cannot be.
-            let _ = cx.poll.remove(fd);
-        }
     }
 }
 
@@ -316,8 +313,10 @@ impl<S: Sock> Room for Tcp<S> {
     }
 
     fn ready(&mut self, at: Token, ready: Ready, cx: &mut Cx) {
-        if at.kind == LISTENER {
-            return self.accept(at, cx);
+        match at.kind {
+            LISTENER => return self.accept(at, cx),
+            DOOR => return self.let_through(at, cx),
+            _ => {}
         }
         let Some(f) = self.table.get(at) else { return };
         f.down.thorough |= ready.read_hup || ready.hup || ready.error || ready.urgent;

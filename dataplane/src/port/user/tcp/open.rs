@@ -8,7 +8,6 @@ use std::hash::BuildHasher;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::Duration;
 
 use netreeve_shared::vnet::Vnet;
@@ -40,9 +39,13 @@ const PORTS: usize = 64;
 impl<S: Sock> Tcp<S> {
     /// The guest asks for a connection.
     pub(super) fn call(&mut self, syn: &Segment, key: Key, cx: &mut Cx) {
-        let (handed, to) = match self.forwards.at(key.far) {
-            Leads::Handed(fd) => (Some(fd), key.far),
-            Leads::Busy => return Self::stranger(syn, &key, cx),
+        let (made, to) = match self.forwards.called(syn, key, cx.now) {
+            Leads::Through(fd, tcp) => (Some((fd, tcp)), key.far),
+            Leads::Later => return,
+            Leads::Crowded => {
+                self.counts.limited += 1;
+                return cx.stats.drop(Reason::Full);
+            }
             leads => match (leads, cx.route(Proto::Tcp, key.far)) {
                 (Leads::To(a), _) if !cx.restrict => (None, a),
                 (_, (_, Verdict::Drop)) => return cx.stats.drop(Reason::Refused),
@@ -55,9 +58,10 @@ impl<S: Sock> Tcp<S> {
             self.counts.limited += 1;
             return cx.stats.drop(Reason::Full);
         }
-        let at_once = handed.is_some();
-        let sock = match handed {
-            Some(fd) => Ok(S::made(fd, false, true)),
+        // Of TCP's it may still be under way.
+        let at_once = matches!(made, Some((_, false)));
+        let sock = match made {
+            Some((fd, tcp)) => Ok(S::made(fd, tcp)),
             // IPv4 in the clothes of IPv6 would go by where IPv4 does not: past its routes, and where there is none.
             None => errors::unmapped(key.far).and_then(|()| S::open(to)),
         };
@@ -191,7 +195,7 @@ impl<S: Sock> Tcp<S> {
                 Ok((fd, from)) => {
                     let tcp = forward.way == Way::Tcp;
                     let may = from.is_none_or(|a| cx.may_enter(Proto::Tcp, a));
-                    let mut sock = S::made(Arc::new(fd), tcp, false);
+                    let mut sock = S::made(fd, tcp);
                     match self.forwards.seen_as(&forward, from, cx).filter(|_| may) {
                         Some(seen) => self.come(sock, forward.guest, seen, cx),
                         None => sock.abort(),
@@ -203,6 +207,16 @@ impl<S: Sock> Tcp<S> {
             }
         }
         self.forwards.later(at, cx.now, cx);
+    }
+
+    /// Connections may have come through a door.
+    pub(super) fn let_through(&mut self, at: Token, cx: &mut Cx) {
+        while let Some((key, syn, made)) = self.forwards.came(at.index) {
+            match made {
+                Ok(()) => self.call(&syn, key, cx),
+                Err(e) => self.refused(syn.seq, key, &e, cx),
+            }
+        }
     }
 
     /// Somebody has come: the guest is asked.

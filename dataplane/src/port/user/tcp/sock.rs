@@ -1,13 +1,11 @@
 //! The host's end of a flow, as the machine sees it: a stream that takes bytes, gives bytes, and may be reset.
 //!
-//! Trust: the kernel; what comes out of a socket is passed on, never looked at. Promise: nothing here waits; closing a
-//! handed socket is left to whoever handed it.
+//! Trust: the kernel; what comes out of a socket is passed on, never looked at. Promise: nothing here waits.
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use crate::mem::Seg;
 use crate::sys::sock::{self, Half, Opt, Speaks};
@@ -21,18 +19,13 @@ pub trait Sock: Sized {
     fn open(to: SocketAddr) -> io::Result<Self>;
 
     /// A connection that somebody else made; `tcp`: it is one of TCP's.
-    fn made(fd: Arc<OwnedFd>, tcp: bool, handed: bool) -> Self;
+    fn made(fd: OwnedFd, tcp: bool) -> Self;
 
     /// To be watched.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// What was read stays in the kernel until [`Sock::discard`], and can be read again after [`Sock::rewind`].
     fn peeks(&self) -> bool;
-
-    /// It goes on after this flow.
-    fn is_handed(&self) -> bool {
-        false
-    }
 
     /// Takes bytes; how many.
     ///
@@ -77,15 +70,14 @@ pub trait Sock: Sized {
 /// A socket of the kernel's.
 #[derive(Debug)]
 pub struct Stream {
-    fd: Arc<OwnedFd>,
+    fd: OwnedFd,
     peeks: bool,
-    handed: bool,
 }
 
 impl Stream {
     /// Sets what every socket of a flow has. Whether the kernel knows where peeking goes on (TCP: Linux 6.9, IPv6 6.11) is
     /// found out by asking; where it does not, what was read is kept here.
-    fn dress(fd: Arc<OwnedFd>, tcp: bool, handed: bool) -> Self {
+    fn dress(fd: OwnedFd, tcp: bool) -> Self {
         let mut peeks = false;
         if tcp {
             // Neither can fail on a TCP socket; without them it works, if less well.
@@ -95,20 +87,20 @@ impl Stream {
             let _ = sock::set(fd.as_fd(), Opt::UrgentInline, 1);
             peeks = sock::set(fd.as_fd(), Opt::PeekOff, 0).is_ok();
         }
-        Self { fd, peeks, handed }
+        Self { fd, peeks }
     }
 }
 
 impl Sock for Stream {
     fn open(to: SocketAddr) -> io::Result<Self> {
         let fd = sock::new(Speaks::Tcp, to.is_ipv6())?;
-        let s = Self::dress(Arc::new(fd), true, false);
+        let s = Self::dress(fd, true);
         sock::connect(s.fd.as_fd(), to)?;
         Ok(s)
     }
 
-    fn made(fd: Arc<OwnedFd>, tcp: bool, handed: bool) -> Self {
-        Self::dress(fd, tcp, handed)
+    fn made(fd: OwnedFd, tcp: bool) -> Self {
+        Self::dress(fd, tcp)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -117,10 +109,6 @@ impl Sock for Stream {
 
     fn peeks(&self) -> bool {
         self.peeks
-    }
-
-    fn is_handed(&self) -> bool {
-        self.handed
     }
 
     fn write(&mut self, from: &[Seg]) -> io::Result<usize> {
@@ -145,17 +133,13 @@ impl Sock for Stream {
     }
 
     fn finish(&mut self) {
-        if !self.handed {
-            // Not connected any more: then its peer knows already.
-            let _ = sock::shutdown(self.fd.as_fd(), Half::Write);
-        }
+        // Not connected any more: then its peer knows already.
+        let _ = sock::shutdown(self.fd.as_fd(), Half::Write);
     }
 
     fn abort(&mut self) {
-        if !self.handed {
-            // Only unix sockets have no such thing, and their peers read the end.
-            let _ = sock::reset_on_close(self.fd.as_fd());
-        }
+        // Only unix sockets have no such thing, and their peers read the end.
+        let _ = sock::reset_on_close(self.fd.as_fd());
     }
 
     fn error(&mut self) -> Option<io::Error> {

@@ -1,13 +1,19 @@
 //! How connections end: resets both ways, refusals, halves, silence.
 
-use std::sync::Arc;
+use std::os::fd::AsFd;
 use std::time::Duration;
+
+use netreeve_shared::channel::Channel;
 
 use super::model::Model;
 use super::scene::{Scene, Talk, key4, plan};
-use crate::port::user::tcp::segment::{Segment, flag};
+use crate::port::user::door;
+use crate::port::user::plan::{GuestForward, To};
+use crate::port::user::poll::{Token, Who};
+use crate::port::user::tcp::forward::DOOR;
+use crate::port::user::tcp::segment::{Key, Segment, flag};
 use crate::port::user::tcp::seq::Seq;
-use crate::port::user::tcp::sock::Sock;
+use crate::port::user::tcp::sock::{Sock, Stream};
 
 #[test]
 fn a_reset_of_the_guests_reaches_the_far_end() {
@@ -264,16 +270,41 @@ fn a_silent_guest_is_asked_and_then_given_up() {
     assert!(Scene::end(t.end).borrow().aborted);
 }
 
+/// What goes to a guest forward is connected by others: the guest's SYN waits, is answered when that is done, and is refused
+/// if it cannot be; each call has a connection of its own.
 #[test]
-fn a_handed_socket_goes_on_after_a_connection() {
-    let (a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
-    let mut m = Model::made(Arc::new(a.into()), false, true);
-    assert!(m.is_handed());
-    m.finish();
-    let t = crate::port::user::tcp::sock::Stream::made(
-        Arc::new(std::os::unix::net::UnixStream::pair().unwrap().0.into()),
-        false,
-        true,
-    );
-    assert!(!t.peeks(), "what a unix socket gave is kept here");
+fn through_a_door_each_call_has_its_own() {
+    let (theirs, ours) = Channel::pair().unwrap();
+    let mut plan = plan();
+    let far = "10.0.2.100:80".parse().unwrap();
+    plan.guest_forwards.push(GuestForward { at: far, to: To::Asked { tcp: false } });
+    let mut s = Scene::with_doors(&plan, vec![ours.into_fd()]);
+    let key = |port| Key { far, ..key4(port) };
+    let syn = Segment { seq: Seq(7), flags: flag::SYN, window: 65535, ..Segment::default() };
+    let asked = || {
+        let m = theirs.recv(0, Some(Duration::ZERO)).ok()??;
+        door::read_ask(&m.bytes)
+    };
+    let come = |s: &mut Scene| {
+        let door = Token { who: Who::Tcp, kind: DOOR, index: 0, generation: 0 };
+        s.ready(door, true, false);
+        s.collect().iter().map(|c| (c.key.guest.port(), c.seg.flags)).collect::<Vec<_>>()
+    };
+    s.send(&[(key(1), syn, &[]), (key(2), syn, &[]), (key(1), syn, &[]), (key(3), syn, &[])]);
+    assert!(s.collect().is_empty() && Scene::ends() == 0);
+    let [a, b, c] = [(); 3].map(|()| asked().unwrap());
+    assert_eq!(asked(), None, "a SYN that is sent again asks for nothing more");
+    let fd = std::fs::File::open("/dev/null").unwrap();
+    theirs.send(&door::answer(b, 0), &[fd.as_fd()]).unwrap();
+    theirs.send(&door::answer(a, libc::ECONNREFUSED), &[]).unwrap();
+    theirs.send(&door::answer(c, libc::EAGAIN), &[]).unwrap();
+    let said = [(2, flag::SYN | flag::ACK), (1, flag::RST | flag::ACK)];
+    assert_eq!(come(&mut s), said, "the third asks again by itself: a full queue is no answer");
+    assert_eq!((Scene::ends(), s.tcp.connections()), (1, 1));
+    s.send(&[(key(3), syn, &[])]);
+    theirs.send(&door::answer(asked().unwrap(), 0), &[fd.as_fd()]).unwrap();
+    assert_eq!(come(&mut s), [(3, flag::SYN | flag::ACK)]);
+    assert_eq!((Scene::ends(), s.tcp.connections()), (2, 2));
+    let unix = std::os::unix::net::UnixStream::pair().unwrap().0;
+    assert!(!Stream::made(unix.into(), false).peeks(), "what a unix socket gave is kept here");
 }

@@ -6,7 +6,6 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use crate::mem::Seg;
 use crate::port::user::tcp::sock::Sock;
@@ -48,14 +47,14 @@ thread_local! {
 }
 
 #[derive(Debug)]
-pub(super) struct Model(pub(super) Rc<RefCell<End>>, bool);
+pub(super) struct Model(pub(super) Rc<RefCell<End>>);
 
 impl Model {
     pub(super) fn new(to: Option<SocketAddr>) -> Self {
         let end = End { to, room: 1 << 20, most: usize::MAX, peeks: PEEKS.get(), ..End::default() };
         let end = Rc::new(RefCell::new(end));
         MADE.with_borrow_mut(|m| m.push(Rc::clone(&end)));
-        Self(end, false)
+        Self(end)
     }
 }
 
@@ -67,9 +66,8 @@ impl Sock for Model {
         }
     }
 
-    fn made(_fd: Arc<OwnedFd>, _tcp: bool, handed: bool) -> Self {
-        let Self(end, _) = Self::new(None);
-        Self(end, handed)
+    fn made(_fd: OwnedFd, _tcp: bool) -> Self {
+        Self::new(None)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -78,10 +76,6 @@ impl Sock for Model {
 
     fn peeks(&self) -> bool {
         self.0.borrow().peeks
-    }
-
-    fn is_handed(&self) -> bool {
-        self.1
     }
 
     fn write(&mut self, from: &[Seg]) -> io::Result<usize> {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -91,6 +92,11 @@ pub(super) fn key6(port: u16) -> Key {
 
 impl Scene {
     pub(super) fn new(plan: &Plan) -> Self {
+        Self::with_doors(plan, Vec::new())
+    }
+
+    /// With a door for each of the plan's guest forwards.
+    pub(super) fn with_doors(plan: &Plan, doors: Vec<OwnedFd>) -> Self {
         MADE.with_borrow_mut(Vec::clear);
         FAILS.set(None);
         let mut cx = user::context(plan).unwrap();
@@ -98,7 +104,8 @@ impl Scene {
         for k in [key4(1), key6(1)] {
             cx.net.learn(k.guest.ip(), GUEST);
         }
-        let tcp = Tcp::new(plan, Vec::new(), Vec::new(), &mut cx).unwrap();
+        let guests = plan.guest_forwards.iter().copied().zip(doors.into_iter().map(Some)).collect();
+        let tcp = Tcp::new(plan, Vec::new(), guests, &mut cx).unwrap();
         let pool = Pool::new(Pool::BYTES).unwrap();
         let memory = Buf::new(1 << 20).unwrap();
         Self { tcp, cx, bay: Bay::default(), batch: Batch::new(), pool, memory }
