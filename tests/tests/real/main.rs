@@ -25,6 +25,7 @@ mod services;
 mod soak;
 mod user;
 mod vmm;
+mod words;
 
 use netreeve_tests::guest::Console;
 use netreeve_tests::guest::uml::{Running, Uml};
