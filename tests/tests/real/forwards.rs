@@ -359,6 +359,20 @@ fn names_are_asked_of_whom_the_host_asks_now() {
     home.end();
 }
 
+/// Speaks until it is heard from that address.
+fn heard(speaker: &UdpSocket, sink: &UdpSocket, want: &str) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < until, "nothing comes from {want}");
+        let _ = speaker.send(b"here");
+        if let Ok((_, from)) = sink.recv_from(&mut [0; 8])
+            && from.ip().to_string() == want
+        {
+            return;
+        }
+    }
+}
+
 #[test]
 fn sources_are_the_hosts_of_now_and_it_is_not_reached_at_any_of_them() {
     let home = home("", None, "nameserver 127.0.0.1\n");
@@ -377,18 +391,7 @@ fn sources_are_the_hosts_of_now_and_it_is_not_reached_at_any_of_them() {
     let (_near, _end) = source(0);
     let speaker = home.guest.ns.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
     speaker.connect((FAR4, 7001)).unwrap();
-    let heard_from = |want: &str| {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            assert!(Instant::now() < until, "nothing comes from {want}");
-            let _ = speaker.send(b"here");
-            if let Ok((_, from)) = sink.recv_from(&mut [0; 8])
-                && from.ip().to_string() == want
-            {
-                return;
-            }
-        }
-    };
+    let heard_from = |want: &str| heard(&speaker, &sink, want);
     heard_from(HOST4);
     // What listens at all of the host's addresses is not for the guest, whichever they are.
     let own = home.scene.host.enter(|| TcpListener::bind("0.0.0.0:7002")).unwrap().unwrap();
@@ -408,6 +411,11 @@ fn sources_are_the_hosts_of_now_and_it_is_not_reached_at_any_of_them() {
     // A flow that goes on does so from the new one.
     heard_from("10.77.0.19");
     let six = far.enter(|| TcpListener::bind((FAR6, 7000))).unwrap().unwrap();
+    let sink6 = far.enter(|| UdpSocket::bind((FAR6, 7001))).unwrap().unwrap();
+    sink6.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let speaker6 = home.guest.ns.enter(|| UdpSocket::bind("[::]:0")).unwrap().unwrap();
+    speaker6.connect((FAR6, 7001)).unwrap();
+    heard(&speaker6, &sink6, HOST6);
     home.scene
         .host
         .sh(&format!("ip addr add fd77::19/64 dev {UPLINK} nodad; ip addr del {HOST6}/64 dev {UPLINK}"))
@@ -416,6 +424,7 @@ fn sources_are_the_hosts_of_now_and_it_is_not_reached_at_any_of_them() {
     let (end, from) = six.accept().unwrap();
     talk(patient(&near), patient(&end));
     assert_eq!(from.ip().to_string(), "fd77::19");
+    heard(&speaker6, &sink6, "fd77::19");
     home.end();
 }
 

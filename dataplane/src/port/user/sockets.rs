@@ -34,6 +34,18 @@ pub(super) fn is_own(ip: IpAddr) -> bool {
     }
 }
 
+/// A socket that is connected there sends from an address that the host has no more, and another would not. (The kernel goes
+/// on sending IPv6 so, and nobody's answer arrives.)
+pub(super) fn is_left_behind(fd: BorrowedFd<'_>, to: SocketAddr) -> bool {
+    let source = || {
+        let fresh = sock::new(Speaks::Udp, to.is_ipv6()).ok()?;
+        sock::connect(fresh.as_fd(), to).ok()?;
+        sock::local(fresh.as_fd())
+    };
+    let (Some(now), Some(new)) = (sock::local(fd), source()) else { return false };
+    now.ip() != new.ip() && !is_own(now.ip())
+}
+
 /// How a socket is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Manner {

@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use super::outbox::Way;
 use super::{FLOW, QUIET};
@@ -62,6 +63,8 @@ pub(super) struct Flow {
     pub(super) expect: usize,
     /// The kernel joins datagrams.
     joins: bool,
+    /// When its source was last looked at.
+    pub(super) looked: Option<Instant>,
     pub(super) manner: Manner,
 }
 
@@ -77,6 +80,7 @@ impl Flow {
             queued: false,
             expect: FEW,
             joins: false,
+            looked: None,
             manner: Manner::default(),
         }
     }

@@ -32,6 +32,7 @@ use super::packet::{Ip, Packet};
 use super::plan::{Forward, Plan};
 use super::poll::{Ready, Token, Want, Who};
 use super::room::{Cx, Room};
+use super::sockets::is_left_behind;
 use crate::frame::Batch;
 use crate::stats::Reason;
 use flow::{Flow, Kind, Listener};
@@ -40,6 +41,8 @@ use outbox::{Failure, Outbox};
 /// How long a flow lives that nobody answered, and one that somebody did.
 const QUIET: Duration = Duration::from_secs(30);
 const ANSWERED: Duration = Duration::from_secs(180);
+/// How often a flow's source is looked at, while it is used.
+const LOOK: Duration = Duration::from_secs(3);
 /// Slots for what comes.
 const SLOTS: u32 = 32;
 /// Most datagrams that a super-datagram may be (Linux's own are 128 at most): each may cost a call.
@@ -153,6 +156,22 @@ impl Udp {
         }
     }
 
+    /// A flow's socket sends from where the host is no more; looked at now and then.
+    fn is_left_behind(&mut self, index: u32, cx: &Cx) -> bool {
+        let Some((key, flow)) = self.flows.get(index) else { return false };
+        let Kind::Asks { fd } = &flow.kind else { return false };
+        match flow.looked {
+            Some(at) if cx.now.saturating_duration_since(at) < LOOK => return false,
+            Some(_) => flow.looked = Some(cx.now),
+            // A new one.
+            None => {
+                flow.looked = Some(cx.now);
+                return false;
+            }
+        }
+        cx.net.route(key.far).is_some_and(|to| is_left_behind(fd.as_fd(), to))
+    }
+
     /// What the guest is told of a datagram that did not go; none: nothing.
     fn word_of(&mut self, index: u32, key: Key, failure: &Failure) -> Option<Unreachable> {
         let too_long = failure.error.raw_os_error() == Some(libc::EMSGSIZE);
@@ -231,7 +250,7 @@ impl Room for Udp {
 
     fn flush(&mut self, cx: &mut Cx) {
         let Some(index) = self.current.take() else { return };
-        let (mut tries, mut lost) = (0, false);
+        let (mut tries, mut lost) = (0, self.is_left_behind(index, cx));
         while !self.outbox.is_empty() {
             let Some((key, flow)) = self.flows.get(index) else { return self.outbox.clear() };
             let sent = match &mut flow.kind {
