@@ -10,6 +10,7 @@
 #![allow(clippy::print_stderr, reason = "figures for whoever reads the log")]
 
 mod between;
+mod capture;
 mod control;
 mod crash;
 mod datagrams;
