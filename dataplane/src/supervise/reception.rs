@@ -3,7 +3,9 @@
 //! Whoever sends first is the client: the socket is connected to the sender's address and then handed over. A first
 //! datagram of the four bytes `VFKT` is a greeting and no frame. There is one client at a time; four times a second it is
 //! looked whether it is still there, and when it is gone, a new socket takes the place of the old one at the same path
-//! (the dataplane has the old one until the next client comes, and nobody can reach that any more).
+//! (the dataplane has the old one until the next client comes, and nobody can reach that any more). A client that comes in
+//! the quarter of a second before that is refused; but if the dataplane has already sent to nobody, the kernel lets him in
+//! at the old socket, where he is heard but not answered until he comes again.
 //!
 //! Trust: none in the client, but that it could reach the path. Promise: a client that does not name itself, or is gone
 //! before it is answered, changes nothing.

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::frame::{BATCH, Batch, Frame, MAX_FRAME};
+use crate::frame::{BATCH, Batch, Frame, HEAD, MAX_FRAME};
 use crate::mem::{Buf, Seg};
 use crate::port::stream::framing::{Big, Big32, Form, Framing, Little, PREFIX, WithVnet};
 use crate::stats::Reason;
@@ -43,9 +43,18 @@ pub(super) struct Outbox {
     end: u32,
     /// The frame that was cut stays with its giver until its rest is sent, so that the lane waits for us: it is the
     /// first that comes again.
-    owed: Option<(u64, u32)>,
+    owed: Option<Owed>,
     /// Some frame of the last batch could not be sent as it is.
     pub(super) passed_over: bool,
+}
+
+/// By what a frame that was cut is known when it comes again.
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    cookie: u64,
+    len: u32,
+    /// Where its head stands in our copy, after what stands before the frame.
+    head: u32,
 }
 
 /// A frame's length; zero for one that is not to be sent.
@@ -132,7 +141,7 @@ impl Outbox {
         let mut frames = 0;
         if let Some(owed) = self.owed.take() {
             // A giver that meanwhile began anew has another frame here, which is sent as usual.
-            if let Some(f) = b.frames().first().filter(|f| (f.cookie, f.len) == owed) {
+            if let Some(f) = b.frames().first().filter(|f| self.is(f, owed)) {
                 sent(f);
                 frames = 1;
             }
@@ -164,6 +173,20 @@ impl Outbox {
             }
         }
         (frames, Stop::Done)
+    }
+
+    /// It is the frame that was cut. Its cookie says so where it is the giver's own number for it; where it is a place in
+    /// the batch, which the frame has another of now, its head does.
+    fn is(&self, f: &Frame, owed: Owed) -> bool {
+        let same = || {
+            let (mut ours, head) = ([0; HEAD], f.head());
+            let n = self
+                .buf
+                .seg(owed.head, self.buf.len())
+                .copy_out(ours.get_mut(..head.len()).unwrap_or_default());
+            n == head.len() && ours.get(..n) == Some(head)
+        };
+        f.len == owed.len && (f.cookie == owed.cookie || same())
     }
 
     /// `done` bytes of these frames are gone: says how many frames that is, and keeps the rest of the one that was cut.
@@ -214,7 +237,8 @@ impl Outbox {
             at += n;
             add(n as usize);
         }
-        self.owed = Some((f.cookie, f.len));
+        let head = u32::try_from(prefix.len()).unwrap_or(0);
+        self.owed = Some(Owed { cookie: f.cookie, len: f.len, head });
     }
 }
 

@@ -188,6 +188,41 @@ fn a_full_stream_makes_the_giver_wait_and_loses_nothing() {
 }
 
 #[test]
+fn a_cut_frame_that_comes_again_at_another_place_in_its_batch_is_sent_once() {
+    let (mut p, mut peer) = client();
+    let (mut b, mem) = (Batch::new(), Buf::new(1 << 20).unwrap());
+    let frames: Vec<Vec<u8>> = (0..1000).map(|i| pattern(60 + i % 7 * 200, i)).collect();
+    // Cookies are places in the batch, and the batch begins with what is left.
+    let mut step = |sent: usize| {
+        fill(&mut b, &mem, &frames[sent..frames.len().min(sent + BATCH)]);
+        sent + p.send(&b).unwrap()
+    };
+    let mut sent = 0;
+    loop {
+        let next = step(sent);
+        if next == sent {
+            break;
+        }
+        sent = next;
+    }
+    assert!(sent < frames.len(), "a socket that takes everything proves nothing");
+    let want: Vec<u8> = frames.iter().flat_map(|f| wire(f)).collect();
+    let len = want.len();
+    let reader = std::thread::spawn(move || {
+        let mut all = vec![0; len];
+        for piece in all.chunks_mut(1237) {
+            peer.read_exact(piece).unwrap();
+        }
+        all
+    });
+    while sent < frames.len() {
+        sent = step(sent);
+    }
+    assert!(reader.join().unwrap() == want);
+    assert_eq!(p.stats().tx_frames, frames.len() as u64);
+}
+
+#[test]
 fn a_cut_frame_is_finished_from_our_own_copy() {
     let (ours, mut peer) = UnixStream::pair().unwrap();
     // Less than one frame, so that the first is surely cut.
