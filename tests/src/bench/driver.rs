@@ -10,8 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 
 use super::vring::{PLAIN, SUPER, Shape, Vring};
 use crate::sys::{self, Shm};
@@ -54,13 +55,15 @@ pub struct Make {
     pub packed: bool,
     /// Checksum and segmentation offloads both ways, and buffers for super-frames.
     pub offloads: bool,
+    /// Such buffers without offloads: every frame that there may be fits into one.
+    pub large: bool,
 }
 
 impl Make {
     /// Rings of what QEMU allows at most for receive, and its default for transmit; split, no offloads.
     #[must_use]
     pub fn usual(sleeps: bool) -> Self {
-        Self { rx: 1024, tx: 256, sleeps, packed: false, offloads: false }
+        Self { rx: 1024, tx: 256, sleeps, packed: false, offloads: false, large: false }
     }
 
     /// The features that must be offered.
@@ -98,7 +101,7 @@ impl Driver {
     pub fn connect_pairs(path: &Path, make: Make, pairs: usize) -> io::Result<Self> {
         let sock = dial(path)?;
         sock.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let buffer = if make.offloads { SUPER } else { PLAIN };
+        let buffer = if make.offloads || make.large { SUPER } else { PLAIN };
         let [rx, tx] = [make.rx, make.tx].map(|size| Shape { size, buffer, packed: make.packed });
         let pair = rx.footprint() + tx.footprint();
         let len = (pairs.max(1) * pair).next_multiple_of(2 << 20);
@@ -157,6 +160,16 @@ impl Driver {
         self.rx.refill();
         self.more.iter_mut().for_each(|[rx, _]| rx.refill());
         Ok(())
+    }
+
+    /// The back end has not ended the connection.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        match recv(self.sock.as_raw_fd(), &mut [0; 1], peek) {
+            Ok(n) => n > 0,
+            Err(e) => e == Errno::EAGAIN,
+        }
     }
 
     /// Sleeps until the device has used `n` receive buffers, or half of the transmit ring if `n` is 0; at most 1 ms.

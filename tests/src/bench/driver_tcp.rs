@@ -211,7 +211,7 @@ impl Talk {
     /// # Errors
     /// No server, or it offers no offloads.
     pub fn start(socket: &Path, to: SocketAddrV4) -> io::Result<Self> {
-        let make = Make { rx: 256, tx: 256, sleeps: true, packed: false, offloads: true };
+        let make = Make { rx: 256, tx: 256, offloads: true, ..Make::usual(true) };
         let driver = Driver::connect(socket, make)?;
         Ok(Self { driver, line: Line::new(to, 32_768), buffer: vec![0; FRAME] })
     }

@@ -32,7 +32,7 @@ impl Stand {
     /// # Errors
     /// The device lacks offloads, or what the kernel says.
     pub fn start(socket: &Path, address: &str, offloads: bool) -> Done<Self> {
-        let make = Make { rx: 256, tx: 256, sleeps: true, packed: false, offloads };
+        let make = Make { rx: 256, tx: 256, sleeps: true, packed: false, offloads, large: false };
         let driver = Driver::connect(socket, make).because("the bare guest's driver")?;
         let world = Netns::new("the bare guest")?;
         let tap = world.enter(|| sys::tap_with_header("eth0", offloads))?.because("the bare guest's tap")?;

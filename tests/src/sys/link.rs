@@ -87,6 +87,34 @@ pub fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
     Ok(s)
 }
 
+/// A packet socket that receives what comes in by an interface, but not what goes out, does not wait, and keeps up to
+/// `bytes` of it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn packet_reader(ifindex: u32, bytes: i32) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: plain numbers. Of protocol 0 it hears nothing until it is bound.
+    let s = fd(i64::from(unsafe { libc::socket(libc::AF_PACKET, kind, 0) }))?;
+    let len = u32::try_from(size_of::<i32>()).map_err(io::Error::other)?;
+    let (on, force) = (1_i32, (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes));
+    for (level, name, value) in [(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, on), force] {
+        // SAFETY: the kernel reads one int.
+        ok(i64::from(unsafe {
+            libc::setsockopt(s.as_raw_fd(), level, name, (&raw const value).cast(), len)
+        }))?;
+    }
+    // SAFETY: all zeroes is a valid sockaddr_ll.
+    let mut a: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    a.sll_family = u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
+    a.sll_protocol = u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?.to_be();
+    a.sll_ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
+    let len = u32::try_from(size_of_val(&a)).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads `len` bytes of `a`.
+    ok(i64::from(unsafe { libc::bind(s.as_raw_fd(), (&raw const a).cast(), len) }))?;
+    Ok(s)
+}
+
 /// Sends `frame` 64 times by one call; says how many the driver took. It gives up at the first that was dropped.
 pub fn packet_send(s: &OwnedFd, frame: &[u8]) -> usize {
     let mut iov = libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() };

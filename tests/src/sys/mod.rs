@@ -11,7 +11,7 @@ mod xdp;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-pub use link::{bound_tap, packet_send, packet_socket, tap, tap_with_header};
+pub use link::{bound_tap, packet_reader, packet_send, packet_socket, tap, tap_with_header};
 pub use shm::{Shm, memfd, read_into, write_from};
 pub use xdp::{
     bpf_link, bpf_map, bpf_map_set, bpf_prog, bpf_run_live, xdp_bind, xdp_get, xdp_kick, xdp_set, xsk_socket,
