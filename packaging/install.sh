@@ -28,6 +28,7 @@ put 0755 "$bins/netreeve-dataplane" "$libexec/netreeve-dataplane"
 put 0755 "$bins/netreeve-helper" "$libexec/netreeve-helper"
 ln -sf netreeve-helper "$dest$libexec/netreeve-bridge-helper"
 ln -sf netreeve "$dest/usr/bin/netreeve-passt"
+ln -sf netreeve "$dest/usr/bin/netreeve-pasta"
 install -d "$dest/usr/sbin"
 ln -sf "..${libexec#/usr}/netreeve-helper" "$dest/usr/sbin/netreeve-helper"
 
@@ -41,6 +42,7 @@ put 0644 "$here/examples/policy.conf" /etc/netreeve/policy.conf
 for profile in "$here"/apparmor/*; do put 0644 "$profile" "/etc/apparmor.d/${profile##*/}"; done
 for page in "$here"/man/*.[1-9]; do put 0644 "$page" "/usr/share/man/man${page##*.}/${page##*/}"; done
 ln -sf netreeve.1 "$dest/usr/share/man/man1/netreeve-passt.1"
+ln -sf netreeve.1 "$dest/usr/share/man/man1/netreeve-pasta.1"
 ln -sf netreeve-helper.8 "$dest/usr/share/man/man8/netreeve-bridge-helper.8"
 put 0644 "$here/completions/netreeve.bash" /usr/share/bash-completion/completions/netreeve
 put 0644 "$here/completions/netreeve.fish" /usr/share/fish/vendor_completions.d/netreeve.fish

@@ -4,9 +4,10 @@
 //! Nothing is forked, so there is nothing half made to take along.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Mutex;
@@ -20,6 +21,9 @@ use crate::sys;
 
 /// The pipe that the parent reads, until *ready* is said.
 static PIPE: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+/// Where standard error goes once frames can pass, if not to nowhere.
+static LOG: Mutex<Option<File>> = Mutex::new(None);
 
 fn fault(e: &dyn std::fmt::Display) -> Fault {
     Fault::new(Exit::General, "going to the background (--daemonize)", e, "start it without --daemonize")
@@ -53,6 +57,34 @@ pub(super) fn start() -> Result<u8, Fault> {
     Ok(command::code(status).max(1))
 }
 
+/// What is said once frames can pass goes to the end of this file, as `--log-file` of passt has it.
+pub(super) fn log_to(path: Option<&str>) -> Result<(), Fault> {
+    let Some(path) = path else { return Ok(()) };
+    let open = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    let file = open.map_err(|e| {
+        Fault::new(Exit::Config, format!("--log-file {path}"), e, "name a file that you may write to")
+    })?;
+    if let Ok(mut log) = LOG.lock() {
+        *log = Some(file);
+    }
+    Ok(())
+}
+
+/// What is to be called when frames can pass, in a process that stays in the foreground.
+pub(super) fn stay() -> Option<fn()> {
+    LOG.lock().is_ok_and(|l| l.is_some()).then_some(switch as fn())
+}
+
+/// Standard error goes to the log. False: there is none.
+fn switch_to_log() -> bool {
+    let file = LOG.lock().ok().and_then(|mut l| l.take());
+    file.is_some_and(|f| dup2_stderr(&f).is_ok())
+}
+
+fn switch() {
+    switch_to_log();
+}
+
 /// Makes this process one that stays. What it returns is to be called when frames can pass.
 pub(super) fn let_go() -> Result<fn(), Fault> {
     let number = std::env::var(VARIABLE).ok().and_then(|t| t.parse().ok());
@@ -71,7 +103,9 @@ fn detach() {
         // A stream that cannot be replaced stays what it was.
         let _in = dup2_stdin(&null);
         let _out = dup2_stdout(&null);
-        let _err = dup2_stderr(&null);
+        if !switch_to_log() {
+            let _err = dup2_stderr(&null);
+        }
     }
     if let Some(pipe) = PIPE.lock().ok().and_then(|mut p| p.take()) {
         // A parent that is gone does not wait any more.

@@ -10,6 +10,7 @@ mod doctor;
 mod grant;
 mod list;
 mod passt;
+mod pasta;
 mod run;
 
 use std::ffi::OsString;
@@ -182,8 +183,18 @@ fn name(text: &str) -> Result<String, &'static str> {
 /// Runs the program, under either of its names.
 #[must_use]
 pub fn main() -> ExitCode {
-    let end = if std::env::args_os().next().is_some_and(|name| passt::is_name(&name)) {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some(end) = pasta::stage(&words) {
+        return end;
+    }
+    let name = std::env::args_os().next().unwrap_or_default();
+    let end = if passt::is_name(&name) {
         called_passt()
+    } else if pasta::is_name(&name) {
+        pasta::start(&words).and_then(|next| match next {
+            pasta::Next::Done(code) => Ok(code),
+            pasta::Next::Run(words) => as_run("pasta", words),
+        })
     } else {
         match Cli::try_parse() {
             Ok(cli) => verb(cli.command),
@@ -207,12 +218,20 @@ fn called_passt() -> Result<u8, Fault> {
             print_line(&text).map_err(|e| Fault::new(Exit::General, "writing to standard output", e, ""))?;
             return Ok(0);
         }
-        passt::Plan::Run(words) => words,
+        passt::Plan::Run(words, log) => {
+            daemon::log_to(log.as_deref())?;
+            words
+        }
     };
-    let words = std::iter::once("netreeve".to_owned()).chain(words);
+    as_run("passt", words.into_iter().map(OsString::from).collect())
+}
+
+/// Runs the words that another command line came to.
+fn as_run(name: &str, words: Vec<OsString>) -> Result<u8, Fault> {
+    let words = std::iter::once(OsString::from("netreeve")).chain(words);
     let cli = Cli::try_parse_from(words).map_err(|e| {
         let why = e.to_string().lines().next().unwrap_or_default().to_owned();
-        Fault::new(Exit::Usage, "passt: a value", why, "see passt(1) and netreeve(1)")
+        Fault::new(Exit::Usage, format!("{name}: a value"), why, "see passt(1) and netreeve(1)")
     })?;
     verb(cli.command)
 }

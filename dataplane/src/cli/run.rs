@@ -105,7 +105,7 @@ pub(super) fn run(arguments: Run) -> Result<u8, Fault> {
         stats: arguments.stats,
         one_off: arguments.one_off,
         command: arguments.command,
-        after_ready: if arguments.daemonize { Some(daemon::let_go()?) } else { None },
+        after_ready: if arguments.daemonize { Some(daemon::let_go()?) } else { daemon::stay() },
     };
     let end = supervise::run(config, options);
     // Its sockets are gone by now.

@@ -7,8 +7,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
+use netreeve_shared::mac::Mac;
+
 use crate::fault::Fault;
-use crate::port::user::plan::{V4, V6};
+use crate::port::user::plan::{Service, V4, V6};
 use crate::port::user::policy::{Direction, Preset, Rule, Verdict, WORDS, Where};
 use crate::spec::fields::{Fields, integer};
 use crate::spec::forward::{GuestForward, HostForward};
@@ -46,6 +48,14 @@ pub struct User {
     pub forwards: Vec<HostForward>,
     /// From the guest to something on the host.
     pub guest_forwards: Vec<GuestForward>,
+    /// What the guest does not find on its link.
+    pub without: Vec<Service>,
+    /// Addresses that mean others.
+    pub aliases: Vec<(IpAddr, IpAddr)>,
+    /// Our Ethernet address; none: QEMU's.
+    pub mac: Option<Mac>,
+    /// The first address that is lent by DHCPv6.
+    pub lease6: Option<Ipv6Addr>,
 }
 
 /// Least and most of an MTU: IPv6's least, and what a packet of 64 KiB leaves for an Ethernet header (as passt's).
@@ -70,8 +80,7 @@ pub const FORWARDS: usize = 128;
 pub fn read(f: &mut Fields) -> Result<User, Fault> {
     let smb = "it would start a Samba server beside the VMM";
     let fix = "start one yourself that listens at 127.0.0.1:PORT and give guestfwd=tcp:10.0.2.4:445-tcp:127.0.0.1:PORT";
-    f.refuse("smb", smb, fix)?;
-    f.refuse("smbserver", smb, fix)?;
+    ["smb", "smbserver"].into_iter().try_for_each(|key| f.refuse(key, smb, fix))?;
     let restrict = f.flag("restrict")?.unwrap_or(false);
     let (ipv4, ipv6) = families(f)?;
     let v4 = v4(f, ipv4, restrict)?;
@@ -100,6 +109,10 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
     }
     let mtu = f.number16("mtu", MTU.0, MTU.1)?;
     let resolvers = resolvers(f)?;
+    let mac = mac(f)?;
+    let without = without(f)?;
+    let aliases = aliases(f)?;
+    let lease6 = lease6(f, v6.as_ref())?;
     let forwards = forwards(f, v4.as_ref(), v6.as_ref())?;
     let guest_forwards = guest_forwards(f, v4.as_ref(), v6.as_ref())?;
     Ok(User {
@@ -118,6 +131,10 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
         mtu,
         forwards,
         guest_forwards,
+        without,
+        aliases,
+        mac,
+        lease6,
     })
 }
 
@@ -312,6 +329,52 @@ fn resolvers(f: &mut Fields) -> Result<Vec<SocketAddr>, Fault> {
         Ok(SocketAddr::new(ip, 53))
     };
     all.into_iter().map(read).collect()
+}
+
+/// Our Ethernet address.
+fn mac(f: &mut Fields) -> Result<Option<Mac>, Fault> {
+    let mac: Option<Mac> = f.parsed("mac")?;
+    if mac.is_some_and(|m| !m.is_station()) {
+        let fix = "its first byte is even, as in 52:55:0a:00:02:02";
+        return Err(f.fault("mac= is no station's address", fix));
+    }
+    Ok(mac)
+}
+
+/// What the guest is spared.
+fn without(f: &mut Fields) -> Result<Vec<Service>, Fault> {
+    let words = f.list("without", ':').unwrap_or_default();
+    let read = |word: String| {
+        let found = Service::ALL.iter().find(|(name, _)| *name == word).map(|(_, s)| *s);
+        found.ok_or_else(|| {
+            f.bad_value("without", &word, "of dhcp, dhcpv6, ndp, ra, resolver and host, between them ':'")
+        })
+    };
+    words.into_iter().map(read).collect()
+}
+
+/// `ADDRESS-MEANT`, both of one family.
+fn aliases(f: &mut Fields) -> Result<Vec<(IpAddr, IpAddr)>, Fault> {
+    let all = f.every("alias");
+    if all.len() > RESOLVERS {
+        return Err(f.fault(format!("more than {RESOLVERS} alias="), "one of each family is usual"));
+    }
+    let read = |text: String| {
+        let pair = text
+            .split_once('-')
+            .and_then(|(a, b)| Some((a.parse::<IpAddr>().ok()?, b.parse::<IpAddr>().ok()?)));
+        let good = pair.filter(|(a, b)| a.is_ipv4() == b.is_ipv4() && !a.is_multicast() && !b.is_multicast());
+        good.ok_or_else(|| f.bad_value("alias", &text, "ADDRESS-MEANT, as in 169.254.1.2-192.0.2.7"))
+    };
+    all.into_iter().map(read).collect()
+}
+
+fn lease6(f: &mut Fields, v6: Option<&V6>) -> Result<Option<Ipv6Addr>, Fault> {
+    let Some(text) = f.text("ipv6-dhcpstart") else { return Ok(None) };
+    let within = "give an IPv6 address of the network that is neither ipv6-host= nor ipv6-dns=";
+    let good = |a: &Ipv6Addr| v6.is_some_and(|v| v.holds(*a) && *a != v.host && *a != v.dns);
+    let read = text.parse().ok().filter(good);
+    read.map(Some).ok_or_else(|| f.bad_value("ipv6-dhcpstart", &text, within))
 }
 
 /// Rules in the order given.

@@ -45,6 +45,10 @@ fn plain() -> User {
         mtu: None,
         forwards: Vec::new(),
         guest_forwards: Vec::new(),
+        without: Vec::new(),
+        aliases: Vec::new(),
+        mac: None,
+        lease6: None,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::fault::{Exit, Fault};
 use crate::handover::PortPlan;
 use crate::port;
 use crate::port::stream::framing::Framing;
+use crate::port::vhost_user::feature::CHANNEL;
 use crate::spec::addr::Addr;
 use crate::spec::dgram::{Dgram, Ends};
 use crate::spec::stream::Stream;
@@ -180,12 +181,14 @@ impl Slot {
             Kind::Hub(plan) => Ok(Self::bare(port.id, kind, PortPlan::Hub(plan))),
             Kind::User(u) => user_network(port.id, &what, *u, how.mode, asker),
             Kind::VhostUser(v) => {
+                // A connection that was handed over is of somebody who starts passt.
+                let handed = if matches!(v.addr, Addr::Fd(_)) { CHANNEL } else { 0 };
                 let plan = port::vhost_user::Plan {
                     queues: v.queues,
                     server: v.server,
                     mac: v.mac,
                     mtu: v.mtu,
-                    hide: v.hide,
+                    hide: v.hide | handed,
                 };
                 let kind_of = SockType::Stream;
                 let end =

@@ -127,7 +127,7 @@ pub fn open(
         v4: spec.v4,
         v6: spec.v6,
         mtu: spec.mtu.unwrap_or(MTU),
-        mac: MAC,
+        mac: spec.mac.unwrap_or(MAC),
         hostname: spec.hostname,
         domain: spec.domain,
         search: spec.search,
@@ -137,6 +137,9 @@ pub fn open(
         policy: Policy::new(&spec.rules, spec.preset, spec.restrict),
         forwards: host.forwards(),
         guest_forwards,
+        without: spec.without,
+        aliases: spec.aliases,
+        lease6: spec.lease6,
         limits: Limits::default(),
     };
     fits(what, &plan)?;

@@ -107,3 +107,25 @@ pub fn use_queue(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
     let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::Ioctl::from(SET_QUEUE), &raw mut what) };
     if r < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Makes a tap of this name in the network namespace that this process is in, one frame a call with a virtio-net header
+/// (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`), and gives its descriptor. The tap lives as long as that.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN` over the namespace, `EBUSY` if the name is taken, `EINVAL` if it is none; what opening
+/// `/dev/net/tun` says.
+pub fn make(name: &str) -> Result<std::os::fd::OwnedFd> {
+    let invalid = || Error::from(std::io::ErrorKind::InvalidInput);
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let flags = libc::c_short::try_from(flags).map_err(|_| invalid())?;
+    let mut what = QueueRequest { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
+    // The kernel takes a name of nothing, or one with '%', as a wish.
+    let good = !name.is_empty() && !name.contains(['%', '\0', '/']);
+    let place = what.name.get_mut(..name.len()).filter(|_| good && name.len() < libc::IFNAMSIZ);
+    place.ok_or_else(invalid)?.copy_from_slice(name.as_bytes());
+    let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun")?;
+    let request = libc::Ioctl::from(request(libc::TUNSETIFF));
+    // SAFETY: TUNSETIFF reads and writes one ifreq; `what` has its size and layout and outlives the call.
+    let r = unsafe { libc::ioctl(tun.as_raw_fd(), request, &raw mut what) };
+    if r < 0 { Err(Error::last_os_error()) } else { Ok(tun.into()) }
+}

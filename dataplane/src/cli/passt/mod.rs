@@ -9,6 +9,7 @@
 //! file is written, and with another status and a reason on standard error else.
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod options;
 mod ports;
 
@@ -16,7 +17,8 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::fault::{Exit, Fault};
-use options::{Given, Option_, read};
+pub(super) use addresses::own;
+pub(super) use options::{Given, Mode, Option_, read};
 
 /// What the back-end program conventions of vhost-user want to know.
 const CAPABILITIES: &str = r#"{"type": "net"}"#;
@@ -36,8 +38,8 @@ pub(super) fn is_name(program: &OsStr) -> bool {
 pub(super) enum Plan {
     /// Print this and end.
     Say(String),
-    /// `netreeve run` with these words.
-    Run(Vec<String>),
+    /// `netreeve run` with these words; what it says goes to this file once frames can pass.
+    Run(Vec<String>, Option<String>),
 }
 
 /// Makes words of `netreeve run` out of passt's, its name left out. `free` finds a path for a socket of nobody's.
@@ -49,7 +51,11 @@ pub(super) fn translate(words: &[String], free: impl Fn() -> Option<String>) -> 
     if words.iter().any(|w| w == "--print-capabilities") {
         return Ok(Plan::Say(CAPABILITIES.to_owned()));
     }
-    let given = read(words)?;
+    let (given, rest) = read(words, Mode::Passt)?;
+    if let Some(word) = rest.first() {
+        let fix = "passt takes options only; a program is started by netreeve run, or by netreeve-pasta in a namespace";
+        return Err(bad(word, "this is no option", fix));
+    }
     if given.has(Option_::Version) {
         return Ok(Plan::Say(format!("netreeve {}, called as passt", env!("CARGO_PKG_VERSION"))));
     }
@@ -63,14 +69,9 @@ pub(super) fn translate(words: &[String], free: impl Fn() -> Option<String>) -> 
         out.push(option.to_owned());
         out.extend(value.map(str::to_owned));
     };
-    add("--netdev", Some(&network(&given)?));
+    add("--netdev", Some(&network(&given, Mode::Passt)?));
     add("--device", Some(&device(&given, free)?));
-    if let Some(path) = given.last(Option_::Pcap) {
-        add("--object", Some(&format!("filter-dump,id=pcap,netdev=net0,file={},format=pcap", escape(path))));
-    }
-    if let Some(path) = given.last(Option_::Pid) {
-        add("--pid", Some(path));
-    }
+    common(&given, &mut add)?;
     // An inherited connection cannot come again.
     if given.has(Option_::OneOff) || given.has(Option_::Fd) {
         add("--one-off", None);
@@ -78,7 +79,28 @@ pub(super) fn translate(words: &[String], free: impl Fn() -> Option<String>) -> 
     if !given.has(Option_::Foreground) {
         add("--daemonize", None);
     }
-    Ok(Plan::Run(out))
+    Ok(Plan::Run(out, given.last(Option_::LogFile).map(str::to_owned)))
+}
+
+/// What both programs have, in words of `netreeve run`.
+///
+/// # Errors
+/// `--runas` names a group.
+pub(super) fn common(given: &Given, add: &mut impl FnMut(&str, Option<&str>)) -> Result<(), Fault> {
+    if let Some(path) = given.last(Option_::Pcap) {
+        add("--object", Some(&format!("filter-dump,id=pcap,netdev=net0,file={},format=pcap", escape(path))));
+    }
+    if let Some(path) = given.last(Option_::Pid) {
+        add("--pid", Some(path));
+    }
+    if let Some(user) = given.last(Option_::Runas) {
+        if user.contains(':') {
+            let why = "the group is the user's own";
+            return Err(bad(&format!("--runas {user}"), why, "give the user alone, by name or number"));
+        }
+        add("--user", Some(user));
+    }
+    Ok(())
 }
 
 fn escape(text: &str) -> String {
@@ -105,7 +127,10 @@ fn device(given: &Given, free: impl Fn() -> Option<String>) -> Result<String, Fa
 }
 
 /// The `user` network. passt's guest reaches everything that its host does, the loopback by its gateway's address.
-fn network(given: &Given) -> Result<String, Fault> {
+///
+/// # Errors
+/// What cannot stand.
+pub(super) fn network(given: &Given, mode: Mode) -> Result<String, Fault> {
     let mut out = "user,id=net0,preset=qemu".to_owned();
     let mut add = |key: &str, value: &str| {
         out.push_str(&format!(",{key}={}", escape(value)));
@@ -117,20 +142,12 @@ fn network(given: &Given) -> Result<String, Fault> {
         (false, false) => {}
     }
     let v4 = !given.has(Option_::Ipv6Only);
-    for (key, value) in options::addresses(given)? {
+    for (key, value) in addresses::keys(given, addresses::own)? {
         add(key, &value);
     }
-    for domain in given.all(Option_::Search).filter(|d| *d != "none") {
-        add("dnssearch", domain);
-    }
-    if let Some(name) = given.last(Option_::Hostname) {
-        add("hostname", name);
-    }
-    if let Some((host, domain)) = given.last(Option_::Fqdn).map(|f| f.split_once('.').unwrap_or((f, ""))) {
-        add("hostname", host);
-        if !domain.is_empty() {
-            add("domainname", domain);
-        }
+    names(given, mode, &mut add);
+    if let Some(mac) = given.last(Option_::MacAddr) {
+        add("mac", mac);
     }
     if let Some(mtu) = given.last(Option_::Mtu) {
         // A guest that is told of none has Ethernet's.
@@ -141,8 +158,8 @@ fn network(given: &Given) -> Result<String, Fault> {
         add("deny", rule);
         add("deny", &format!("in:{rule}"));
     }
-    if given.has(Option_::NoMapGw) || given.last(Option_::MapHostLoopback) == Some("none") {
-        add("deny", "host");
+    if addresses::closed(given) && !loopback(given) {
+        add("deny", "loopback");
     }
     for (option, proto) in [(Option_::TcpPorts, "tcp"), (Option_::UdpPorts, "udp")] {
         for spec in given.all(option) {
@@ -154,13 +171,62 @@ fn network(given: &Given) -> Result<String, Fault> {
     Ok(out)
 }
 
+/// An address of the guest's network stands for the host's loopback.
+fn loopback(given: &Given) -> bool {
+    given.last(Option_::MapHostLoopback).is_some_and(|a| a != "none")
+}
+
+/// Who resolves names for the guest, what it is called, where it searches, and what it does not find.
+fn names(given: &Given, mode: Mode, add: &mut impl FnMut(&str, &str)) {
+    let mut resolvers: Vec<&str> = Vec::new();
+    // A namespace is told by DHCP only if that is wanted.
+    let pasta = mode == Mode::Pasta;
+    let mut told = if pasta { given.has(Option_::DhcpDns) } else { !given.has(Option_::NoDhcpDns) };
+    let searched = if pasta { given.has(Option_::DhcpSearch) } else { !given.has(Option_::NoDhcpSearch) };
+    for server in given.all(Option_::Dns) {
+        match server {
+            // As the last word of the option, what came before is gone, and nobody is told.
+            "none" => (resolvers, told) = (Vec::new(), false),
+            server => resolvers.push(server),
+        }
+    }
+    // Who is asked behind the address that the guest asks.
+    let hosts: Vec<&str> = given.all(Option_::DnsHost).collect();
+    for server in if hosts.is_empty() { resolvers } else { hosts } {
+        add("resolver", server);
+    }
+    let words: Vec<&str> = given.all(Option_::Search).flat_map(str::split_whitespace).collect();
+    let after = words.iter().rposition(|w| *w == "none").map_or(0, |at| at + 1);
+    for domain in words.iter().skip(after).filter(|_| searched) {
+        add("dnssearch", domain);
+    }
+    let (host, domain) = given.last(Option_::Fqdn).map_or(("", ""), |f| f.split_once('.').unwrap_or((f, "")));
+    let name = given.last(Option_::Hostname).unwrap_or(host);
+    for (key, value) in [("hostname", name), ("domainname", domain)].iter().filter(|(_, v)| !v.is_empty()) {
+        add(key, value);
+    }
+    let off = [
+        (given.has(Option_::NoDhcp), "dhcp"),
+        (given.has(Option_::NoDhcpv6), "dhcpv6"),
+        (given.has(Option_::NoNdp), "ndp"),
+        (given.has(Option_::NoRa), "ra"),
+        (!told, "resolver"),
+        // Where nothing of the loopback is reached, a rule says so.
+        (addresses::closed(given) && loopback(given), "host"),
+    ];
+    let off: Vec<&str> = off.iter().filter(|(off, _)| *off).map(|(_, word)| *word).collect();
+    if !off.is_empty() {
+        add("without", &off.join(":"));
+    }
+}
+
 /// A path that nobody has, as passt makes one.
 pub(super) fn free() -> Option<String> {
     (1..=MOST).map(|n| format!("{SOCKETS}{n}.socket")).find(|p| !Path::new(p).exists())
 }
 
 /// An option that cannot stand.
-fn bad(option: &str, why: &str, fix: &str) -> Fault {
+pub(super) fn bad(option: &str, why: &str, fix: &str) -> Fault {
     Fault::new(Exit::Usage, format!("passt: {option}"), why, fix)
 }
 

@@ -1,17 +1,15 @@
 //! passt's options, one by one: which take a value, which mean something here, and why the others are refused.
 #![forbid(unsafe_code)]
 
-use std::net::Ipv4Addr;
-
 use super::bad;
 use crate::fault::Fault;
 
 /// An option that means something here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Option_ {
+pub(in crate::cli) enum Option_ {
     Help,
     Version,
-    /// Without any effect here: how much is said.
+    /// How much is said: what has to be said is, and no more.
     Quiet,
     Foreground,
     Pcap,
@@ -20,8 +18,18 @@ pub(super) enum Option_ {
     Address,
     Netmask,
     Gateway,
+    MacAddr,
     Dns,
+    DnsHost,
     DnsForward,
+    NoDhcpDns,
+    NoDhcpSearch,
+    NoDhcp,
+    NoDhcpv6,
+    NoNdp,
+    NoRa,
+    LogFile,
+    Runas,
     Search,
     Hostname,
     Fqdn,
@@ -39,6 +47,27 @@ pub(super) enum Option_ {
     OneOff,
     TcpPorts,
     UdpPorts,
+    NsIfname,
+    NsMacAddr,
+    TcpNs,
+    UdpNs,
+    Userns,
+    Netns,
+    NetnsOnly,
+    NoNetnsQuit,
+    ConfigNet,
+    NoSplice,
+    DhcpDns,
+    DhcpSearch,
+}
+
+/// Which of the two programs is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum Mode {
+    /// For a virtual machine.
+    Passt,
+    /// For a network namespace.
+    Pasta,
 }
 
 use Option_ as O;
@@ -59,7 +88,16 @@ const KNOWN: &[(&str, char, bool, Option_)] = &[
     ("netmask", 'n', true, O::Netmask),
     ("gateway", 'g', true, O::Gateway),
     ("dns", 'D', true, O::Dns),
-    ("dns-host", '\0', true, O::Dns),
+    ("dns-host", '\0', true, O::DnsHost),
+    ("no-dhcp-dns", '\0', false, O::NoDhcpDns),
+    ("no-dhcp-search", '\0', false, O::NoDhcpSearch),
+    ("no-dhcp", '\0', false, O::NoDhcp),
+    ("no-dhcpv6", '\0', false, O::NoDhcpv6),
+    ("no-ndp", '\0', false, O::NoNdp),
+    ("no-ra", '\0', false, O::NoRa),
+    ("mac-addr", 'M', true, O::MacAddr),
+    ("log-file", 'l', true, O::LogFile),
+    ("runas", '\0', true, O::Runas),
     ("dns-forward", '\0', true, O::DnsForward),
     ("search", 'S', true, O::Search),
     ("hostname", 'H', true, O::Hostname),
@@ -73,6 +111,7 @@ const KNOWN: &[(&str, char, bool, Option_)] = &[
     ("ipv4-only", '4', false, O::Ipv4Only),
     ("ipv6-only", '6', false, O::Ipv6Only),
     ("socket", 's', true, O::Socket),
+    ("socket-path", '\0', true, O::Socket),
     ("vhost-user", '\0', false, O::VhostUser),
     ("fd", 'F', true, O::Fd),
     ("one-off", '1', false, O::OneOff),
@@ -80,85 +119,104 @@ const KNOWN: &[(&str, char, bool, Option_)] = &[
     ("udp-ports", 'u', true, O::UdpPorts),
 ];
 
+/// Those of the one program that the other does not have.
+const PASST: &[Option_] =
+    &[O::Socket, O::VhostUser, O::Fd, O::OneOff, O::NoDhcpDns, O::NoDhcpSearch, O::Fqdn, O::Hostname];
+const PASTA: &[(&str, char, bool, Option_)] = &[
+    ("ns-ifname", 'I', true, O::NsIfname),
+    ("ns-mac-addr", '\0', true, O::NsMacAddr),
+    ("tcp-ns", 'T', true, O::TcpNs),
+    ("udp-ns", 'U', true, O::UdpNs),
+    ("userns", '\0', true, O::Userns),
+    ("netns", '\0', true, O::Netns),
+    ("netns-only", '\0', false, O::NetnsOnly),
+    ("no-netns-quit", '\0', false, O::NoNetnsQuit),
+    ("config-net", '\0', false, O::ConfigNet),
+    // Nothing is ever spliced past the tap, and no host's routes or addresses are copied.
+    ("no-splice", '\0', false, O::NoSplice),
+    ("no-copy-routes", '\0', false, O::NoSplice),
+    ("no-copy-addrs", '\0', false, O::NoSplice),
+    ("dhcp-dns", '\0', false, O::DhcpDns),
+    ("dhcp-search", '\0', false, O::DhcpSearch),
+];
+
 /// passt's options that a user network does not have: long name, short name, why not.
 const REFUSED: &[(&str, char, &str)] = &[
-    ("runas", '\0', "the dataplane leaves root by itself (netreeve run --user names another)"),
-    ("log-file", 'l', "what is said goes to standard error (--foreground and 2>FILE)"),
-    ("log-size", '\0', "there is no log file"),
-    ("mac-addr", 'M', "the gateway's Ethernet address is 52:55:0a:00:02:02"),
+    ("log-size", '\0', "a log has some lines for each guest and is not cut; rotate it by logrotate(8)"),
     ("interface", 'i', "the guest's network is its own, no interface's addresses are copied"),
     ("outbound", 'o', "the host's routes decide by which address connections leave"),
     ("outbound-if4", '\0', "the host's routes decide by which interface connections leave"),
     ("outbound-if6", '\0', "the host's routes decide by which interface connections leave"),
-    ("no-dhcp-dns", '\0', "the guest is always told its resolver"),
-    ("no-dhcp-search", '\0', "the guest is told the domains of --search only"),
-    ("no-dhcp", '\0', "the network always has DHCP"),
-    ("no-ndp", '\0', "the network always answers neighbour solicitations (--ipv4-only has none)"),
-    ("no-dhcpv6", '\0', "the network always has DHCPv6 (--ipv4-only has none)"),
-    ("no-ra", '\0', "the network always has router advertisements (--ipv4-only has none)"),
     ("freebind", '\0', "forwards are bound to addresses that the host has"),
     ("repair-path", '\0', "connections do not migrate"),
     ("migrate-exit", '\0', "connections do not migrate"),
     ("migrate-no-linger", '\0', "connections do not migrate"),
     ("conf-path", 'c', "forwards are changed over netreeve's control socket"),
+    ("host-lo-to-ns-lo", '\0', "what comes by a tap cannot come from the loopback"),
+    ("splice-only", '\0', "nothing is spliced past the tap"),
     ("stats", '\0', "counters are printed on SIGUSR1"),
 ];
 
 /// What was given, in order.
 #[derive(Debug, Default)]
-pub(super) struct Given(Vec<(Option_, String)>);
+pub(in crate::cli) struct Given(Vec<(Option_, String)>);
 
 impl Given {
     /// It was given.
-    pub(super) fn has(&self, option: Option_) -> bool {
+    pub(in crate::cli) fn has(&self, option: Option_) -> bool {
         self.0.iter().any(|(o, _)| *o == option)
     }
 
     /// Its value; the last one counts.
-    pub(super) fn last(&self, option: Option_) -> Option<&str> {
+    pub(in crate::cli) fn last(&self, option: Option_) -> Option<&str> {
         self.0.iter().rev().find(|(o, _)| *o == option).map(|(_, v)| v.as_str())
     }
 
     /// All its values.
-    pub(super) fn all(&self, option: Option_) -> impl Iterator<Item = &str> {
+    pub(in crate::cli) fn all(&self, option: Option_) -> impl Iterator<Item = &str> {
         self.0.iter().filter(move |(o, _)| *o == option).map(|(_, v)| v.as_str())
     }
 }
 
 /// Takes the words apart: `--long value`, `--long=value`, `-s value`, `-svalue`, and short ones without a value
-/// together.
+/// together. What is no option ends them: it and all behind it is given back.
 ///
 /// # Errors
-/// An option that passt does not have, or that is refused; a value that is missing or too much.
-pub(super) fn read(words: &[String]) -> Result<Given, Fault> {
+/// An option that the program does not have, or that is refused; a value that is missing or too much.
+pub(in crate::cli) fn read(words: &[String], mode: Mode) -> Result<(Given, &[String]), Fault> {
     let mut given = Given::default();
     let mut rest = words.iter();
-    while let Some(word) = rest.next() {
+    let known = |fits: &dyn Fn(&str, char) -> bool| {
+        let more = if mode == Mode::Pasta { PASTA } else { &[] };
+        let all = KNOWN.iter().filter(|(.., o)| mode == Mode::Passt || !PASST.contains(o)).chain(more);
+        all.copied().find(|(long, short, ..)| fits(long, *short))
+    };
+    loop {
+        let before = rest.as_slice();
+        let Some(word) = rest.next() else { return Ok((given, before)) };
+        if word == "--" {
+            return Ok((given, rest.as_slice()));
+        }
         if let Some(long) = word.strip_prefix("--") {
             let (name, value) = long.split_once('=').map_or((long, None), |(n, v)| (n, Some(v.to_owned())));
-            let found = KNOWN.iter().find(|(n, ..)| *n == name);
+            let found = known(&|n, _| n == name);
             let (_, _, takes, option) = found.ok_or_else(|| unknown(&format!("--{name}")))?;
-            given.0.push((*option, value_of(&format!("--{name}"), *takes, value, &mut rest)?));
+            given.0.push((option, value_of(&format!("--{name}"), takes, value, &mut rest)?));
             continue;
         }
         let Some(mut letters) = word.strip_prefix('-').filter(|l| !l.is_empty()).map(str::chars) else {
-            return Err(bad(
-                word,
-                "this is no option",
-                "passt takes options only; a program is started by netreeve run",
-            ));
+            return Ok((given, before));
         };
         while let Some(letter) = letters.next() {
-            let found = KNOWN.iter().find(|(_, s, ..)| *s == letter);
+            let found = known(&|_, s| s == letter);
             let (_, _, takes, option) = found.ok_or_else(|| unknown(&format!("-{letter}")))?;
-            let value = Some(letters.as_str().to_owned()).filter(|v| *takes && !v.is_empty());
-            given.0.push((*option, value_of(&format!("-{letter}"), *takes, value, &mut rest)?));
-            if *takes {
+            let value = Some(letters.as_str().to_owned()).filter(|v| takes && !v.is_empty());
+            given.0.push((option, value_of(&format!("-{letter}"), takes, value, &mut rest)?));
+            if takes {
                 break;
             }
         }
     }
-    Ok(given)
 }
 
 fn value_of<'a>(
@@ -190,47 +248,4 @@ fn unknown(option: &str) -> Fault {
             "see passt(1) and netreeve(1)",
         ),
     }
-}
-
-/// Keys of the `user` network that say its addresses.
-///
-/// # Errors
-/// What cannot be said by these keys.
-pub(super) fn addresses(given: &Given) -> Result<Vec<(&'static str, String)>, Fault> {
-    let mut out = Vec::new();
-    let own = "the guest's IPv6 network is fec0::/64, which leaves by the host's addresses; leave it out";
-    let v4 = |option: &str, text: &str| {
-        text.parse::<Ipv4Addr>().map_err(|_| bad(&format!("{option} {text}"), "it is no IPv4 address", own))
-    };
-    if let Some(text) = given.last(O::Address) {
-        let (ip, bits) = text.split_once('/').map_or((text, None), |(ip, b)| (ip, Some(b)));
-        let ip = v4("--address", ip)?;
-        let bits = bits.or(given.last(O::Netmask)).unwrap_or("24");
-        out.push(("net", format!("{ip}/{bits}")));
-        out.push(("dhcpstart", ip.to_string()));
-    } else if let Some(bits) = given.last(O::Netmask) {
-        out.push(("net", format!("10.0.2.0/{bits}")));
-    }
-    if let Some(text) = given.last(O::Gateway) {
-        out.push(("host", v4("--gateway", text)?.to_string()));
-    }
-    if let Some(text) = given.last(O::MapHostLoopback).filter(|t| *t != "none") {
-        let ip = v4("--map-host-loopback", text)?.to_string();
-        if given.last(O::Gateway).is_some_and(|g| g != ip) {
-            let why = "the host's loopback is reached by the gateway's address here";
-            return Err(bad("--map-host-loopback", why, "give the same address as --gateway, or none"));
-        }
-        out.push(("host", ip));
-    }
-    if given.last(O::MapGuestAddr).is_some_and(|t| t != "none") {
-        let why = "the guest does not share the host's addresses, so it reaches them as they are";
-        return Err(bad("--map-guest-addr", why, "leave it out"));
-    }
-    if let Some(text) = given.last(O::DnsForward) {
-        out.push(("dns", v4("--dns-forward", text)?.to_string()));
-    }
-    for server in given.all(O::Dns).filter(|d| *d != "none") {
-        out.push(("resolver", server.to_owned()));
-    }
-    Ok(out)
 }

@@ -10,7 +10,7 @@ fn plan(line: &str) -> Result<Plan, Fault> {
 
 fn run(line: &str) -> Vec<String> {
     match plan(line) {
-        Ok(Plan::Run(words)) => words,
+        Ok(Plan::Run(words, _)) => words,
         other => panic!("{line}: {other:?}"),
     }
 }
@@ -35,6 +35,11 @@ fn the_contracts_of_those_who_start_us() {
         )
     );
     assert_eq!(run("--vhost-user -f -s /s").join(" "), format!("{start} vhost-user,netdev=net0,path=/s"));
+    let words: Vec<String> =
+        ["--log-file", "/l", "--runas", "nobody", "-f", "-s", "/s"].map(String::from).into();
+    let Ok(Plan::Run(out, log)) = translate(&words, || None) else { panic!() };
+    assert_eq!(log.as_deref(), Some("/l"));
+    assert!(out.join(" ").ends_with("--user nobody"), "{out:?}");
     // libkrun's tests.
     assert_eq!(
         run("-f --fd 5").join(" "),
@@ -48,6 +53,30 @@ fn the_contracts_of_those_who_start_us() {
     assert!(matches!(plan("--version"), Ok(Plan::Say(v)) if v.contains("passt")));
 }
 
+/// What libvirt writes for an interface with addresses of both families, an MTU, a log and forwards (its passt back end).
+#[test]
+fn libvirts_whole_line() {
+    let line = "--one-off --socket /run/libvirt/qemu/passt/1-vm-net0.socket --mac-addr 52:54:00:7a:5c:01 --mtu 1400 \
+                --log-file /var/log/passt.log --address 172.17.2.4 --netmask 24 --address 2001:db8:ac10:fd01::feed \
+                --tcp-ports 2022:22 --udp-ports 127.0.0.1/5000-5003:6000-6003,~5001-5002 --tcp-ports 2001:db8::1/8080";
+    let words = run(line);
+    let netdev = words[2].clone();
+    assert_eq!(
+        netdev,
+        "user,id=net0,preset=qemu,net=172.17.2.4/24,dhcpstart=172.17.2.4,ipv6-prefix=2001:db8:ac10:fd01::,\
+         ipv6-dhcpstart=2001:db8:ac10:fd01::feed,mac=52:54:00:7a:5c:01,mtu=1400,hostfwd=tcp:0.0.0.0:2022-:22,\
+         hostfwd=tcp:[::]:2022-:22,hostfwd=tcp:[2001:db8::1]:8080-:8080,hostfwd=udp:127.0.0.1:5000-:6000,\
+         hostfwd=udp:127.0.0.1:5003-:6003"
+    );
+    Config::read(&[netdev], &[], None).unwrap();
+    let device =
+        "stream,netdev=net0,server=on,addr.type=unix,addr.path=/run/libvirt/qemu/passt/1-vm-net0.socket";
+    assert_eq!(words[4], device);
+    assert_eq!(words[5..], ["--one-off", "--daemonize"]);
+    // What a range of nothing comes to there.
+    assert!(plan("--tcp-ports 1.2.3.4/all").is_err());
+}
+
 #[test]
 fn what_a_network_is_told() {
     let table = [
@@ -56,17 +85,34 @@ fn what_a_network_is_told() {
         ("-a 192.168.1.9", "net=192.168.1.9/24,dhcpstart=192.168.1.9"),
         ("-a 192.168.1.9/16 -g 192.168.1.1", "net=192.168.1.9/16,dhcpstart=192.168.1.9,host=192.168.1.1"),
         ("--address 10.1.0.9 --netmask 255.255.0.0", "net=10.1.0.9/255.255.0.0,dhcpstart=10.1.0.9"),
+        ("-a 192.168.1.2", "net=192.168.1.2/24,dhcpstart=192.168.1.2,host=192.168.1.3,dns=192.168.1.4"),
+        ("-a 192.168.1.3/16", "net=192.168.1.3/16,dhcpstart=192.168.1.3,dns=192.168.1.4"),
+        ("-a 2001:db8::feed", "ipv6-prefix=2001:db8::,ipv6-dhcpstart=2001:db8::feed"),
+        ("-4 -a fd00::9", "ipv6=off"),
+        (
+            "-a 10.9.0.9 -a fd00::9/64 -g 10.9.0.1 -g fd00::1",
+            "net=10.9.0.9/24,dhcpstart=10.9.0.9,host=10.9.0.1,ipv6-prefix=fd00::,ipv6-dhcpstart=fd00::9,ipv6-host=fd00::1",
+        ),
+        ("-M 52:55:00:d1:55:01", "mac=52:55:00:d1:55:01"),
         ("-D 1.1.1.1 -D 9.9.9.9", "resolver=1.1.1.1,resolver=9.9.9.9"),
-        ("--dns-forward 10.0.2.53 --dns none", "dns=10.0.2.53"),
+        ("-D none", "without=resolver"),
+        ("--no-dhcp-dns --no-dhcp --no-dhcpv6 --no-ndp --no-ra", "without=dhcp:dhcpv6:ndp:ra:resolver"),
+        ("-D 1.1.1.1 --dns-host 9.9.9.9", "resolver=9.9.9.9"),
+        ("--dns-forward 169.254.1.1 --dns-forward fec0::53", "dns=169.254.1.1,ipv6-dns=fec0::53"),
+        ("--dns-forward 10.0.2.53 --dns none", "dns=10.0.2.53,without=resolver"),
         ("-S a.org --search b", "dnssearch=a.org,dnssearch=b"),
+        ("-S x -S none --search c", "dnssearch=c"),
+        ("-S x --no-dhcp-search", ""),
         ("--fqdn vm.x.org", "hostname=vm,domainname=x.org"),
+        ("-H other --fqdn vm.x.org", "hostname=other,domainname=x.org"),
         ("-H vm", "hostname=vm"),
         ("--mtu 9000", "mtu=9000"),
         ("-m0", "mtu=1500"),
         ("--no-udp --no-icmp", "deny=udp:any,deny=in:udp:any,deny=icmp:any,deny=in:icmp:any"),
-        ("--no-map-gw", "deny=host"),
-        ("--map-host-loopback none --map-guest-addr none", "deny=host"),
-        ("--map-host-loopback 10.0.2.9", "host=10.0.2.9"),
+        ("--no-map-gw", "deny=loopback"),
+        ("--map-host-loopback none --map-guest-addr none", "deny=loopback"),
+        ("--map-host-loopback 10.0.2.9", "alias=10.0.2.9-127.0.0.1,without=host"),
+        ("-6 --no-map-gw --map-host-loopback fd01::1", "ipv4=off,alias=fd01::1-::1,without=host"),
         ("-t none -u none", ""),
         ("-t 127.0.0.1/2222:22", "hostfwd=tcp:127.0.0.1:2222-:22"),
         ("-4 -t 80,81 -u 53:5353", {
@@ -96,10 +142,14 @@ fn what_cannot_be_had_is_refused() {
         ("-4 -6", "passt: -4 and -6", "mutually exclusive"),
         ("--interface eth0", "passt: --interface", "no interface's addresses are copied"),
         ("-i eth0", "passt: -i", "no interface's addresses are copied"),
-        ("--no-dhcp", "passt: --no-dhcp", "always has DHCP"),
-        ("-a fd00::9", "passt: --address fd00::9", "no IPv4 address"),
-        ("--map-guest-addr 10.0.2.8", "passt: --map-guest-addr", "does not share"),
-        ("-g 10.0.2.1 --map-host-loopback 10.0.2.8", "passt: --map-host-loopback", "gateway's address"),
+        ("-a 1.2.3", "passt: --address 1.2.3", "no address"),
+        ("-a fd00::9/48", "passt: --address fd00::9/48", "64 bits"),
+        ("-a 10.0.0.9/8 -n 16", "passt: --address and --netmask", "mutually exclusive"),
+        ("-g fe80::1", "passt: --gateway fe80::1", "follows from"),
+        ("--dns-forward x", "passt: --dns-forward x", "no address"),
+        ("--runas 1:2", "passt: --runas 1:2", "the user's own"),
+        ("--log-size 1", "passt: --log-size", "not cut"),
+        ("-o 192.0.2.1", "passt: -o", "host's routes"),
         ("-t all", "passt: --tcp-ports all", "every port"),
         ("-t ~25", "passt: --tcp-ports ~25", "only excludes"),
         ("-t 0", "passt: --tcp-ports 0", "no port"),

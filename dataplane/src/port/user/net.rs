@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use netreeve_shared::mac::Mac;
 
-use super::plan::{Plan, V4, V6};
+use super::plan::{Plan, Service, V4, V6};
 
 /// Most guest addresses that are known at a time.
 const NEIGHBOURS: usize = 64;
@@ -28,6 +28,10 @@ pub struct Net {
     pub mtu: u16,
     /// The host's resolvers, in order.
     pub resolvers: Vec<SocketAddr>,
+    /// The gateway's address leads to the host's loopback.
+    loopback: bool,
+    /// Addresses that mean others.
+    aliases: Vec<(IpAddr, IpAddr)>,
     /// The last guest that was heard of.
     pub guest_mac: Option<Mac>,
     /// Newest first.
@@ -45,6 +49,8 @@ impl Net {
             link_local: link_local(plan.mac),
             mtu: plan.mtu,
             resolvers: plan.resolvers.clone(),
+            loopback: !plan.without.contains(&Service::Host),
+            aliases: plan.aliases.clone(),
             guest_mac: None,
             neighbours: Vec::with_capacity(NEIGHBOURS),
         }
@@ -129,8 +135,8 @@ impl Net {
         }
     }
 
-    /// Where on the host's side a destination of the guest's is: the host is its loopback, names are the first resolver's,
-    /// anything else is where it says. None: nowhere (no resolver; an address of the guest's own network that nobody has;
+    /// Where on the host's side a destination of the guest's is: the host is its loopback, if it is anything, names are the first resolver's,
+    /// an alias is what it means, anything else is where it says. None: nowhere (no resolver; an address of the guest's own network that nobody has;
     /// broadcast and multicast).
     #[must_use]
     pub fn route(&self, dst: SocketAddr) -> Option<SocketAddr> {
@@ -140,10 +146,13 @@ impl Net {
                 IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
                 IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
             };
-            return Some(SocketAddr::new(loopback, dst.port()));
+            return self.loopback.then(|| SocketAddr::new(loopback, dst.port()));
         }
         if self.is_dns(ip) {
             return self.resolvers.first().copied().filter(|_| dst.port() == 53);
+        }
+        if let Some((_, meant)) = self.aliases.iter().find(|(alias, _)| *alias == ip) {
+            return Some(SocketAddr::new(*meant, dst.port()));
         }
         let nowhere = match ip {
             IpAddr::V4(a) => {

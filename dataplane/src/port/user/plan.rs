@@ -48,8 +48,43 @@ pub struct Plan {
     pub forwards: Vec<Forward>,
     /// From the guest to something on the host.
     pub guest_forwards: Vec<GuestForward>,
+    /// What the guest does not find on its link, though such a network has it.
+    pub without: Vec<Service>,
+    /// Addresses by which the guest reaches others of the same family: it names the first, and the second is meant.
+    pub aliases: Vec<(IpAddr, IpAddr)>,
+    /// The first address that is lent by DHCPv6; none: `::15` of the prefix.
+    pub lease6: Option<Ipv6Addr>,
     /// How much of everything.
     pub limits: Limits,
+}
+
+/// What the guest finds on its link, and may be spared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Service {
+    /// DHCP for IPv4, and BOOTP.
+    Dhcp4,
+    /// DHCPv6.
+    Dhcp6,
+    /// Neighbour discovery: solicitations are answered. Without it there is no advertisement either.
+    Neighbours,
+    /// Router advertisements.
+    Advertisements,
+    /// DHCP, DHCPv6 and advertisements name a server for names.
+    Resolver,
+    /// The gateway's address leads to the host's loopback.
+    Host,
+}
+
+impl Service {
+    /// Each with the word that options have for it.
+    pub const ALL: &[(&str, Self)] = &[
+        ("dhcp", Self::Dhcp4),
+        ("dhcpv6", Self::Dhcp6),
+        ("ndp", Self::Neighbours),
+        ("ra", Self::Advertisements),
+        ("resolver", Self::Resolver),
+        ("host", Self::Host),
+    ];
 }
 
 /// IPv4 of a `user` network.
@@ -228,6 +263,9 @@ impl Plan {
             policy: Policy { rules: Vec::new(), otherwise: Verdict::Pass },
             forwards: Vec::new(),
             guest_forwards: Vec::new(),
+            without: Vec::new(),
+            aliases: Vec::new(),
+            lease6: None,
             limits: Limits::default(),
         }
     }

@@ -65,9 +65,14 @@ fn complete(mut o: u64) -> u64 {
     o
 }
 
+/// In [`Plan::hide`], no feature of virtio's: the front end is not offered a channel on which we speak first. QEMU's
+/// `-netdev passt` (11.1) goes on watching the number of its end after it has closed it, and closes what has the number
+/// then, the guest's memory for instance.
+pub const CHANNEL: u64 = 1 << 63;
+
 /// Protocol features offered.
 #[must_use]
-pub fn offered_protocol(to: FrontEnd) -> u64 {
+pub fn offered_protocol(plan: &Plan, to: FrontEnd) -> u64 {
     use protocol as p;
     let all = p::MQ
         | p::RARP
@@ -77,6 +82,7 @@ pub fn offered_protocol(to: FrontEnd) -> u64 {
         | p::RESET_DEVICE
         | p::CONFIGURE_MEM_SLOTS
         | p::STATUS;
+    let all = if plan.hide & CHANNEL == 0 { all } else { all & !p::BACKEND_REQ };
     match to {
         FrontEnd::Qemu => all,
         FrontEnd::Other => all | p::CONFIG,
@@ -118,7 +124,13 @@ mod tests {
         let many = offered(&plan(4, 0), FrontEnd::Other);
         assert_eq!(many & (f::MQ | f::CTRL_VQ), f::MQ | f::CTRL_VQ);
         assert_eq!(offered(&plan(4, 0), FrontEnd::Qemu) & f::CTRL_VQ, 0);
-        assert_eq!(offered_protocol(FrontEnd::Qemu) & protocol::CONFIG, 0);
+        let to = FrontEnd::Qemu;
+        assert_eq!(offered_protocol(&plan(1, 0), to) & protocol::CONFIG, 0);
+        assert_eq!(
+            offered_protocol(&plan(1, 0), to) ^ offered_protocol(&plan(1, CHANNEL), to),
+            protocol::BACKEND_REQ
+        );
+        assert_eq!(offered(&plan(1, CHANNEL), to), offered(&plan(1, 0), to));
         let bare = offered(&plan(1, f::CSUM | f::GUEST_TSO4 | f::GUEST_TSO6), FrontEnd::Qemu);
         assert_eq!(bare & (f::HOST_TSO4 | f::HOST_TSO6 | f::HOST_USO | f::HOST_ECN | f::GUEST_ECN), 0);
         assert_ne!(offered(&plan(1, u64::MAX), FrontEnd::Qemu) & f::PROTOCOL, 0, "cannot be hidden");

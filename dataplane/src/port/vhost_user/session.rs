@@ -205,7 +205,7 @@ impl Session {
             *self.front.get_or_insert(if first_is_features { FrontEnd::Qemu } else { FrontEnd::Other });
         match r {
             Request::GetFeatures => return Ok(feature::offered(&self.plan, front).into()),
-            Request::GetProtocolFeatures => return Ok(feature::offered_protocol(front).into()),
+            Request::GetProtocolFeatures => return Ok(feature::offered_protocol(&self.plan, front).into()),
             // Some count rings, some pairs: this satisfies both.
             Request::GetQueueNum => return Ok((self.shared.rings.len() as u64).into()),
             Request::GetMaxMemSlots => return Ok((MAX_REGIONS as u64).into()),
@@ -214,7 +214,7 @@ impl Session {
             Request::GetRingBase { index } => return self.stop_ring(index),
             Request::SetFeatures(bits) => self.set_features(bits, front)?,
             Request::SetProtocolFeatures(bits) => {
-                if bits & !feature::offered_protocol(front) != 0 {
+                if bits & !feature::offered_protocol(&self.plan, front) != 0 {
                     return Err(Bad("protocol features that were not offered"));
                 }
                 self.protocol = bits;

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netreeve_shared::mac::Mac;
 
 use super::super::net::link_local;
-use super::super::plan::{Boot, Plan, V4, V6};
+use super::super::plan::{Boot, Plan, Service, V4, V6};
 use super::bytes::n8;
 
 /// Addresses that a guest can be given, in each family (QEMU's number).
@@ -29,18 +29,19 @@ pub fn number4(v: &V4, a: Ipv4Addr) -> Option<u8> {
     u8::try_from(u32::from(a).wrapping_sub(v.dhcp_start.into())).ok().filter(|n| *n < POOL)
 }
 
-/// What of IPv6's pool has this number: `::15` and on, as 10.0.2.15 and on are QEMU's for IPv4.
+/// What of IPv6's pool has this number: from `first` on, or `::15` as 10.0.2.15 is QEMU's for IPv4.
 #[must_use]
-pub fn lease6(v: &V6, number: u8) -> Ipv6Addr {
+pub fn lease6(v: &V6, first: Option<Ipv6Addr>, number: u8) -> Ipv6Addr {
     let mask = u128::MAX.checked_shl(128 - u32::from(v.len.min(128))).unwrap_or(0);
-    let own = (0x15 + u128::from(number)) & !mask;
+    let first = first.map_or(0x15, u128::from);
+    let own = first.wrapping_add(number.into()) & !mask;
     Ipv6Addr::from(u128::from(v.prefix) & mask | own)
 }
 
 /// The number of an address in IPv6's pool.
 #[must_use]
-pub fn number6(v: &V6, a: Ipv6Addr) -> Option<u8> {
-    (0..POOL).find(|n| lease6(v, *n) == a)
+pub fn number6(v: &V6, first: Option<Ipv6Addr>, a: Ipv6Addr) -> Option<u8> {
+    (0..POOL).find(|n| lease6(v, first, *n) == a)
 }
 
 /// What all services know.
@@ -68,6 +69,10 @@ pub struct Conf {
     pub restrict: bool,
     /// More addresses that are ours (guestfwd).
     pub more: Vec<IpAddr>,
+    /// What there is not.
+    pub without: Vec<Service>,
+    /// The first address of IPv6's pool; none: `::15` of the prefix, as 10.0.2.15 is QEMU's for IPv4.
+    pub lease6: Option<Ipv6Addr>,
 }
 
 impl Conf {
@@ -86,7 +91,21 @@ impl Conf {
             boot: plan.boot.clone(),
             restrict: plan.restrict,
             more: plan.guest_forwards.iter().map(|g| g.at.ip()).collect(),
+            without: plan.without.clone(),
+            lease6: plan.lease6,
         }
+    }
+
+    /// The guest finds this.
+    #[must_use]
+    pub fn has(&self, service: Service) -> bool {
+        !self.without.contains(&service)
+    }
+
+    /// The guest is told who resolves names.
+    #[must_use]
+    pub fn names(&self) -> bool {
+        !self.restrict && self.has(Service::Resolver)
     }
 
     /// The guest's name with its domain; empty: it has none.
@@ -123,9 +142,9 @@ impl Conf {
     pub fn usable6(&self) -> u16 {
         let Some(v) = self.v6 else { return 0 };
         let good = |n: u8| {
-            let a = lease6(&v, n);
+            let a = lease6(&v, self.lease6, n);
             // A narrow prefix gives one address several numbers: the first counts.
-            a != v.prefix && !self.owns(IpAddr::V6(a)) && number6(&v, a) == Some(n)
+            a != v.prefix && !self.owns(IpAddr::V6(a)) && number6(&v, self.lease6, a) == Some(n)
         };
         (0..POOL).filter(|n| good(*n)).fold(0, |bits, n| bits | 1 << n)
     }
@@ -192,6 +211,8 @@ pub(super) mod tests {
             boot: Boot::default(),
             restrict: false,
             more: Vec::new(),
+            without: Vec::new(),
+            lease6: None,
         }
     }
 
@@ -214,10 +235,16 @@ pub(super) mod tests {
         assert!(v4.holds("10.0.2.255".parse().unwrap()) && !v4.holds("10.0.3.1".parse().unwrap()));
         assert_eq!(v4.broadcast(), Ipv4Addr::new(10, 0, 2, 255));
         assert!(v6.holds("fec0::ffff".parse().unwrap()) && !v6.holds("fec0:0:0:1::".parse().unwrap()));
-        assert_eq!(lease6(&v6, 0), "fec0::15".parse::<Ipv6Addr>().unwrap());
+        assert_eq!(lease6(&v6, None, 0), "fec0::15".parse::<Ipv6Addr>().unwrap());
         let narrow = V6 { len: 126, ..v6 };
-        assert!((0..POOL).all(|n| narrow.holds(lease6(&narrow, n))));
+        assert!((0..POOL).all(|n| narrow.holds(lease6(&narrow, None, n))));
         assert_eq!((c.usable4(), c.usable6()), (0xffff, 0xffff));
+        let given = Conf { lease6: "fec0::a:ffff".parse().ok(), ..c.clone() };
+        assert_eq!(lease6(&v6, given.lease6, 0), "fec0::a:ffff".parse::<Ipv6Addr>().unwrap());
+        assert_eq!(
+            (number6(&v6, given.lease6, "fec0::b:0".parse().unwrap()), given.usable6()),
+            (Some(1), 0xffff)
+        );
         let near = V4 { dhcp_start: Ipv4Addr::new(10, 0, 2, 1), ..v4 };
         assert_eq!(Conf { v4: Some(near), ..c.clone() }.usable4(), !0b110);
         let end = V4 { dhcp_start: Ipv4Addr::new(10, 0, 2, 250), ..v4 };

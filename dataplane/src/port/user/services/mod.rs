@@ -39,7 +39,7 @@ use super::build::Unreachable;
 use super::errors;
 use super::net::Net;
 use super::packet::{ICMPV6, Ip, Packet};
-use super::plan::Plan;
+use super::plan::{Plan, Service};
 use super::policy::{Proto, Verdict};
 use super::poll::{Ready, Token, Who};
 use super::room::{Cx, Room};
@@ -183,7 +183,10 @@ impl Services {
         let Some((from, to, payload)) = datagram(message) else { return cx.stats.drop(Reason::Malformed) };
         let now = cx.now;
         match (to, ip.src) {
-            (dhcp4::SERVER, _) if self.conf.v4.is_none() => cx.stats.drop(Reason::Unknown),
+            (dhcp4::SERVER, _) if self.conf.v4.is_none() || !self.conf.has(Service::Dhcp4) => {
+                cx.stats.drop(Reason::Unknown);
+            }
+            (dhcp6::SERVER, _) if !self.conf.has(Service::Dhcp6) => cx.stats.drop(Reason::Unknown),
             (dhcp4::SERVER, _) => {
                 let seen = self.dhcp4.take(&self.conf, payload, now, &mut self.frame);
                 self.done(seen, cx);

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use netreeve_shared::mac::Mac;
 
+use super::super::plan::Service;
 use super::Seen;
 use super::bytes::{Reader, n8};
 use super::conf::Conf;
@@ -96,7 +97,7 @@ pub fn take(c: &Conf, uplink: bool, f: &From, message: &[u8], out: &mut Vec<u8>)
             if target.is_multicast() || nobody && (named || !f.dst.is_multicast()) {
                 return None;
             }
-            if c.owns(IpAddr::V6(target)) {
+            if c.has(Service::Neighbours) && c.owns(IpAddr::V6(target)) {
                 answer(c, f, target, out);
             }
         }
@@ -123,10 +124,12 @@ fn answer(c: &Conf, f: &From, target: Ipv6Addr, out: &mut Vec<u8>) {
     });
 }
 
-/// Makes `out` a router's advertisement to one or to all. False: there is no IPv6.
+/// Makes `out` a router's advertisement to one or to all. False: there is no IPv6, or no advertisement.
 pub fn advertise(c: &Conf, uplink: bool, to: Option<(Mac, Ipv6Addr)>, out: &mut Vec<u8>) -> bool {
     out.clear();
-    let Some(v6) = c.v6 else { return false };
+    let Some(v6) = c.v6.filter(|_| c.has(Service::Neighbours) && c.has(Service::Advertisements)) else {
+        return false;
+    };
     let (mac, to) = to.unwrap_or((group_mac(NODES), NODES));
     let lifetime = if uplink && !c.restrict { LIFETIME } else { 0 };
     // Only prefixes of 64 bits leave room for the interface's own part (RFC 4862 §5.5.3, RFC 4291 §2.5.1).
@@ -146,7 +149,7 @@ pub fn advertise(c: &Conf, uplink: bool, to: Option<(Mac, Ipv6Addr)>, out: &mut 
         o.extend_from_slice(&PREFERRED.to_be_bytes());
         o.extend_from_slice(&[0; 4]);
         o.extend_from_slice(&v6.prefix.octets());
-        if !c.restrict {
+        if c.names() {
             o.extend_from_slice(&[SERVERS, 3, 0, 0]);
             o.extend_from_slice(&u32::from(LIFETIME).to_be_bytes());
             o.extend_from_slice(&v6.dns.octets());

@@ -154,7 +154,7 @@ impl Session {
 
     fn take_said(&mut self, said: &Said) -> Result<(), Bad> {
         if said.acked & !feature::offered(&self.plan, said.front) != 0
-            || said.protocol & !feature::offered_protocol(said.front) != 0
+            || said.protocol & !feature::offered_protocol(&self.plan, said.front) != 0
         {
             return Err(Bad("features that were not offered"));
         }

@@ -48,7 +48,7 @@ fn value(c: &Conf, v4: &V4, q: &Request<'_>, code: u8) -> Option<Vec<u8>> {
     match code {
         1 => Some(v4.mask().octets().to_vec()),
         3 => open.then(|| v4.host.octets().to_vec()),
-        6 => open.then(|| v4.dns.octets().to_vec()),
+        6 => c.names().then(|| v4.dns.octets().to_vec()),
         12 => text(&c.hostname),
         15 => text(&c.domain),
         26 => Some(c.mtu.to_be_bytes().to_vec()),

@@ -46,6 +46,8 @@ pub struct Server {
     leases: Leases,
     /// Our identifier: the link-layer address (RFC 8415 §11.4).
     us: [u8; 10],
+    /// The pool's first address, if it is not the usual one.
+    first: Option<Ipv6Addr>,
 }
 
 /// An answer under way.
@@ -88,7 +90,7 @@ impl Server {
     pub fn new(c: &Conf) -> Self {
         let mut us = [0, 3, 0, 1, 0, 0, 0, 0, 0, 0];
         patch(&mut us, 4, &c.mac.0);
-        Self { leases: Leases::new(c.usable6()), us }
+        Self { leases: Leases::new(c.usable6()), us, first: c.lease6 }
     }
 
     /// Takes a datagram that came to our port from `from`; `out` becomes the frame with the answer, or empty. None: it
@@ -181,13 +183,13 @@ impl Server {
         a: &mut Answer<'_>,
     ) -> Option<Ipv6Addr> {
         let named = || g.addresses().take(GROUPS);
-        let want = named().find_map(|a| number6(v6, a).filter(|n| self.leases.may(mac, *n, now)));
+        let want = named().find_map(|a| number6(v6, self.first, a).filter(|n| self.leases.may(mac, *n, now)));
         let number = match want {
             Some(n) if keeps => Some(n),
             _ => self.leases.offer(mac, want, now),
         };
         let number = number.filter(|n| !keeps || self.leases.give(mac, *n, now));
-        let Some(ip) = number.map(|n| lease6(v6, n)) else {
+        let Some(ip) = number.map(|n| lease6(v6, self.first, n)) else {
             a.option(code::ADDRESSES, &[&g.id, &[0; 8], &status(NO_ADDRESSES)]);
             return None;
         };
@@ -203,7 +205,7 @@ impl Server {
     /// Takes addresses back.
     fn let_go(&mut self, v6: &V6, kind: Kind, g: Group<'_>, (mac, now): (Mac, Instant), a: &mut Answer<'_>) {
         let has = self.leases.of(mac);
-        let mine = |ip: &Ipv6Addr| has.is_some() && number6(v6, *ip) == has;
+        let mine = |ip: &Ipv6Addr| has.is_some() && number6(v6, self.first, *ip) == has;
         match has.filter(|_| g.addresses().take(GROUPS).any(|ip| mine(&ip))) {
             Some(n) if kind == Kind::Decline => self.leases.decline(mac, n, now),
             Some(n) => self.leases.release(mac, n, now),
@@ -227,7 +229,7 @@ fn rest(c: &Conf, v6: &V6, q: &Request<'_>, a: &mut Answer<'_>) {
     if matches!(q.kind, Kind::Confirm | Kind::Release | Kind::Decline) {
         return;
     }
-    if q.wants(code::DNS) && !c.restrict {
+    if q.wants(code::DNS) && c.names() {
         a.option(code::DNS, &[&v6.dns.octets()]);
     }
     if let Some(url) = boot(c, v6).filter(|_| q.wants(code::BOOT)) {

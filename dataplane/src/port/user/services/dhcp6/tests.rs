@@ -140,7 +140,7 @@ fn the_short_way_and_what_is_not_given() {
     let mut b = Bench::new(qemu());
     for n in 0..17 {
         let reply = b.from(Mac([2, 0, 0, 0, 0, n]), &message(1, &all[..3])).unwrap();
-        let want = if n < 16 { Ok((lease6(&b.0.v6.unwrap(), n), LEASE)) } else { Err(NO_ADDRESSES) };
+        let want = if n < 16 { Ok((lease6(&b.0.v6.unwrap(), None, n), LEASE)) } else { Err(NO_ADDRESSES) };
         assert_eq!(given(&reply), want);
     }
 }

@@ -1,0 +1,295 @@
+//! `pasta`'s command line, spoken by `netreeve` when it is called `pasta` or `netreeve-pasta`: a `user` network for a
+//! network namespace instead of a virtual machine, by a tap that is made inside it.
+//!
+//! | words | namespace |
+//! |---|---|
+//! | `[OPTIONS] [COMMAND [ARGUMENTS]]` | new ones (users, network, mounts), in which the command runs |
+//! | `[OPTIONS] PID` | those of a process |
+//! | `[OPTIONS] --netns PATH\|NAME` | that one |
+//!
+//! Options are pasta's (pasta(1)) and become those of `netreeve run` with a `user` network; the tap is its device. A user
+//! namespace gives its owner what making a tap needs, so nobody is asked for anything.
+//!
+//! Trust: the caller. Promise: nothing is done outside the namespace; an option is kept or refused, never ignored.
+#![forbid(unsafe_code)]
+
+mod netlink;
+mod stage;
+
+use std::ffi::{OsStr, OsString};
+use std::net::IpAddr;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use netreeve_shared::mac::Mac;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::daemon;
+use super::passt::{self, Given, Mode, Option_ as O, read};
+use crate::fault::{Exit, Fault};
+use crate::port::user::services::conf::{lease4, lease6};
+use crate::spec::user::User;
+use crate::spec::{Config, Kind};
+use crate::supervise::ready::print_line;
+use crate::supervise::resolvers;
+use stage::Order;
+
+/// Where `ip netns` keeps names.
+const NAMED: &str = "/run/netns";
+/// The tap's name where the host has no way out by IPv4.
+const TAP: &str = "tap0";
+
+/// The program was called by this name.
+pub(super) fn is_name(program: &OsStr) -> bool {
+    let name = Path::new(program).file_name().unwrap_or_default();
+    name == "pasta" || name == "netreeve-pasta"
+}
+
+/// Does a stage's work, if these words are one's.
+pub(super) fn stage(words: &[OsString]) -> Option<ExitCode> {
+    stage::run(words)
+}
+
+/// Whose namespace.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    /// New ones, for this command.
+    New(Vec<OsString>),
+    /// One that is there: user namespace, if it is to be joined, and network namespace.
+    There(Option<PathBuf>, PathBuf),
+}
+
+/// What the words say.
+#[derive(Debug)]
+struct Wish {
+    given: Given,
+    target: Target,
+    /// The `user` network.
+    netdev: String,
+    /// What the stage is to do; the namespaces are filled in.
+    order: Order,
+}
+
+/// What is left to do.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Nothing: this is our exit code.
+    Done(u8),
+    /// `netreeve run` with these words.
+    Run(Vec<OsString>),
+}
+
+/// Makes what the words (the name left out) say, and the words of `netreeve run` that serve it.
+///
+/// # Errors
+/// An option that cannot stand, a namespace that cannot be had.
+pub(super) fn start(words: &[OsString]) -> Result<Next, Fault> {
+    let text: Vec<String> = words.iter().map(|w| w.to_string_lossy().into_owned()).collect();
+    let (given, rest) = read(&text, Mode::Pasta)?;
+    let say = |text: String| {
+        print_line(&text).map_err(|e| Fault::new(Exit::General, "writing to standard output", e, ""))
+    };
+    if given.has(O::Version) {
+        say(format!("netreeve {}, called as pasta", env!("CARGO_PKG_VERSION")))?;
+        return Ok(Next::Done(0));
+    }
+    if given.has(O::Help) {
+        say("netreeve, called as pasta: see pasta(1) for the options, netreeve(1) for what differs".into())?;
+        return Ok(Next::Done(0));
+    }
+    // The words behind the options, as they came.
+    let rest = words.get(words.len() - rest.len()..).unwrap_or_default();
+    let wish = wish(given, rest)?;
+    let stays = matches!(wish.target, Target::New(_)) || wish.given.has(O::Foreground);
+    if !stays && !daemon::is_child() {
+        // Everything is done by the one that stays.
+        return daemon::start().map(Next::Done);
+    }
+    daemon::log_to(wish.given.last(O::LogFile))?;
+    let fds = stage::make(&wish.order)?;
+    served(&wish, stays, fds).map(Next::Run)
+}
+
+/// Reads everything, without doing anything.
+fn wish(given: Given, rest: &[OsString]) -> Result<Wish, Fault> {
+    let target = target(&given, rest)?;
+    for (option, name) in [(O::TcpNs, "--tcp-ns"), (O::UdpNs, "--udp-ns")] {
+        if let Some(other) = given.all(option).find(|p| *p != "none") {
+            let fix = "let the command ask the gateway's address, which is the host's loopback, or --map-host-loopback";
+            return Err(bad(
+                &format!("{name} {other}"),
+                "nobody listens inside the namespace for the host",
+                fix,
+            ));
+        }
+    }
+    for (option, name) in [(O::TcpPorts, "--tcp-ports"), (O::UdpPorts, "--udp-ports")] {
+        if given.all(option).any(|p| p == "auto") {
+            let why = "ports that are opened inside are not looked for";
+            return Err(bad(
+                &format!("{name} auto"),
+                why,
+                "name the ports, or none (which is what no option means)",
+            ));
+        }
+    }
+    let netdev = passt::network(&given, Mode::Pasta)?;
+    let config = Config::read(std::slice::from_ref(&netdev), &[], None)?;
+    let Some(user) = config.ports.iter().find_map(|p| match &p.kind {
+        Kind::User(u) => Some((**u).clone()),
+        _ => None,
+    }) else {
+        return Err(bad("the network", "it is none", ""));
+    };
+    let order = order(&given, &target, &user)?;
+    Ok(Wish { given, target, netdev, order })
+}
+
+/// Whose namespace is meant.
+fn target(given: &Given, rest: &[OsString]) -> Result<Target, Fault> {
+    let userns = given.last(O::Userns).map(PathBuf::from);
+    if userns.is_some() && given.has(O::NetnsOnly) {
+        return Err(bad("--userns and --netns-only", "are mutually exclusive", "give one of them"));
+    }
+    if let Some(netns) = given.last(O::Netns) {
+        if !rest.is_empty() {
+            return Err(bad("--netns", "it stands in place of a PID or a command", "leave one out"));
+        }
+        let path = Path::new(netns);
+        return Ok(Target::There(
+            userns,
+            if netns.contains('/') { path.into() } else { Path::new(NAMED).join(path) },
+        ));
+    }
+    let pid = match rest {
+        [one] => one.to_str().filter(|w| w.bytes().all(|b| b.is_ascii_digit()) && !w.is_empty()),
+        _ => None,
+    };
+    if let Some(pid) = pid {
+        let of = |kind: &str| PathBuf::from(format!("/proc/{pid}/ns/{kind}"));
+        let its = (!given.has(O::NetnsOnly)).then(|| of("user"));
+        return Ok(Target::There(userns.or(its), of("net")));
+    }
+    if userns.is_some() || given.has(O::NetnsOnly) {
+        return Err(bad("--userns and --netns-only", "a command gets namespaces of its own", "leave it out"));
+    }
+    if rest.is_empty() {
+        let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
+        return Ok(Target::New(vec![shell]));
+    }
+    Ok(Target::New(rest.to_vec()))
+}
+
+/// What the stage is to do.
+fn order(given: &Given, target: &Target, user: &User) -> Result<Order, Fault> {
+    let (userns, netns) = match target {
+        Target::New(_) => (None, None),
+        Target::There(user, net) => (user.clone(), Some(net.clone())),
+    };
+    let mac: Option<Mac> = match given.last(O::NsMacAddr) {
+        None => None,
+        Some(text) => Some(text.parse().ok().filter(|m: &Mac| m.is_station()).ok_or_else(|| {
+            bad(&format!("--ns-mac-addr {text}"), "it is no station's address", "as in 52:54:00:12:34:56")
+        })?),
+    };
+    let (mut addresses, mut gateways) = (Vec::new(), Vec::new());
+    if let Some(v) = &user.v4 {
+        addresses.push((IpAddr::from(lease4(v, 0)), v.prefix));
+        gateways.push(IpAddr::from(v.host));
+    }
+    if let Some(v) = &user.v6 {
+        addresses.push((IpAddr::from(lease6(v, user.lease6, 0)), v.len));
+        // Where the host has no way out by IPv6, nobody inside is to try in vain.
+        if passt::own(IpAddr::from(v.host)).is_some() {
+            gateways.push(IpAddr::from(v.host));
+        }
+    }
+    Ok(Order {
+        userns,
+        netns,
+        ifname: given.last(O::NsIfname).map_or_else(ifname, str::to_owned),
+        mac: mac.map(|m| m.0),
+        mtu: user.mtu,
+        config: given.has(O::ConfigNet),
+        addresses,
+        gateways,
+        resolv: (given.has(O::ConfigNet) && given.last(O::Dns) != Some("none")).then(|| names(given, user)),
+    })
+}
+
+/// What `resolv.conf` says inside: our server, and where the host searches, or where the options say.
+fn names(given: &Given, user: &User) -> String {
+    let mut out = String::new();
+    let servers =
+        user.v4.map(|v| IpAddr::from(v.dns)).into_iter().chain(user.v6.map(|v| IpAddr::from(v.dns)));
+    servers.for_each(|a| out.push_str(&format!("nameserver {a}\n")));
+    let words: Vec<&str> =
+        given.all(O::Search).flat_map(str::split_whitespace).filter(|w| *w != "none").collect();
+    if given.has(O::Search) {
+        if !words.is_empty() {
+            out.push_str(&format!("search {}\n", words.join(" ")));
+        }
+        return out;
+    }
+    let host = std::fs::read_to_string(resolvers::FILE).unwrap_or_default();
+    let kept =
+        |l: &&str| ["search", "domain", "options"].iter().any(|w| l.split_whitespace().next() == Some(w));
+    host.lines().filter(kept).for_each(|l| out.push_str(&format!("{l}\n")));
+    out
+}
+
+/// The name of the interface by which the host goes out, as pasta gives its tap.
+fn ifname() -> String {
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let mut all = routes.lines().skip(1).map(str::split_whitespace);
+    let out = all.find_map(|mut words| {
+        let (name, destination) = (words.next()?, words.next()?);
+        (destination == "00000000").then(|| name.to_owned())
+    });
+    out.unwrap_or_else(|| TAP.to_owned())
+}
+
+/// The words of `netreeve run` that serve the tap, its descriptors in place.
+fn served(wish: &Wish, stays: bool, fds: Vec<OwnedFd>) -> Result<Vec<OsString>, Fault> {
+    let mut numbers = Vec::new();
+    for fd in fds {
+        // Whoever takes it over sees that it came from outside; they are for us and our command.
+        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty()))
+            .map_err(|e| Fault::new(Exit::General, "pasta: a descriptor", e, ""))?;
+        numbers.push(fd.into_raw_fd().to_string());
+    }
+    let (tap, namespaces) = numbers.split_first().ok_or_else(|| bad("the tap", "it did not come", ""))?;
+    let mut out: Vec<OsString> = vec!["run".into()];
+    let mut add = |option: &str, value: Option<&str>| {
+        out.push(option.into());
+        out.extend(value.map(OsString::from));
+    };
+    add("--netdev", Some(&wish.netdev));
+    add("--device", Some(&format!("tap,netdev=net0,fd={tap}")));
+    passt::common(&wish.given, &mut add)?;
+    if !stays {
+        add("--daemonize", None);
+    }
+    let own = std::env::current_exe().map_err(|e| Fault::new(Exit::General, "pasta: our own name", e, ""))?;
+    match &wish.target {
+        Target::New(command) => {
+            out.extend(["--".into(), own.into(), stage::WORD.into(), "enter".into()]);
+            out.extend(namespaces.iter().map(OsString::from));
+            out.extend(command.iter().cloned());
+        }
+        Target::There(..) if wish.given.has(O::NoNetnsQuit) => {}
+        Target::There(_, path) => {
+            out.extend(["--".into(), own.into(), stage::WORD.into(), "watch".into(), path.into()]);
+        }
+    }
+    Ok(out)
+}
+
+/// An option that cannot stand.
+fn bad(option: &str, why: &str, fix: &str) -> Fault {
+    Fault::new(Exit::Usage, format!("pasta: {option}"), why, fix)
+}
+
+#[cfg(test)]
+mod tests;
