@@ -19,6 +19,7 @@ mod hostile;
 mod hub;
 mod l2tp;
 mod matrix;
+mod passt;
 mod queues;
 mod refusal;
 mod roads;

@@ -99,12 +99,12 @@ fn a_guest_gets_addresses_pings_and_streams_without_any_privilege() {
 }
 
 /// One connection to a far end that answers in capitals, and its end.
-fn talk(guest: &Console, address: &str, port: u16) -> String {
+pub(crate) fn talk(guest: &Console, address: &str, port: u16) -> String {
     guest.run(&format!("echo quiet words | nc -w 5 {address} {port}"), PATIENCE).unwrap().text
 }
 
 /// Answers everything that comes by each of `n` connections in capitals.
-fn shout(listener: &TcpListener, n: usize) {
+pub(crate) fn shout(listener: &TcpListener, n: usize) {
     for _ in 0..n {
         let (mut s, _) = listener.accept().unwrap();
         let mut text = [0; 64];
