@@ -22,6 +22,7 @@ use std::os::fd::{IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use netreeve_shared::ifname::IfName;
 use netreeve_shared::mac::Mac;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -67,7 +68,7 @@ struct Wish {
     target: Target,
     /// The `user` network.
     netdev: String,
-    /// What the stage is to do; the namespaces are filled in.
+    /// What the stage is to do.
     order: Order,
 }
 
@@ -208,7 +209,7 @@ fn order(given: &Given, target: &Target, user: &User) -> Result<Order, Fault> {
     Ok(Order {
         userns,
         netns,
-        ifname: given.last(O::NsIfname).map_or_else(ifname, str::to_owned),
+        ifname: tap_name(given)?,
         mac: mac.map(|m| m.0),
         mtu: user.mtu,
         config: given.has(O::ConfigNet),
@@ -216,6 +217,14 @@ fn order(given: &Given, target: &Target, user: &User) -> Result<Order, Fault> {
         gateways,
         resolv: (given.has(O::ConfigNet) && given.last(O::Dns) != Some("none")).then(|| names(given, user)),
     })
+}
+
+/// What the tap is to be called.
+fn tap_name(given: &Given) -> Result<String, Fault> {
+    let Some(text) = given.last(O::NsIfname) else { return Ok(ifname()) };
+    let name: Result<IfName, _> = text.parse();
+    name.map(|_| text.to_owned())
+        .map_err(|e| bad(&format!("--ns-ifname {text}"), &e.to_string(), "tap0 for instance"))
 }
 
 /// What `resolv.conf` says inside: our server, and where the host searches, or where the options say.

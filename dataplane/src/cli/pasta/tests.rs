@@ -85,6 +85,7 @@ fn what_cannot_be_had_is_refused() {
         ("--userns /u true", "--userns and --netns-only", "of its own"),
         ("--userns /u --netns-only 7", "--userns and --netns-only", "mutually exclusive"),
         ("--ns-mac-addr 01:00:00:00:00:01 true", "--ns-mac-addr", "no station"),
+        ("-I much-too-long-for-one true", "--ns-ifname much-too-long-for-one", ""),
         ("--host-lo-to-ns-lo true", "--host-lo-to-ns-lo", "by a tap"),
         ("--vhost-user true", "--vhost-user", "no such option"),
         ("-s /s true", "-s", "no such option"),
