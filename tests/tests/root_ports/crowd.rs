@@ -4,6 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -131,6 +132,65 @@ fn of_too_many_connections_as_many_are_served_as_there_may_be() {
     });
     let (stats, _) = home.lane.take().unwrap().end();
     assert!(stats.drops[Reason::Full as usize] > 0, "{stats:?}");
+}
+
+/// Bytes of memory that this process has.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = text.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// Both ends of ten thousand connections, each a process of its own: one may have no more descriptors than it is given.
+const CROWD: &str = "
+import resource, socket, sys
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+at, n = ('10.9.0.2', 7000), 10000
+if sys.argv[1] == 'far':
+    l = socket.create_server(at, backlog=4096)
+    print('ready', flush=True)
+    all = [l.accept()[0] for _ in range(n)]
+    for s in all:
+        s.sendall(bytes(255 - b for b in s.recv(4, socket.MSG_WAITALL)))
+    for s in all:
+        assert s.recv(1) == b''
+else:
+    all = [socket.create_connection(at, 60) for _ in range(n)]
+    print('open', flush=True)
+    for i, s in enumerate(all):
+        s.sendall(i.to_bytes(4, 'big'))
+    for i, s in enumerate(all):
+        assert s.recv(4, socket.MSG_WAITALL) == bytes(255 - b for b in i.to_bytes(4, 'big'))
+print('done', flush=True)
+";
+
+/// All of them are there at the same time and carry bytes both ways; none of them costs much.
+#[test]
+fn ten_thousand_connections_at_once() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let fits = Limits::default().within(hard).tcp;
+    assert!(fits > 10_000, "{hard} descriptors (`ulimit -Hn`) are enough for {fits} connections only");
+    let home = Home::plain();
+    let python = |side| {
+        let mut c = Command::new("python3");
+        c.args(["-c", CROWD, side]);
+        c
+    };
+    let mut far = home.far.spawn("the far side", python("far")).unwrap();
+    far.wait_for("ready", PATIENCE).unwrap();
+    let before = resident();
+    let mut near = home.guest.spawn("the guest", python("near")).unwrap();
+    near.wait_for("open", 2 * PATIENCE).unwrap();
+    let each = (resident() - before) / 10_000;
+    assert!(each <= 2048, "{each} bytes of memory for each connection");
+    eprintln!("{each} bytes of memory for each connection");
+    for p in [&mut near, &mut far] {
+        p.wait_for("done", 2 * PATIENCE).unwrap();
+        p.wait(PATIENCE).unwrap().ok("an end").unwrap();
+    }
+    home.end();
 }
 
 /// The other end has ended it.
