@@ -25,12 +25,16 @@ impl Bench {
 
     /// The head has the first bytes, the body the rest, as a lane would have it.
     fn tell(&mut self, frame: &[u8]) -> Vec<Vec<u8>> {
+        self.tell_with(frame, Vnet::default())
+    }
+
+    fn tell_with(&mut self, frame: &[u8], vnet: Vnet) -> Vec<Vec<u8>> {
         let mem = Buf::new(1 << 16).unwrap();
         let whole = mem.seg(0, frame.len() as u32);
         whole.copy_in(frame);
         let head = &frame[..frame.len().min(crate::frame::HEAD)];
         let body = [whole.skip(head.len() as u32)];
-        let Ok(p) = Packet::parse(head, &body, frame.len() as u32, Vnet::default()) else {
+        let Ok(p) = Packet::parse(head, &body, frame.len() as u32, vnet) else {
             return Vec::new();
         };
         self.services.take(&p, &mut self.cx);
@@ -88,6 +92,40 @@ fn link_up_tells_who_we_are() {
     b.cx.net.learn("10.0.2.15".parse().unwrap(), GUEST);
     b.services.tick(Token { who: Who::Services, kind: ADVERTISE_TICK, index: 0, generation: 0 }, &mut b.cx);
     assert_eq!(b.got().len(), 1);
+}
+
+/// Questions that came as one, as a lane joins datagrams of one length between the same two.
+#[test]
+fn datagrams_that_came_as_one_are_each_for_itself() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut b = Bench::new(&Plan { resolvers: vec![server.local_addr().unwrap()], ..Plan::qemu() });
+    let ask = |name: u8| [b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01", &[name][..], b"\0\0\x01\0\x01"].concat();
+    let len = ask(b'a').len();
+    for (from, to, start) in
+        [("10.0.2.15:999", "10.0.2.3:53", 34_u16), ("[fec0::15]:999", "[fec0::3]:53", 54)]
+    {
+        let vnet = |size: usize| Vnet {
+            flags: netreeve_shared::vnet::F_NEEDS_CSUM,
+            gso_type: GSO_UDP_L4,
+            hdr_len: start + 8,
+            gso_size: size as u16,
+            csum_start: start,
+            csum_offset: 6,
+        };
+        let short = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01".to_vec();
+        let train = [ask(b'a'), ask(b'b'), ask(b'c'), short.clone()].concat();
+        assert!(b.tell_with(&datagram_to(from, to, &train), vnet(len)).is_empty());
+        let mut asked = [0; 512];
+        for want in [ask(b'a'), ask(b'b'), ask(b'c'), short] {
+            let n = server.recv(&mut asked).unwrap();
+            assert_eq!(asked[2..n], want[2..]);
+        }
+        // Crumbs, and parts longer than any message.
+        b.tell_with(&datagram_to(from, to, &vec![1; 1000]), vnet(1));
+        b.tell_with(&datagram_to(from, to, &vec![1; 9000]), vnet(5000));
+    }
+    assert_eq!((b.drops(Reason::Refused), b.drops(Reason::Oversize)), (2, 2));
 }
 
 #[test]

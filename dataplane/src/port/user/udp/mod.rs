@@ -46,7 +46,7 @@ const LOOK: Duration = Duration::from_secs(3);
 /// Slots for what comes.
 const SLOTS: u32 = 32;
 /// Most datagrams that a super-datagram may be (Linux's own are 128 at most): each may cost a call.
-const SUPER: u32 = 512;
+pub(super) const SUPER: u32 = 512;
 /// What a token is about.
 const FLOW: u8 = 0;
 const LISTENER: u8 = 1;
