@@ -108,47 +108,19 @@ fn a_process_and_a_path_are_joined_and_followed() {
     wait_until("no user namespace", || std::fs::read_link(of("user")).is_ok_and(|n| n != our));
     let inside = |script: &str| {
         let mut command = Command::new("nsenter");
-        command.args([
-            "-U",
-            "-n",
-            "--preserve-credentials",
-            "-t",
-            &there.pid().to_string(),
-            "sh",
-            "-c",
-            script,
-        ]);
+        let whose = there.pid().to_string();
+        command.args(["-U", "-n", "--preserve-credentials", "-t", &whose, "sh", "-c", script]);
         command.uid(USER).gid(USER);
         scene.host.run("inside", command, Duration::from_secs(20)).unwrap()
     };
     // Podman's words; the namespace is named by its path.
     let pid = scene.path("pasta.pid").display().to_string();
     let (user, net) = (of("user"), of("net"));
-    let words = [
-        "--config-net",
-        "--pid",
-        &pid,
-        "--dns-forward",
-        "169.254.1.1",
-        "-t",
-        "none",
-        "-u",
-        "none",
-        "-T",
-        "none",
-        "-U",
-        "none",
-        "--no-map-gw",
-        "--quiet",
-        "--userns",
-        &user,
-        "--netns",
-        &net,
-        "--map-guest-addr",
-        "169.254.1.2",
-        "-I",
-        "e0",
-    ];
+    let line = format!(
+        "--config-net --pid {pid} --dns-forward 169.254.1.1 -t none -u none -T none -U none --no-map-gw --quiet \
+         --userns {user} --netns {net} --map-guest-addr 169.254.1.2 -I e0"
+    );
+    let words: Vec<&str> = line.split_whitespace().collect();
     let end = ran(&scene, pasta(&scene, &words));
     assert_eq!(end.code, 0, "{}", end.text);
     let running = |file: &str| {
