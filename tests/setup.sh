@@ -22,7 +22,7 @@ packages=(
   gcc make m4 pkg-config clang llvm libelf-dev zlib1g-dev libbpf-dev
   user-mode-linux qemu-system-x86 busybox-static cpio xz-utils
   iperf3 tcpdump tshark iproute2 iputils-ping ethtool libcap2-bin util-linux procps strace bpftool
-  dpdk dpdk-dev passt slirp4netns vde2 vdeplug vde-switch
+  dpdk dpdk-dev passt slirp4netns vde2 vdeplug vde-switch vde-wirefilter python3
 )
 # The drivers of DPDK carry the ABI in their names (23 in Debian 12, 25 in Debian 13): ask apt which one this suite has.
 dpdk_drivers=(virtio vhost af-xdp af-packet tap null)

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use netreeve_dataplane::port::user::Limits;
 use netreeve_dataplane::stats::Reason;
+use netreeve_tests::bins::peer;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -174,7 +175,7 @@ fn ten_thousand_connections_at_once() {
     assert!(fits > 10_000, "{hard} descriptors (`ulimit -Hn`) are enough for {fits} connections only");
     let home = Home::plain();
     let python = |side| {
-        let mut c = Command::new("python3");
+        let mut c = Command::new(peer("python3").unwrap());
         c.args(["-c", CROWD, side]);
         c
     };
