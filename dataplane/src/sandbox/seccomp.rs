@@ -146,6 +146,7 @@ pub const CHECKED: &[libc::c_long] = &[
     libc::SYS_setsockopt,
     libc::SYS_getsockopt,
     libc::SYS_sendto,
+    libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
     libc::SYS_madvise,
     libc::SYS_futex,

@@ -93,6 +93,14 @@ fn openat2(dir: RawFd, path: &std::ffi::CStr, flags: c_int) -> c_long {
     sys!(libc::SYS_openat2, dir, path.as_ptr(), how.as_ptr(), 24)
 }
 
+/// `sendmsg` that opens a stream, which Landlock does not look at; of a socket that is there, or another.
+fn opens(fd: c_long) -> c_long {
+    let (mut at, mut m): (_, libc::msghdr) = (loopback(), unsafe { std::mem::zeroed() });
+    at.sin_port = 9u16.to_be();
+    (m.msg_name, m.msg_namelen) = ((&raw mut at).cast(), 16);
+    sys!(libc::SYS_sendmsg, fd, &raw const m, libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL)
+}
+
 /// Beside the open doors.
 const BESIDE: &[Try] = &[
     ("a UNIX socket", |_| socket(libc::AF_UNIX, libc::SOCK_STREAM | FLAGS, 0), &[]),
@@ -110,6 +118,7 @@ const BESIDE: &[Try] = &[
         },
         &[libc::EACCES],
     ),
+    ("sendmsg opens a stream", |_| opens(tcp()), &[]),
     ("listen", |_| sys!(libc::SYS_listen, tcp(), 1), &[]),
     ("SO_BINDTODEVICE", |_| set(libc::SOL_SOCKET, libc::SO_BINDTODEVICE), &[]),
     ("SO_ATTACH_FILTER", |_| set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER), &[]),
@@ -205,9 +214,11 @@ fn a_restricted_one_has_no_socket_and_no_network() {
             },
             &[],
         ),
+        // Of any number but that of the supervisor's channel, which the listener may have here.
+        ("sendmsg opens a stream", |_| opens(9), &[]),
     ];
     let ends = tried(Some(&[engine::CALLS, vhost_user::CALLS, RESTRICTED]), Sockets::None, None, tries);
-    assert_eq!(ends, [KILLED; 3]);
+    assert_eq!(ends, [KILLED; 4]);
     let nowhere: &[Try] = &[(
         "connect UDP",
         |_| {

@@ -9,6 +9,9 @@ use crate::sandbox::call::{Call, Cond};
 use crate::sys::mmsg;
 use crate::sys::sock::{Ask, FLAGS, Opt, UNREAD, UNSENT};
 
+/// `MSG_FASTOPEN` (linux/socket.h): `sendmsg` connects a stream.
+const OPENS_STREAM: u64 = 0x2000_0000;
+
 /// Domain, type and protocol.
 const fn socket(family: i32, kind: i32, protocol: i32) -> [Cond; 3] {
     [
@@ -36,7 +39,8 @@ macro_rules! calls {
         &[
             Call::any(libc::SYS_accept4),
             Call::any(libc::SYS_recvmsg),
-            Call::any(libc::SYS_sendmsg),
+            // A stream would be opened by it (`MSG_FASTOPEN`), wherever to: Landlock looks at `connect` alone.
+            Call::only(libc::SYS_sendmsg, &[Cond::without(2, OPENS_STREAM)]),
             Call::any(libc::SYS_shutdown),
             Call::only(libc::SYS_recvmmsg, &[Cond::is(3, mmsg::RECV_FLAGS), Cond::null(4)]),
             Call::only(libc::SYS_sendmmsg, &[Cond::is(3, mmsg::SEND_FLAGS)]),
