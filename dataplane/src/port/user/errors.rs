@@ -146,6 +146,16 @@ pub(super) fn is_shortage(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS))
 }
 
+/// The kernel knows no way there, whoever asks. Every other error says nothing about the address.
+pub(super) fn is_no_way(e: &io::Error) -> bool {
+    matches!(
+        e.raw_os_error(),
+        Some(
+            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT | libc::EINVAL
+        )
+    )
+}
+
 /// Nobody is told about a packet for many, and none goes out (RFC 1122 §3.2.2).
 pub(super) fn is_for_many(cx: &Cx, ip: IpAddr) -> bool {
     match ip {

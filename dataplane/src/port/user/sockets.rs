@@ -19,18 +19,25 @@ const MUST_NOT_CUT: i32 = 2;
 /// A port that is never sent to.
 const DISCARD: u16 = 9;
 
+/// The MTU of the loopback device, unless somebody changed it: no other device's is as large.
+const LOOPBACK_MTU: u32 = 65_536;
+
 /// The address is one of the host's own: what goes there would come from there. The kernel's routes say so to a datagram
 /// socket that is connected and sends nothing, so an address that came or went a moment ago is judged as it is now. Where
-/// there is no socket to ask with, it is taken for one.
+/// nothing is learned (no socket, no free port, somebody else's program in the way), it is taken for one.
 pub(super) fn is_own(ip: IpAddr) -> bool {
     let fd = match sock::new(Speaks::Udp, ip.is_ipv6()) {
         Ok(fd) => fd,
-        Err(e) => return errors::is_shortage(&e),
+        Err(e) => return !errors::is_no_way(&e),
     };
     match sock::connect(fd.as_fd(), SocketAddr::new(ip, DISCARD)) {
-        Ok(_) => sock::local(fd.as_fd()).is_none_or(|at| at.ip() == ip.to_canonical()),
+        Ok(_) => {
+            // Anycast addresses of IPv6 are nobody's source; but their way is the loopback device's, as that of all our own.
+            let loops = ip.is_ipv6() && errors::mtu(fd.as_fd(), false) == Some(LOOPBACK_MTU);
+            loops || sock::local(fd.as_fd()).is_none_or(|at| at.ip() == ip.to_canonical())
+        }
         // There is no way to it, for its flow as little.
-        Err(e) => errors::is_shortage(&e),
+        Err(e) => !errors::is_no_way(&e),
     }
 }
 

@@ -380,6 +380,20 @@ fn own_addresses_are_known_by_the_routes() {
     }
 }
 
+/// What is not known to be another's is the host's own: ports that ran out and programs that forbid tell nothing.
+#[test]
+fn an_address_is_anothers_only_where_the_kernel_says_so() {
+    let no_way = |e| super::errors::is_no_way(&std::io::Error::from_raw_os_error(e));
+    for e in [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EADDRNOTAVAIL, libc::EAFNOSUPPORT, libc::EINVAL] {
+        assert!(no_way(e), "{e}");
+    }
+    for e in
+        [libc::EAGAIN, libc::EPERM, libc::EACCES, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS]
+    {
+        assert!(!no_way(e), "{e}");
+    }
+}
+
 #[test]
 fn ports_that_are_few_are_known_to_the_sandbox() {
     use super::policy::{Preset, Rule};
