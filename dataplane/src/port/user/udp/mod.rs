@@ -172,6 +172,17 @@ impl Udp {
         cx.net.route(key.far).is_some_and(|to| is_left_behind(fd.as_fd(), to))
     }
 
+    /// Sends what waits; what is put next goes by this flow, or, where that one was found to be lost, by a new one.
+    fn turn_to(&mut self, index: u32, key: Key, p: &Packet<'_>, ip: &Ip, cx: &mut Cx) -> Option<u32> {
+        self.flush(cx);
+        let index = match self.flows.get(index) {
+            Some(_) => index,
+            None => self.flow_of(key, p, ip, cx)?,
+        };
+        self.current = Some(index);
+        Some(index)
+    }
+
     /// What the guest is told of a datagram that did not go; none: nothing.
     fn word_of(&mut self, index: u32, key: Key, failure: &Failure) -> Option<Unreachable> {
         let too_long = failure.error.raw_os_error() == Some(libc::EMSGSIZE);
@@ -227,17 +238,17 @@ impl Room for Udp {
             return errors::refuse(cx, p, ip.dst, Unreachable::Expired);
         }
         let key = Key { guest: SocketAddr::new(ip.src, src), far: SocketAddr::new(ip.dst, dst) };
-        let Some(index) = self.flow_of(key, p, ip, cx) else { return };
+        let Some(mut index) = self.flow_of(key, p, ip, cx) else { return };
         if self.current != Some(index) || !self.outbox.has_room() {
-            self.flush(cx);
-            self.current = Some(index);
+            let Some(same) = self.turn_to(index, key, p, ip, cx) else { return };
+            index = same;
         }
         let long = u32::from(cx.net.mtu).saturating_sub(ip.at.saturating_sub(14)) < len;
         let Some((_, flow)) = self.flows.get(index) else { return };
         let wants = (ip.ttl, len, ip.whole && (is_super || !long));
         if matches!(flow.kind, Kind::Asks { .. }) && flow.manner.differs(wants) {
-            self.flush(cx);
-            self.current = Some(index);
+            let Some(same) = self.turn_to(index, key, p, ip, cx) else { return };
+            index = same;
             if let Some((_, Flow { kind: Kind::Asks { fd }, manner, .. })) = self.flows.get(index) {
                 manner.follow(fd.as_fd(), key.far.is_ipv4(), wants);
             }
