@@ -96,6 +96,10 @@ struct User {
 /// # Errors
 /// They are not those, or there is no memory or descriptor for the port's own needs.
 pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
+    Ok(vec![Box::new(made(plan, fds)?)])
+}
+
+fn made(plan: &Plan, fds: Vec<OwnedFd>) -> Result<User, OpenError> {
     let fail = |what| move |e: io::Error| OpenError { what, source: Some(e) };
     if fds.len() != plan.descriptors() {
         return Err(OpenError {
@@ -125,14 +129,7 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         fragments: Fragments::new().map_err(fail("memory for a user network's fragments"))?,
         services: Services::new(plan, tftp, &mut cx).map_err(fail("a user network's services"))?,
     };
-    Ok(vec![Box::new(User {
-        cx,
-        rooms,
-        bay: Bay::default(),
-        events: Vec::new(),
-        udp_first: false,
-        seen_to: false,
-    })])
+    Ok(User { cx, rooms, bay: Bay::default(), events: Vec::new(), udp_first: false, seen_to: false })
 }
 
 fn context(plan: &Plan) -> io::Result<Cx> {
@@ -273,7 +270,10 @@ impl Port for User {
         // Whoever was given frames asks at once whether that was all. What has come since then keeps the descriptor of our set
         // readable, and is found with it, or in the next round.
         let again = std::mem::take(&mut self.seen_to);
-        if !again {
+        if again {
+            // What is given now counts its time from now.
+            self.cx.now = Instant::now();
+        } else {
             self.pump()?;
         }
         let (cx, bay) = (&mut self.cx, &mut self.bay);

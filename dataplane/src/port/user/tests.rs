@@ -417,6 +417,17 @@ fn a_network_gets_the_descriptors_of_its_plan_or_none() {
     assert!(open(&plan, vec![]).is_err());
 }
 
+/// Whoever is asked a second time, without a look at the events, still gives at the time that it is.
+#[test]
+fn the_time_goes_on_where_nothing_is_looked_at() {
+    let mut port = made(&plan(), vec![]).unwrap();
+    let old = Instant::now();
+    (port.cx.now, port.seen_to) = (old, true);
+    std::thread::sleep(Duration::from_millis(2));
+    port.recv(&mut Batch::new()).unwrap();
+    assert!(port.cx.now > old && !port.seen_to);
+}
+
 /// Frames that the port gives now.
 fn gives(port: &mut dyn Port) -> usize {
     let (mem, mut b) = (Buf::new(1 << 20).unwrap(), Batch::new());
