@@ -93,7 +93,8 @@ impl<S: Sock> Tcp<S> {
     }
 
     /// Whether there is room for one more flow of theirs, and which has to go for it: of a flood, its own oldest call; where
-    /// there is no place at all, one of theirs that is late, or was silent for long.
+    /// there is no place at all, one of theirs that is late, or was silent for long (that only while few of theirs are half
+    /// open: a place that a call never fills is one that the next call takes).
     fn spare(&mut self, who: Origin, cx: &Cx) -> Option<Option<Token>> {
         let crowded = self.shares.is_crowded(who);
         if !crowded && self.shares.has_place(who, !self.forwards.is_empty()) {
@@ -101,8 +102,10 @@ impl<S: Sock> Tcp<S> {
         }
         let table = &self.table;
         let call = self.shares.victim(who, cx.now, |t| table.state(t));
-        let silent = if crowded { None } else { self.table.silent(cx.now, who) };
-        call.or(silent).map(Some)
+        if call.is_some() || crowded || !self.shares.may_push_out(who) {
+            return call.map(Some);
+        }
+        self.table.silent(cx.now, who).map(Some)
     }
 
     /// Sees that there is room for one more flow of theirs.

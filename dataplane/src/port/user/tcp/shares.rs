@@ -3,7 +3,7 @@
 //! Two kinds of people make connections: the guest, and whoever comes by a forward. Each keeps a part of the table that the
 //! other cannot take, and neither has more than a part of it in connections that are *half open*: those that the other end
 //! has not answered yet. So a flood of calls, from either side, costs at most that part, pushes out its own oldest calls,
-//! and ends no connection that both ends have.
+//! and ends no connection that both ends have, but for silent ones where all is taken, at most [`LEAST`] at a time.
 //!
 //! Trust: none in either. Promise: bounded; counts are those of the table.
 #![forbid(unsafe_code)]
@@ -20,7 +20,8 @@ const OWN: u32 = 4;
 const HALF: u32 = 4;
 /// of those, so many may be calls (each is a socket of the kernel's that sends SYNs, or a stranger who waits for the guest);
 const CALLS: u32 = 1024;
-/// and where the table is small, so many may be in any case.
+/// and where the table is small, so many may be in any case. While there are fewer, an open one that was silent for long may go for
+/// a new one.
 const LEAST: u32 = 64;
 /// A guest's call that is younger stays, however many others there are: the kernel may have decided it, and nobody has
 /// looked yet.
@@ -124,6 +125,13 @@ impl Shares {
         let s = if who == Origin::Guest { &self.guest } else { &self.host };
         let (half, calls) = bounds(self.most);
         s.half >= half || s.calling >= calls
+    }
+
+    /// One more of theirs may push out an open one that was silent for long: so few of those that come are half open that
+    /// they will be connections, or leave their place to the next.
+    pub(super) fn may_push_out(&self, who: Origin) -> bool {
+        let s = if who == Origin::Guest { &self.guest } else { &self.host };
+        s.half < LEAST
     }
 
     /// A call of theirs. `state` says how a token's connection stands.

@@ -89,6 +89,27 @@ fn a_full_table_takes_no_other_until_one_was_silent_for_long() {
     assert!(s.token(&key4(13)).is_some() && s.token(&key4(9)).is_none());
 }
 
+#[test]
+fn a_flood_pushes_out_no_more_than_a_few_that_were_silent() {
+    let mut p = plan();
+    p.limits.tcp = 400;
+    let mut s = Scene::new(&p);
+    for i in 0..400 {
+        s.collect_and_open(key4(i));
+    }
+    s.pass(Duration::from_secs(700));
+    for port in 1000..1300 {
+        s.send(&[syn(key4(port))]);
+    }
+    assert_eq!((s.tcp.half_open(), s.tcp.counts().evicted, s.tcp.connections()), (64, 64, 400));
+    // Once those are late, they go for others of their kind.
+    s.cx.now += Duration::from_secs(4);
+    for port in 2000..2300 {
+        s.send(&[syn(key4(port))]);
+    }
+    assert_eq!((s.tcp.half_open(), s.tcp.counts().evicted, s.tcp.connections()), (64, 128, 400));
+}
+
 /// Connections that somebody makes to a forward, accepted as far as they are.
 fn crowd(s: &mut Scene, to: SocketAddr, n: usize) -> Vec<TcpStream> {
     let come: Vec<_> = (0..n).map(|_| TcpStream::connect(to).unwrap()).collect();
