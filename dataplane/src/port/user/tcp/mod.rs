@@ -61,7 +61,7 @@ pub struct Counts {
     pub opened: u64,
     /// Connections that were refused, or that nobody answered.
     pub refused: u64,
-    /// Connections that were broken off by the host's side or by us.
+    /// Connections that were broken off by the host's side or by us, which includes guests that are silent for ever.
     pub broken: u64,
     /// Calls of the guest's that there was no room for.
     pub limited: u64,
@@ -350,9 +350,11 @@ impl<S: Sock> Room for Tcp<S> {
                 return self.remove(at, cx);
             }
         }
+        let open = f.state == State::Open;
         let fate = f.tick(cx, &mut self.tools);
         self.counts.again += u64::from(f.down.again);
-        self.counts.refused += u64::from(fate == Fate::Over);
+        let over = u64::from(fate == Fate::Over);
+        *(if open { &mut self.counts.broken } else { &mut self.counts.refused }) += over;
         self.after(at, fate, true, cx);
     }
 

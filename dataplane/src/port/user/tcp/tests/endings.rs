@@ -267,6 +267,7 @@ fn a_silent_guest_is_asked_and_then_given_up() {
     s.pass(Duration::from_secs(200 + 75 * 11));
     assert!(s.collect().len() > 5);
     assert_eq!(s.tcp.connections(), 0);
+    assert_eq!((s.tcp.counts().broken, s.tcp.counts().refused), (1, 0));
     assert!(Scene::end(t.end).borrow().aborted);
 }
 
