@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
@@ -22,14 +23,38 @@ const FAR: [u8; 4] = [10, 0, 2, 100];
 const FIRST: u32 = u32::MAX - 20_000;
 const SYN: u8 = 2;
 
-/// The byte at a place of the guest's stream, and of the far end's.
-fn up(at: u32) -> u8 {
-    (at.wrapping_mul(2_654_435_761) >> 24) as u8
+/// A stream's bytes repeat after so many: a prime, which nothing that is counted here is a multiple of.
+const PERIOD: u32 = 65_521;
+
+/// The bytes of a stream, three times over: parts of it are copied and compared as a whole, which is most of a run's time.
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn of(factor: u32) -> Self {
+        let once: Vec<u8> = (0..PERIOD).map(|i| (i.wrapping_mul(factor) >> 24) as u8).collect();
+        Self(once.repeat(3))
+    }
+
+    /// At most 128 KiB from a place on, which may lie before the beginning.
+    fn part(&self, at: u32, len: usize) -> &[u8] {
+        let from = (at as i32).rem_euclid(PERIOD as i32) as usize;
+        &self.0[from..from + len]
+    }
 }
 
-fn down(at: u32) -> u8 {
-    (at.wrapping_mul(0x85eb_ca6b) >> 23) as u8
+/// The guest's stream, and the far end's.
+fn up() -> &'static Bytes {
+    static BYTES: OnceLock<Bytes> = OnceLock::new();
+    BYTES.get_or_init(|| Bytes::of(2_654_435_761))
 }
+
+fn down() -> &'static Bytes {
+    static BYTES: OnceLock<Bytes> = OnceLock::new();
+    BYTES.get_or_init(|| Bytes::of(0x85eb_ca6b))
+}
+
+/// What a guest's memory holds once a frame is sent.
+static USED: [u8; 1 << 16] = [0xee; 1 << 16];
 
 struct World {
     port: Box<dyn Port>,
@@ -83,7 +108,7 @@ impl World {
         f.extend(options);
         // The bytes are those of their places, whatever else is said of them.
         let from = if flags & SYN != 0 { seq.wrapping_add(1) } else { seq };
-        f.extend((0..len).map(|i| up(from.wrapping_add(i).wrapping_sub(FIRST + 1))));
+        f.extend(up().part(from.wrapping_sub(FIRST + 1), len as usize));
         self.sent.clear();
         let seg = self.memory.seg(0, f.len() as u32);
         seg.copy_in(&f);
@@ -94,7 +119,7 @@ impl World {
         }
         assert_eq!(self.port.send(&self.sent).unwrap(), 1);
         self.serve();
-        self.memory.seg(0, f.len() as u32).copy_in(&vec![0xee; f.len()]);
+        self.memory.seg(0, f.len() as u32).copy_in(&USED[..f.len()]);
     }
 
     /// What the port has for the guest.
@@ -139,26 +164,29 @@ impl World {
                 }
                 // A connection after the first begins in the middle of what the far end writes.
                 if self.is_first() {
-                    assert!(payload.iter().enumerate().all(|(i, b)| *b == down(at + i as u32)), "down");
+                    assert!(payload == down().part(at, payload.len()), "down");
                 }
                 self.came = self.came.max(at + payload.len() as u32);
             }
         }
     }
 
-    /// What arrived at the far end.
-    fn arrive(&mut self, most: usize) {
-        let mut b = vec![0; most];
-        match self.far.read(&mut b) {
+    /// What arrived at the far end; none: nothing more, now.
+    fn arrive(&mut self, most: usize) -> Option<usize> {
+        let mut b = [0; 1 << 14];
+        match self.far.read(&mut b[..most]) {
             Ok(n) => {
                 if self.is_first() {
-                    let right = b[..n].iter().enumerate().all(|(i, b)| *b == up(self.arrived + i as u32));
-                    assert!(right, "up");
+                    assert!(b[..n] == *up().part(self.arrived, n), "up");
                 }
                 self.arrived += n as u32;
+                Some(n)
             }
-            // The port has closed it and left something unread.
-            Err(e) => assert!(matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionReset), "{e}"),
+            Err(e) => {
+                // The port has closed it and left something unread.
+                assert!(matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionReset), "{e}");
+                None
+            }
         }
     }
 }
@@ -219,15 +247,16 @@ fuzz_target!(|data: &[u8]| {
             // Acknowledges anything.
             4 => w.say(0x10 | c & 1, w.acked, ack.wrapping_add(n).wrapping_sub(0x4000), u16::from(b), 0),
             5 => w.take(),
-            6 => w.arrive(usize::from(b) * 64 + 1),
+            6 => {
+                w.arrive(usize::from(b) * 64 + 1);
+            }
             // Any flags but those of an opening, whose first number would be another.
             _ if c == 0xff && a & SYN == 0 => w.say(a, w.acked.wrapping_add(u32::from(b)), ack, window, 0),
             _ => {
-                let bytes: Vec<u8> = (0..n).map(|i| down(w.wrote + i)).collect();
-                w.wrote += w.far.write(&bytes).unwrap_or(0) as u32;
+                w.wrote += w.far.write(down().part(w.wrote, n as usize)).unwrap_or(0) as u32;
             }
         }
     }
     w.take();
-    w.arrive(1 << 20);
+    while w.arrive(1 << 14).is_some_and(|n| n > 0) {}
 });

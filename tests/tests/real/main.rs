@@ -26,6 +26,8 @@ mod roads;
 mod services;
 mod soak;
 mod user;
+mod user_oracle;
+mod user_stream;
 mod vmm;
 mod words;
 

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Answers every question for an address with the same one, in either family, until told to end.
-fn resolver(socket: &UdpSocket, end: &AtomicBool) -> usize {
+pub(crate) fn resolver(socket: &UdpSocket, end: &AtomicBool) -> usize {
     let (mut q, mut n) = ([0; 512], 0);
     socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     while !end.load(Ordering::Relaxed) {
@@ -35,7 +35,7 @@ fn resolver(socket: &UdpSocket, end: &AtomicBool) -> usize {
     n
 }
 
-fn sha256(path: &std::path::Path) -> String {
+pub(crate) fn sha256(path: &std::path::Path) -> String {
     let out = Command::new("sha256sum").arg(path).output().unwrap();
     String::from_utf8(out.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
 }

@@ -5,6 +5,7 @@ use crate::{DEVICE, all, streams_to};
 use netreeve_tests::guest::Console;
 use netreeve_tests::guest::uml::{Running, Uml};
 use netreeve_tests::leftovers::Ground;
+use netreeve_tests::netns::Netns;
 use netreeve_tests::peers::ping_from_guest;
 use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Reeve, Road, Scene, UPLINK};
 use netreeve_tests::transfer;
@@ -51,18 +52,25 @@ pub(crate) fn home(options: &str) -> Home {
 
 /// Gets `eth0` its addresses as any guest does: by DHCP, and by the router's advertisement.
 pub(crate) fn configure(guest: &Console) {
+    configure_nic(guest, "eth0");
+}
+
+/// The same for any NIC.
+pub(crate) fn configure_nic(guest: &Console, nic: &str) {
     let script = "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nip addr add $ip/$mask dev $interface\n\
                   [ -z \"$router\" ] || ip route add default via $router\n\
                   echo \"$ip/$mask router=$router dns=$dns host=$hostname domain=$domain mtu=$mtu\" >/tmp/lease";
     guest.ok(&format!("cat >/tmp/lease.sh <<'END'\n{script}\nEND\nchmod +x /tmp/lease.sh")).unwrap();
     guest
-        .ok("echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set eth0 up
-             udhcpc -i eth0 -n -q -f -t 10 -T 1 -s /tmp/lease.sh")
+        .ok(&format!(
+            "echo 0 >/proc/sys/net/ipv6/conf/{nic}/accept_dad; ip link set {nic} up
+             udhcpc -i {nic} -n -q -f -t 10 -T 1 -s /tmp/lease.sh"
+        ))
         .unwrap();
 }
 
 /// Waits for the address that the guest makes of the router's prefix.
-fn slaac(guest: &Console) {
+pub(crate) fn slaac(guest: &Console) {
     guest
         .ok("for i in $(seq 100); do ip -6 addr show dev eth0 | grep -q 'fec0::.* scope' && ip -6 route | grep -q ^default \
              && exit 0; usleep 50000; done; ip -6 addr; ip -6 route; exit 1")
@@ -133,6 +141,26 @@ fn a_killed_dataplane_ends_its_connections_and_no_others() {
     home.end();
 }
 
+/// What whoever is at this address says at once; asked again for a while, as the guest may not listen yet.
+pub(crate) fn heard(from: &Netns, at: SocketAddr) -> String {
+    let ask = || {
+        let mut text = String::new();
+        for _ in 0..50 {
+            text.clear();
+            if let Ok(mut s) = TcpStream::connect(at)
+                && s.set_read_timeout(Some(Duration::from_secs(10))).is_ok()
+                && s.read_to_string(&mut text).is_ok()
+                && !text.is_empty()
+            {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        text
+    };
+    from.enter(ask).unwrap()
+}
+
 #[test]
 fn a_restricted_guest_is_reached_by_its_forwards_and_reaches_nobody() {
     let home = home(&format!(",restrict=on,hostfwd=tcp:{HOST4}:7200-:80"));
@@ -142,22 +170,8 @@ fn a_restricted_guest_is_reached_by_its_forwards_and_reaches_nobody() {
     home.guest.ok("ip route add default via 10.0.2.2").unwrap();
     let job = home.guest.start("echo here I am | nc -l -p 80").unwrap();
     let at = SocketAddr::new(HOST4.parse().unwrap(), 7200);
-    let said = home.scene.far.enter(|| {
-        let mut text = String::new();
-        for _ in 0..50 {
-            text.clear();
-            if let Ok(mut s) = TcpStream::connect(at)
-                && s.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
-                && s.read_to_string(&mut text).is_ok()
-                && !text.is_empty()
-            {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        text
-    });
-    assert_eq!(said.unwrap(), "here I am\n");
+    let said = heard(&home.scene.far, at);
+    assert_eq!(said, "here I am\n");
     home.guest.finish(job, PATIENCE).unwrap();
     let ping = ping_from_guest(&home.guest, &format!("-c 1 -W 1 {FAR4}")).unwrap();
     assert_eq!(ping.received, 0);

@@ -360,4 +360,6 @@ impl User {
 #[cfg(test)]
 mod guest;
 #[cfg(test)]
+mod history;
+#[cfg(test)]
 mod tests;
