@@ -133,6 +133,9 @@ impl Dataplane {
         self.channel.set_nonblocking(true)?;
         self.tell(&ToDataplane::Plan(plan.clone()), &[])?;
         for (slot, s) in slots.iter_mut() {
+            if let Some(user) = &mut s.user {
+                user.renew_doors(&mut s.kept)?;
+            }
             let fds: Vec<BorrowedFd<'_>> = s.kept.iter().chain(&s.fresh).map(AsFd::as_fd).collect();
             for some in fds.chunks(channel::MAX_FDS) {
                 self.tell(&ToDataplane::Fds { slot }, some)?;

@@ -177,3 +177,47 @@ fn what_cannot_be_had_is_said_in_three_parts() {
     let f = fault(&long);
     assert!(f.why.contains("too long"), "{f}");
 }
+
+#[test]
+fn another_dataplane_has_doors_of_its_own() {
+    use crate::port::user::door;
+    use crate::supervise::say::Voice;
+    use netreeve_shared::channel::Channel;
+
+    let peers = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
+    let [a, b] = [0, 1].map(|n: usize| peers[n].local_addr().unwrap().port());
+    let dir = std::env::temp_dir();
+    let (mut host, _, mut kept) = opened(&format!(
+        ",restrict=on,hostfwd=tcp:127.0.0.1:0-:22,guestfwd=::1-tcp:127.0.0.1:{a},guestfwd=::2-tcp:127.0.0.1:{b},tftp={}",
+        dir.display()
+    ));
+    let side = |fd: &OwnedFd| Channel::from_fd(fd.try_clone().unwrap()).unwrap();
+    let serve = |host: &mut Host| {
+        host.doors.iter_mut().for_each(|d| d.serve(Instant::now(), &mut Voice::new(false)));
+    };
+    let heard = |side: &Channel| side.recv(1, Some(Duration::ZERO));
+    // The first dies: one question is answered, which it did not hear, another is not served yet.
+    let old = [side(&kept[1]), side(&kept[2])];
+    old[0].send(&door::ask(1), &[]).unwrap();
+    serve(&mut host);
+    old[1].send(&door::ask(1), &[]).unwrap();
+    host.renew_doors(&mut kept).unwrap();
+    let new = [side(&kept[1]), side(&kept[2])];
+    serve(&mut host);
+    for side in &new {
+        assert_eq!(heard(side).unwrap_err().kind(), io::ErrorKind::WouldBlock, "what it did not ask");
+    }
+    assert!(heard(&old[1]).is_err() || heard(&old[1]).unwrap().is_none(), "the old ones lead nowhere");
+    // Each leads where it led, and the other descriptors are what they were.
+    peers.iter().for_each(|p| p.set_nonblocking(true).unwrap());
+    peers[0].accept().unwrap();
+    for (n, side) in new.iter().enumerate() {
+        side.send(&door::ask(1), &[]).unwrap();
+        serve(&mut host);
+        assert_eq!(heard(side).unwrap().unwrap().fds.len(), 1);
+        peers[n].accept().unwrap();
+        assert!(peers[1 - n].accept().is_err());
+    }
+    TcpStream::connect(("127.0.0.1", ports(&host)[0])).unwrap();
+    assert!(fs::File::from(kept.pop().unwrap()).metadata().unwrap().is_dir() && kept.len() == 3);
+}

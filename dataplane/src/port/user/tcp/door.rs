@@ -1,7 +1,7 @@
 //! Guest forwards whose connections the supervisor makes: the guest's SYN waits here while it does.
 //!
-//! Trust: none in the guest. Promise: so many wait at a door and no more, none for longer than [`LATE`] if another comes; a
-//! connection that nobody waits for any more is closed.
+//! Trust: none in the guest. Promise: so many wait at a door and no more, none for longer than [`LATE`] if another comes or
+//! the guest asks again; a connection that nobody waits for any more is closed.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ use super::segment::{Key, Segment};
 
 /// Guest's connections that wait at one door: as many as the supervisor makes at once.
 const WAITING: usize = 64;
-/// How long one may wait before another takes its place.
+/// How long one may wait before another takes its place, or its answer is taken for lost and it asks anew.
 const LATE: Duration = Duration::from_secs(3);
 
 /// One that waits.
@@ -54,12 +54,13 @@ impl Door {
 
     /// The guest asks for a connection; if it asks again, it means what it said last. False: there is no room to wait.
     pub(super) fn ask(&mut self, syn: &Segment, key: Key, now: Instant) -> bool {
+        let late = |w: &Waiting| now.saturating_duration_since(w.since) >= LATE;
+        self.waiting.retain(|w| w.key != key || !late(w));
         if let Some(w) = self.waiting.iter_mut().find(|w| w.key == key) {
             w.syn = *syn;
             return true;
         }
         if self.waiting.len() >= WAITING {
-            let late = |w: &Waiting| now.saturating_duration_since(w.since) >= LATE;
             if !self.waiting.front().is_some_and(late) {
                 return false;
             }
@@ -147,5 +148,30 @@ mod tests {
         assert!(!door.ask(&syn(1), key(100), now + LATE - Duration::from_millis(1)));
         assert!(door.ask(&syn(1), key(100), now + LATE));
         assert_eq!(door.waiting.len(), WAITING);
+    }
+
+    #[test]
+    fn whose_answer_is_lost_asks_anew() {
+        let (theirs, ours) = Channel::pair().unwrap();
+        let mut door = Door::new(ours.into_fd()).unwrap();
+        let now = Instant::now();
+        let asked = || door::read_ask(&theirs.recv(0, Some(Duration::ZERO)).ok()??.bytes);
+        assert!(door.ask(&syn(1), key(1), now));
+        let first = asked().unwrap();
+        assert!(door.ask(&syn(1), key(1), now + LATE - Duration::from_millis(1)));
+        assert!(asked().is_none(), "not yet");
+        assert!(door.ask(&syn(1), key(1), now + LATE));
+        let second = asked().unwrap();
+        assert!(second != first && asked().is_none() && door.waiting.len() == 1);
+        assert!(door.ask(&syn(1), key(1), now + LATE + Duration::from_secs(1)), "waits again");
+        assert!(asked().is_none());
+        // The first answer comes after all: it is nobody's.
+        let fd = std::fs::File::open("/dev/null").unwrap();
+        theirs.send(&door::answer(first, 0), &[fd.as_fd()]).unwrap();
+        theirs.send(&door::answer(second, 0), &[fd.as_fd()]).unwrap();
+        let (k, _, made) = door.came().unwrap();
+        assert_eq!(k, key(1));
+        made.unwrap();
+        assert!(door.came().is_none() && door.waiting.is_empty());
     }
 }
