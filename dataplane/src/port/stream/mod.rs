@@ -33,6 +33,7 @@ use crate::sandbox::call::{Call, Cond};
 use crate::stats::{Reason, Stats};
 use crate::sys::fd::set_nonblocking;
 use crate::sys::io as sys;
+use crate::sys::sock::{self, Ask, Opt};
 
 /// A stream as the dataplane opens it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,8 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_shutdown),
     // fdkind::socket, for a connection that is handed in later.
     Call::only(libc::SYS_getsockopt, &[Cond::is(1, 1)]),
+    // `lengthen`, SO_SNDBUF.
+    Call::only(libc::SYS_setsockopt, &[Cond::is(1, 1), Cond::is(2, 7)]),
 ];
 
 /// What opening one calls in addition, once locked in: nothing.
@@ -68,6 +71,10 @@ pub const OPENS: &[Call] = &[];
 
 /// Space in the inbox below which a read is not worth its call while frames are there.
 const WORTH: u32 = 4096;
+/// Bytes asked for that may be on their way to the peer of a UNIX socket; the kernel gives twice that for its
+/// book-keeping, within `wmem_max`. By itself it gives 208 KiB, little more than a batch, and tells of room when three
+/// quarters are read: writer and reader would wait for each other in turns. TCP finds its own length.
+const SEND: i32 = 1 << 19;
 /// Empty messages in a row that are told from the end of a connection.
 const EMPTY: u64 = 16;
 
@@ -139,8 +146,17 @@ fn check(fd: &OwnedFd, plan: &Plan) -> io::Result<()> {
     Err(io::ErrorKind::InvalidInput.into())
 }
 
+/// Asks for a long queue towards a UNIX peer, unless its maker did; without it all is well, and slower.
+fn lengthen(fd: &OwnedFd) {
+    let is_short = || sock::get(fd.as_fd(), Ask::SendBuffer).is_ok_and(|has| has < SEND);
+    if fdkind::socket(fd.as_fd()).is_ok_and(|s| s.family == libc::AF_UNIX) && is_short() {
+        let _less = sock::set(fd.as_fd(), Opt::SendBuffer, SEND);
+    }
+}
+
 impl Stream {
     fn begin(&mut self, fd: OwnedFd) -> Change {
+        lengthen(&fd);
         self.inbox.reset();
         self.outbox.reset();
         self.lost = false;

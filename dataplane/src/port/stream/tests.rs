@@ -11,7 +11,15 @@ const CLIENT: Plan = Plan { server: false, redial: true, framing: Framing::Qemu,
 fn client() -> (Box<dyn Port>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    (open(&CLIENT, vec![ours.into()]).unwrap().pop().unwrap(), theirs)
+    (short(&CLIENT, ours.into(), 100_000), theirs)
+}
+
+/// A stream whose send queue has `bytes`, so that tests meet its end.
+fn short(plan: &Plan, ours: OwnedFd, bytes: usize) -> Box<dyn Port> {
+    let same = ours.try_clone().unwrap();
+    let p = open(plan, vec![ours]).unwrap().pop().unwrap();
+    nix::sys::socket::setsockopt(&same, nix::sys::socket::sockopt::SndBuf, &bytes).unwrap();
+    p
 }
 
 fn wire(frame: &[u8]) -> Vec<u8> {
@@ -226,8 +234,7 @@ fn a_cut_frame_that_comes_again_at_another_place_in_its_batch_is_sent_once() {
 fn a_cut_frame_is_finished_from_our_own_copy() {
     let (ours, mut peer) = UnixStream::pair().unwrap();
     // Less than one frame, so that the first is surely cut.
-    nix::sys::socket::setsockopt(&ours, nix::sys::socket::sockopt::SndBuf, &20_000).unwrap();
-    let mut p = open(&CLIENT, vec![ours.into()]).unwrap().pop().unwrap();
+    let mut p = short(&CLIENT, ours.into(), 20_000);
     let (mut b, mem) = (Batch::new(), Buf::new(1 << 20).unwrap());
     let big = pattern(69632, 5);
     fill(&mut b, &mem, std::slice::from_ref(&big));
@@ -400,7 +407,7 @@ fn packets() -> (Box<dyn Port>, OwnedFd) {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
-    (open(&Plan { framing: Framing::Packets, ..CLIENT }, vec![ours]).unwrap().pop().unwrap(), theirs)
+    (short(&Plan { framing: Framing::Packets, ..CLIENT }, ours, 100_000), theirs)
 }
 
 #[test]
