@@ -9,6 +9,8 @@
     reason = "a test fails by panicking, and its figures are small and chosen"
 )]
 
+#[path = "root_ports/changes.rs"]
+mod changes;
 #[path = "root_ports/crowd.rs"]
 mod crowd;
 #[path = "root_ports/datagrams.rs"]

@@ -2,8 +2,10 @@
 //! of an address without sending anything.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use super::errors;
 use crate::sys::sock::{self, Opt, Speaks};
@@ -41,9 +43,39 @@ pub(super) fn is_own(ip: IpAddr) -> bool {
     }
 }
 
+/// How often the source of a flow's socket is looked at, while the flow is used.
+const LOOK: Duration = Duration::from_secs(3);
+
+/// When the source of a flow's socket was last looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Source(Option<Instant>);
+
+impl Source {
+    /// The flow's socket, which is connected there, is looked at if it is time, and sends from where the host is no more.
+    pub(super) fn is_lost(&mut self, fd: BorrowedFd<'_>, to: Option<SocketAddr>, now: Instant) -> bool {
+        match self.0 {
+            Some(at) if now.saturating_duration_since(at) < LOOK => false,
+            // A new one.
+            None => {
+                self.0 = Some(now);
+                false
+            }
+            Some(_) => {
+                self.0 = Some(now);
+                to.is_some_and(|to| is_left_behind(fd, to))
+            }
+        }
+    }
+}
+
+/// What the kernel says of a connected socket whose source the host has no more: another may send all the same.
+pub(super) fn is_adrift(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EINVAL))
+}
+
 /// A socket that is connected there sends from an address that the host has no more, and another would not. (The kernel goes
 /// on sending IPv6 so, and nobody's answer arrives.)
-pub(super) fn is_left_behind(fd: BorrowedFd<'_>, to: SocketAddr) -> bool {
+fn is_left_behind(fd: BorrowedFd<'_>, to: SocketAddr) -> bool {
     let source = || {
         let fresh = sock::new(Speaks::Udp, to.is_ipv6()).ok()?;
         sock::connect(fresh.as_fd(), to).ok()?;

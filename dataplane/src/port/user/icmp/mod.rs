@@ -27,7 +27,7 @@ use super::plan::Plan;
 use super::policy::{Proto, Verdict};
 use super::poll::{Ready, Token, Want, Who};
 use super::room::{Cx, Room};
-use super::sockets::Manner;
+use super::sockets::{Manner, Source, is_adrift};
 use crate::frame::Batch;
 use crate::mem::Seg;
 use crate::offload::sum::Sum;
@@ -54,6 +54,7 @@ const EXPIRY: u8 = 1;
 struct Flow {
     fd: OwnedFd,
     queued: bool,
+    source: Source,
     manner: Manner,
 }
 
@@ -104,7 +105,12 @@ impl Icmp {
     /// The flow of a request, made if there is none. None: it goes nowhere, which is counted and said.
     fn flow_of(&mut self, key: Key, p: &Packet<'_>, ip: &Ip, cx: &mut Cx) -> Option<u32> {
         if let Some(i) = self.flows.find(&key) {
-            return Some(i);
+            let (_, flow) = self.flows.get(i)?;
+            if !flow.source.is_lost(flow.fd.as_fd(), cx.net.route(key.far), cx.now) {
+                return Some(i);
+            }
+            // Whom it asks answers to where the host was. Another socket asks from where it is now.
+            self.flows.remove(i);
         }
         let (at, verdict) = cx.route(Proto::Icmp, key.far);
         match verdict {
@@ -125,7 +131,7 @@ impl Icmp {
         }
         match self.dial(at, cx) {
             Ok(fd) => {
-                let flow = Flow { fd, queued: false, manner: Manner::default() };
+                let flow = Flow { fd, queued: false, source: Source::default(), manner: Manner::default() };
                 self.flows.insert(key, flow, cx.now, QUIET)
             }
             Err(e) => {
@@ -149,11 +155,13 @@ impl Icmp {
         Ok(fd)
     }
 
-    /// Sends a request. What the network has said of others before is told first.
-    fn send(&mut self, index: u32, key: Key, p: &Packet<'_>, ip: &Ip, cx: &mut Cx) {
+    /// Sends a request. What the network has said of others before is told first; a socket that sends from where the host
+    /// is no more leaves for another.
+    fn send(&mut self, mut index: u32, key: Key, p: &Packet<'_>, ip: &Ip, cx: &mut Cx) {
         let mut request = [0; 8];
         p.copy(0, &mut request);
-        for _ in 0..=2 {
+        let mut adrift = false;
+        for _ in 0..=3 {
             let Some((_, flow)) = self.flows.get(index) else { return };
             flow.manner.follow(flow.fd.as_fd(), key.far.is_ipv4(), (ip.ttl, ip.len, is_whole(ip, cx)));
             let mut g = Gather::<PARTS>::new();
@@ -162,6 +170,13 @@ impl Icmp {
             }
             let Err(e) = g.sendmsg(flow.fd.as_fd(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) else { return };
             if errors::pass_on(cx, flow.fd.as_fd(), key, Carries::Echoes) {
+                continue;
+            }
+            if is_adrift(&e) && !adrift {
+                adrift = true;
+                self.flows.remove(index);
+                let Some(another) = self.flow_of(key, p, ip, cx) else { return };
+                index = another;
                 continue;
             }
             let mtu = errors::mtu(flow.fd.as_fd(), key.far.is_ipv4());
@@ -274,8 +289,8 @@ impl Room for Icmp {
             return refuse(cx, p, ip.dst, Unreachable::Expired);
         }
         let Some(index) = self.flow_of(key, p, ip, cx) else { return };
-        self.send(index, key, p, ip, cx);
         self.flows.touch(index, cx.now, QUIET);
+        self.send(index, key, p, ip, cx);
         self.tick_later(cx);
     }
 

@@ -4,7 +4,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
 
 use super::outbox::Way;
 use super::{FLOW, QUIET};
@@ -17,7 +16,7 @@ use crate::port::user::plan::Forward;
 use crate::port::user::policy::{Proto, Verdict};
 use crate::port::user::poll::{Token, Want, Who};
 use crate::port::user::room::Cx;
-use crate::port::user::sockets::Manner;
+use crate::port::user::sockets::{Manner, Source};
 use crate::stats::Reason;
 use crate::sys::sock::{self, Opt, Speaks};
 
@@ -63,8 +62,7 @@ pub(super) struct Flow {
     pub(super) expect: usize,
     /// The kernel joins datagrams.
     joins: bool,
-    /// When its source was last looked at.
-    pub(super) looked: Option<Instant>,
+    pub(super) source: Source,
     pub(super) manner: Manner,
 }
 
@@ -80,7 +78,7 @@ impl Flow {
             queued: false,
             expect: FEW,
             joins: false,
-            looked: None,
+            source: Source::default(),
             manner: Manner::default(),
         }
     }

@@ -32,7 +32,7 @@ use super::packet::{Ip, Packet};
 use super::plan::{Forward, Plan};
 use super::poll::{Ready, Token, Want, Who};
 use super::room::{Cx, Room};
-use super::sockets::is_left_behind;
+use super::sockets::is_adrift;
 use crate::frame::Batch;
 use crate::stats::Reason;
 use flow::{Flow, Kind, Listener};
@@ -41,8 +41,6 @@ use outbox::{Failure, Outbox};
 /// How long a flow lives that nobody answered, and one that somebody did.
 const QUIET: Duration = Duration::from_secs(30);
 const ANSWERED: Duration = Duration::from_secs(180);
-/// How often a flow's source is looked at, while it is used.
-const LOOK: Duration = Duration::from_secs(3);
 /// Slots for what comes.
 const SLOTS: u32 = 32;
 /// Most datagrams that a super-datagram may be (Linux's own are 128 at most): each may cost a call.
@@ -160,16 +158,7 @@ impl Udp {
     fn is_left_behind(&mut self, index: u32, cx: &Cx) -> bool {
         let Some((key, flow)) = self.flows.get(index) else { return false };
         let Kind::Asks { fd } = &flow.kind else { return false };
-        match flow.looked {
-            Some(at) if cx.now.saturating_duration_since(at) < LOOK => return false,
-            Some(_) => flow.looked = Some(cx.now),
-            // A new one.
-            None => {
-                flow.looked = Some(cx.now);
-                return false;
-            }
-        }
-        cx.net.route(key.far).is_some_and(|to| is_left_behind(fd.as_fd(), to))
+        flow.source.is_lost(fd.as_fd(), cx.net.route(key.far), cx.now)
     }
 
     /// Sends what waits; what is put next goes by this flow, or, where that one was found to be lost, by a new one.
@@ -208,11 +197,6 @@ impl Udp {
             _ => false,
         }
     }
-}
-
-/// The socket's source may be an address that the host had: the next datagram is sent from another.
-fn is_adrift(e: &io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EINVAL))
 }
 
 impl Room for Udp {
