@@ -15,6 +15,8 @@ mod changes;
 mod crowd;
 #[path = "root_ports/datagrams.rs"]
 mod datagrams;
+#[path = "root_ports/own.rs"]
+mod own;
 #[path = "root_ports/streams.rs"]
 mod streams;
 #[path = "root_ports/support.rs"]

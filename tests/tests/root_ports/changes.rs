@@ -19,7 +19,7 @@ const FAR: [(&str, &str, &str); 2] =
     [("10.9.0.2", "10.8.0.1", "10.7.0.1"), ("fd09::2", "fd08::1", "fd07::1")];
 
 /// The guest behind a tap, the host with one way to the far side at a time, and the far side.
-fn home() -> (Netns, Netns, Netns, Running) {
+pub(crate) fn home(plan: &Plan) -> (Netns, Netns, Netns, Running) {
     let [guest, host, far] = ["guest", "host", "far"].map(|n| Netns::new(n).unwrap());
     veth(&host, "va", &far, "vb").unwrap();
     veth(&host, "vc", &far, "vd").unwrap();
@@ -36,7 +36,7 @@ fn home() -> (Netns, Netns, Netns, Running) {
         .sh("ip addr add 10.0.2.15/24 dev g0; ip addr add fec0::15/64 dev g0 nodad; ip link set g0 up
              ip route add default via 10.0.2.2; ip route add default via fec0::2")
         .unwrap();
-    let lane = host.enter(|| run(one(user::open(&Plan::qemu(), Vec::new()).unwrap()), tap)).unwrap();
+    let lane = host.enter(|| run(one(user::open(plan, Vec::new()).unwrap()), tap)).unwrap();
     (guest, host, far, lane)
 }
 
@@ -76,7 +76,7 @@ fn answers(ping: &Proc) -> usize {
 
 #[test]
 fn a_host_that_moves_takes_its_guest_along() {
-    let (guest, host, far, lane) = home();
+    let (guest, host, far, lane) = home(&Plan::qemu());
     let bind = |ns: &Netns, at: &str| {
         let s = ns.enter(|| UdpSocket::bind(at)).unwrap().unwrap();
         s.set_read_timeout(Some(Duration::from_millis(300))).unwrap();

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,13 @@ const MUST_NOT_CUT: i32 = 2;
 /// A port that is never sent to.
 const DISCARD: u16 = 9;
 
-/// The MTU of the loopback device, unless somebody changed it: no other device's is as large.
+/// The MTU of the loopback device, unless somebody changed it: no other device's is as large. IPv4's ways have at most one
+/// byte less (`IP_MAX_MTU`), which another device may have.
 const LOOPBACK_MTU: u32 = 65_536;
+const LARGEST4: u32 = 65_535;
+
+/// An address for documentation (RFC 5737): the way there is a stranger's.
+const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// The address is one of the host's own: what goes there would come from there. The kernel's routes say so to a datagram
 /// socket that is connected and sends nothing, so an address that came or went a moment ago is judged as it is now. Where
@@ -34,13 +39,31 @@ pub(super) fn is_own(ip: IpAddr) -> bool {
     };
     match sock::connect(fd.as_fd(), SocketAddr::new(ip, DISCARD)) {
         Ok(_) => {
-            // Anycast addresses of IPv6 are nobody's source; but their way is the loopback device's, as that of all our own.
-            let loops = ip.is_ipv6() && errors::mtu(fd.as_fd(), false) == Some(LOOPBACK_MTU);
-            loops || sock::local(fd.as_fd()).is_none_or(|at| at.ip() == ip.to_canonical())
+            sock::local(fd.as_fd()).is_none_or(|at| at.ip() == ip.to_canonical()) || loops(fd.as_fd(), ip)
         }
         // There is no way to it, for its flow as little.
         Err(e) => !errors::is_no_way(&e),
     }
+}
+
+/// A socket that is connected there sends by the loopback device, as to all that is the host's own. Some of that is nobody's
+/// source: anycast addresses of IPv6, and what a local route gives another (`ip route add local ... src ...`).
+fn loops(fd: BorrowedFd<'_>, to: IpAddr) -> bool {
+    match errors::mtu(fd, to.is_ipv4()) {
+        Some(LOOPBACK_MTU) => true,
+        Some(LARGEST4) if to.is_ipv4() => !is_wide_outside(),
+        _ => false,
+    }
+}
+
+/// Ways to strangers are as wide as the loopback device's.
+fn is_wide_outside() -> bool {
+    let mtu = || {
+        let fd = sock::new(Speaks::Udp, false).ok()?;
+        sock::connect(fd.as_fd(), SocketAddr::new(STRANGER.into(), DISCARD)).ok()?;
+        errors::mtu(fd.as_fd(), true)
+    };
+    mtu() == Some(LARGEST4)
 }
 
 /// How often the source of a flow's socket is looked at, while the flow is used.
