@@ -11,7 +11,7 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Instant;
@@ -38,6 +38,7 @@ use crate::supervise::doors::{Beyond, Door};
 use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::resolvers::{self, Resolvers};
 use crate::supervise::say;
+use crate::sys::mmsg::tell_local;
 
 /// Connections that may wait for the guest.
 const BACKLOG: i32 = 128;
@@ -348,6 +349,7 @@ impl Host {
             Listen::Udp(at) => {
                 let (socket, at) = bind(*at, SockType::Datagram)
                     .or_else(|e| by_helper(&self.what, *at, true, e, asker))
+                    .and_then(|(socket, at)| tell_local(socket.as_fd(), at.is_ipv6()).map(|()| (socket, at)))
                     .map_err(|e| refused(e, *at, false))?;
                 bound.listen = Listen::Udp(at);
                 socket

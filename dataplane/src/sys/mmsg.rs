@@ -27,16 +27,17 @@ pub const SOL_UDP: i32 = 17;
 /// The size that a socket's messages are cut to.
 pub const UDP_SEGMENT: i32 = 103;
 const UDP_GRO: i32 = 104;
-/// Bytes of a `struct cmsghdr` with a number behind it (`CMSG_SPACE`), and its length with one of 32 bits, as the kernel
-/// gives it, and of 16, as it takes it (`CMSG_LEN`).
-const NOTE: usize = 24;
-const NOTE_LEN: usize = 20;
-const CUT_LEN: usize = 18;
+/// Bytes of a `struct cmsghdr` (cmsg(3)), and of a note: one of them with a size of segments, and one with a local address.
+const HEAD: usize = 16;
+const NOTE: usize = 64;
+/// The local address of a datagram is told, or named: `struct in_pktinfo` (ip(7)), `struct in6_pktinfo` (ipv6(7)).
+const LOCAL4: (i32, i32) = (libc::IPPROTO_IP, libc::IP_PKTINFO);
+const LOCAL6: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
 /// Bytes of the largest address that is looked at, `struct sockaddr_in6`.
 const NAME: usize = 28;
 const NAME_LEN: u32 = 28;
 
-/// A control message, or room for one.
+/// Control messages, or room for them.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]
 struct Note([u8; NOTE]);
@@ -62,6 +63,8 @@ pub struct Got {
 pub struct Incoming {
     names: Vec<Name>,
     notes: Vec<Note>,
+    /// Bytes that the kernel wrote to each note.
+    noted: Vec<usize>,
     got: Vec<Got>,
     named: bool,
 }
@@ -73,6 +76,7 @@ impl Incoming {
         Self {
             names: vec![Name([0; NAME]); MESSAGES],
             notes: vec![Note([0; NOTE]); MESSAGES],
+            noted: Vec::with_capacity(MESSAGES),
             got: Vec::with_capacity(MESSAGES),
             named,
         }
@@ -84,6 +88,7 @@ impl Incoming {
     /// The kernel's; `EAGAIN` if there is none.
     pub fn recv(&mut self, fd: BorrowedFd<'_>, to: &[Seg]) -> Result<&[Got]> {
         self.got.clear();
+        self.noted.clear();
         let mut list = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MESSAGES];
         let mut n: u32 = 0;
         for (((m, seg), name), note) in list.iter_mut().zip(to).zip(&mut self.names).zip(&mut self.notes) {
@@ -109,8 +114,10 @@ impl Incoming {
         for (m, note) in list.iter().zip(&self.notes).take(done.min(to.len())) {
             // SAFETY: at least `done` headers were written above, and the kernel updated them.
             let m = unsafe { m.assume_init_ref() };
-            let segment = if m.msg_hdr.msg_controllen >= NOTE_LEN { joined(note) } else { 0 };
+            let noted = usize::try_from(m.msg_hdr.msg_controllen).unwrap_or(0);
+            let segment = if noted > HEAD { joined(note, noted) } else { 0 };
             let truncated = m.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+            self.noted.push(noted);
             self.got.push(Got { len: m.msg_len, segment, truncated });
         }
         Ok(&self.got)
@@ -141,6 +148,33 @@ impl Incoming {
             _ => None,
         }
     }
+
+    /// The local address that a message of the last call was sent to, from which an answer comes; of link scope with its
+    /// link. Its port is 0. None: the socket was not told to say it ([`tell_local`]), or it is for many.
+    #[must_use]
+    pub fn local(&self, i: usize) -> Option<SocketAddr> {
+        let (note, noted) = (self.notes.get(i)?, *self.noted.get(i)?);
+        said(note, noted).find_map(|(what, b)| match what {
+            // The index of the link, the address to answer from, and that of the datagram's header.
+            LOCAL4 => Some(SocketAddr::new(Ipv4Addr::from(*b.get(4..)?.first_chunk::<4>()?).into(), 0)),
+            LOCAL6 => {
+                let ip = Ipv6Addr::from(*b.first_chunk::<16>()?);
+                let link = i32::from_ne_bytes(*b.get(16..)?.first_chunk()?);
+                let scope = if ip.is_unicast_link_local() { u32::try_from(link).ok()? } else { 0 };
+                (!ip.is_multicast()).then(|| SocketAddrV6::new(ip, 0, 0, scope).into())
+            }
+            _ => None,
+        })
+    }
+}
+
+/// Has a UDP socket say of each datagram which local address it was sent to ([`Incoming::local`]).
+///
+/// # Errors
+/// The kernel's.
+pub fn tell_local(fd: BorrowedFd<'_>, v6: bool) -> Result<()> {
+    let level = if v6 { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
+    set(fd, level, if v6 { libc::IPV6_RECVPKTINFO } else { libc::IP_PKTINFO }, 1)
 }
 
 fn message(
@@ -160,28 +194,59 @@ fn message(
     m
 }
 
-/// The size of each datagram that the kernel joined, from its note.
-fn joined(Note(raw): &Note) -> u16 {
-    let word = |at: usize| raw.get(at..at + 4).and_then(|b| b.first_chunk()).map(|b| i32::from_ne_bytes(*b));
-    if (word(8), word(12)) != (Some(SOL_UDP), Some(UDP_GRO)) {
-        return 0;
-    }
-    word(16).and_then(|n| u16::try_from(n).ok()).unwrap_or(0)
+/// The control messages of a note: level and type, and what is behind the header.
+fn said(Note(raw): &Note, len: usize) -> impl Iterator<Item = ((i32, i32), &[u8])> {
+    let mut rest = raw.get(..len.min(NOTE)).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let length = usize::from_ne_bytes(*rest.first_chunk()?);
+        let level = i32::from_ne_bytes(*rest.get(8..)?.first_chunk()?);
+        let kind = i32::from_ne_bytes(*rest.get(12..)?.first_chunk()?);
+        let body = rest.get(HEAD..length)?;
+        rest = rest.get(length.next_multiple_of(8)..).unwrap_or_default();
+        Some(((level, kind), body))
+    })
 }
 
-/// The note that has the kernel cut a message into datagrams of `segment` bytes.
-fn cut(segment: u16) -> Note {
-    let mut raw = [0; NOTE];
-    let fields = [
-        &CUT_LEN.to_ne_bytes()[..],
-        &SOL_UDP.to_ne_bytes(),
-        &UDP_SEGMENT.to_ne_bytes(),
-        &segment.to_ne_bytes(),
-    ];
-    for (to, from) in raw.iter_mut().zip(fields.into_iter().flatten()) {
-        *to = *from;
+/// The size of each datagram that the kernel joined, from its note.
+fn joined(note: &Note, len: usize) -> u16 {
+    let size = said(note, len).find(|(what, _)| *what == (SOL_UDP, UDP_GRO));
+    let size = size.and_then(|(_, b)| b.first_chunk().map(|b| i32::from_ne_bytes(*b)));
+    size.and_then(|n| u16::try_from(n).ok()).unwrap_or(0)
+}
+
+impl Note {
+    /// Adds a control message behind the first `at` bytes; says where the next one begins. There is room.
+    fn add(&mut self, at: usize, (level, kind): (i32, i32), body: &[u8]) -> usize {
+        let length = (HEAD + body.len()).to_ne_bytes();
+        let fields = length
+            .into_iter()
+            .chain(level.to_ne_bytes())
+            .chain(kind.to_ne_bytes())
+            .chain(body.iter().copied());
+        let room = self.0.get_mut(at..).unwrap_or_default();
+        room.iter_mut().zip(fields).for_each(|(to, from)| *to = from);
+        (at + HEAD + body.len()).next_multiple_of(8)
     }
-    Note(raw)
+
+    /// A note that names the local address that messages come from; and its bytes.
+    fn local(from: SocketAddr) -> (Self, usize) {
+        let mut note = Self([0; NOTE]);
+        let end = match from {
+            // Which link they leave by, routes say.
+            SocketAddr::V4(a) => {
+                let mut body = [0; 12];
+                body.iter_mut().skip(4).zip(a.ip().octets()).for_each(|(to, b)| *to = b);
+                note.add(0, LOCAL4, &body)
+            }
+            SocketAddr::V6(a) => {
+                let mut body = [0; 20];
+                let fields = a.ip().octets().into_iter().chain(a.scope_id().to_ne_bytes());
+                body.iter_mut().zip(fields).for_each(|(to, b)| *to = b);
+                note.add(0, LOCAL6, &body)
+            }
+        };
+        (note, end)
+    }
 }
 
 /// What a UDP socket cuts its messages to: 0: it does not, none: nobody knows. To be kept with the socket.
@@ -189,11 +254,14 @@ pub type Cutting = Option<u16>;
 
 /// Has a UDP socket cut what it is given to send into datagrams of `segment` bytes; 0: it does not.
 fn set_cut(fd: BorrowedFd<'_>, segment: u16) -> Result<()> {
-    let value = libc::c_int::from(segment);
+    set(fd, SOL_UDP, UDP_SEGMENT, segment.into())
+}
+
+fn set(fd: BorrowedFd<'_>, level: i32, option: i32, value: libc::c_int) -> Result<()> {
     let len = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
     let at = (&raw const value).cast();
     // SAFETY: an int of `len` bytes that outlives the call.
-    let done = unsafe { libc::setsockopt(fd.as_raw_fd(), SOL_UDP, UDP_SEGMENT, at, len) };
+    let done = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, at, len) };
     if done < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -213,6 +281,8 @@ pub struct Outgoing<'a> {
     n: usize,
     /// To whom all go, and how long that is; 0: to whom the socket is connected to.
     name: (Name, u32),
+    /// Which local address all come from, and how long that is; 0: the kernel chooses, or the socket has it.
+    local: (Note, usize),
     private: PhantomData<&'a [u8]>,
 }
 
@@ -227,7 +297,15 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub fn new() -> Self {
         let (iov, list) = ([const { MaybeUninit::uninit() }; PARTS], [Message::default(); MESSAGES]);
-        Self { iov, parts: 0, list, n: 0, name: (Name([0; NAME]), 0), private: PhantomData }
+        Self {
+            iov,
+            parts: 0,
+            list,
+            n: 0,
+            name: (Name([0; NAME]), 0),
+            local: (Note([0; NOTE]), 0),
+            private: PhantomData,
+        }
     }
 
     /// All messages go to `peer`, from a socket that is not connected.
@@ -243,6 +321,11 @@ impl<'a> Outgoing<'a> {
         let (Name(raw), to) = &mut self.name;
         raw.iter_mut().zip(fields.chain(scope.to_ne_bytes())).for_each(|(to, from)| *to = from);
         *to = len;
+    }
+
+    /// All messages come from this address of the host's own, whatever its port; one of link scope names its link.
+    pub fn from_local(&mut self, local: SocketAddr) {
+        self.local = Note::local(local);
     }
 
     /// Messages gathered.
@@ -311,7 +394,7 @@ impl<'a> Outgoing<'a> {
     /// The kernel's about the first message.
     pub fn send(&mut self, fd: BorrowedFd<'_>) -> Result<usize> {
         let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MESSAGES];
-        let mut notes = [Note([0; NOTE]); MESSAGES];
+        let mut notes = [const { MaybeUninit::<Note>::uninit() }; MESSAGES];
         let mut from = 0;
         let mut n: u32 = 0;
         let iov = self.iov.as_mut_ptr().cast::<libc::iovec>();
@@ -321,14 +404,12 @@ impl<'a> Outgoing<'a> {
             (ptr::null_mut(), 0)
         };
         for ((m, header), note) in self.list.iter().take(self.n).zip(&mut headers).zip(&mut notes) {
-            let control = if m.segment > 0 {
-                *note = cut(m.segment);
-                NOTE
-            } else {
-                0
-            };
+            let (mut said, mut control) = self.local;
+            if m.segment > 0 {
+                control = said.add(control, (SOL_UDP, UDP_SEGMENT), &m.segment.to_ne_bytes());
+            }
             let parts = m.end.saturating_sub(from);
-            header.write(message(name, iov.wrapping_add(from), parts, (note, control)));
+            header.write(message(name, iov.wrapping_add(from), parts, (note.write(said), control)));
             from = m.end;
             n += 1;
         }
@@ -449,6 +530,39 @@ mod tests {
             let mut got = [0; 64];
             assert_eq!(b.recv_from(&mut got).unwrap(), (6, a.local_addr().unwrap()));
             assert_eq!(b.recv(&mut got).unwrap(), 3);
+        }
+    }
+
+    /// The address that was called answers, and no other that the host has; what the kernel cuts up comes from there too.
+    #[test]
+    fn answers_come_from_where_the_call_went() {
+        for (any, called) in [("0.0.0.0:0", "127.0.0.2"), ("0.0.0.0:0", "127.0.0.1"), ("[::]:0", "::1")] {
+            let bound = UdpSocket::bind(any).unwrap();
+            let v6 = any.starts_with('[');
+            tell_local(bound.as_fd(), v6).unwrap();
+            let called = SocketAddr::new(called.parse().unwrap(), bound.local_addr().unwrap().port());
+            let client = UdpSocket::bind(if v6 { "[::1]:0" } else { "127.0.0.1:0" }).unwrap();
+            client.connect(called).unwrap();
+            client.set_nonblocking(true).unwrap();
+            client.send(b"x").unwrap();
+            let mem = Buf::new(64).unwrap();
+            let mut incoming = Incoming::new(true);
+            assert_eq!(incoming.recv(bound.as_fd(), &[mem.seg(0, 64)]).unwrap().len(), 1);
+            let local = incoming.local(0).unwrap();
+            assert_eq!((local.ip(), incoming.local(1)), (called.ip(), None));
+            let mut out = Outgoing::new();
+            out.towards(client.local_addr().unwrap());
+            out.from_local(local);
+            out.private(b"one");
+            out.finish(0);
+            out.private(b"two and 3");
+            out.finish(3);
+            assert_eq!(out.send(bound.as_fd()).unwrap(), 2);
+            let mut got = [0; 64];
+            for want in [&b"one"[..], b"two", b" an", b"d 3"] {
+                let n = client.recv(&mut got).unwrap();
+                assert_eq!(&got[..n], want, "{called}");
+            }
         }
     }
 

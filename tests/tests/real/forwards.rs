@@ -359,6 +359,28 @@ fn names_are_asked_of_whom_the_host_asks_now() {
     home.end();
 }
 
+/// A host of several addresses: who calls one of them is answered from that one, whichever the kernel would choose.
+#[test]
+fn a_forward_at_all_addresses_answers_from_the_one_that_was_called() {
+    let home = home(",hostfwd=udp::0-:81,hostfwd=udp:[::]:0-[fec0::15]:82", None, "nameserver 127.0.0.1\n");
+    home.scene
+        .host
+        .sh(&format!("ip addr add 10.77.0.99/24 dev {UPLINK}; ip addr add fd77::99/64 dev {UPLINK} nodad"))
+        .unwrap();
+    let ends = home.ends();
+    let port = |n: usize| ends[n].rsplit_once(':').unwrap().1.to_owned();
+    let addresses = [[HOST4, "10.77.0.99"], ["[fd77::9]", "[fd77::99]"]];
+    for (n, on, far) in [(0, "0.0.0.0:81", "0.0.0.0:0"), (1, "[::]:82", "[::]:0")] {
+        let server = home.guest.ns.enter(|| UdpSocket::bind(on)).unwrap().unwrap();
+        // One socket for both, as of somebody who looks for a server that answers; a flow for each.
+        let client = home.scene.far.enter(|| UdpSocket::bind(far)).unwrap().unwrap();
+        for at in addresses[n].iter().chain(&addresses[n]) {
+            exchange(&client, &format!("{at}:{}", port(n)), &server);
+        }
+    }
+    home.end();
+}
+
 /// Speaks until it is heard from that address.
 fn heard(speaker: &UdpSocket, sink: &UdpSocket, want: &str) {
     let until = Instant::now() + PATIENCE;

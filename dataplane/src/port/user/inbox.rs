@@ -117,6 +117,11 @@ impl Inbox {
         Some((*self.incoming.got().get(i)?, self.incoming.source(i)))
     }
 
+    /// Which of the host's addresses it was sent to, where the socket says so.
+    pub(super) fn local(&self, i: usize) -> Option<SocketAddr> {
+        self.incoming.local(i)
+    }
+
     /// One of the messages of the last call has this receiver.
     pub(super) fn keep(&mut self, i: usize, key: Key) {
         let (Some(&slot), Some(got)) = (self.asked.get(i), self.incoming.got().get(i)) else { return };

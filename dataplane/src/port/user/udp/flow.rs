@@ -46,6 +46,8 @@ pub(super) enum Kind {
         listener: u16,
         /// Who.
         peer: SocketAddr,
+        /// Which of the host's addresses he called, where the socket says so: he knows no other.
+        local: Option<SocketAddr>,
     },
 }
 
@@ -69,8 +71,11 @@ pub(super) struct Flow {
 impl Flow {
     /// A new one.
     pub(super) fn new(kind: Kind) -> Self {
-        let towards = if let Kind::Answers { peer, .. } = kind { Some(peer) } else { None };
-        let way = Way { cut_below: u32::MAX, towards };
+        let (towards, local) = match kind {
+            Kind::Answers { peer, local, .. } => (Some(peer), local),
+            Kind::Asks { .. } => (None, None),
+        };
+        let way = Way { cut_below: u32::MAX, towards, local };
         Self {
             kind,
             way,

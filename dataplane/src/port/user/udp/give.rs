@@ -133,7 +133,7 @@ impl Udp {
                 cx.stats.drop(Reason::Denied);
                 continue;
             }
-            match self.answering(id, guest, peer, cx) {
+            match self.answering((id, guest), peer, self.inbox.local(i), cx) {
                 Some(key) => self.inbox.keep(i, key),
                 None => cx.stats.drop(Reason::Quota),
             }
@@ -141,8 +141,14 @@ impl Udp {
         n >= asked
     }
 
-    /// The flow of a forward's peer, made if there is none.
-    fn answering(&mut self, listener: u16, guest: SocketAddr, peer: SocketAddr, cx: &mut Cx) -> Option<Key> {
+    /// The flow of a forward's peer, made if there is none. One who calls at two of the host's addresses has two.
+    fn answering(
+        &mut self,
+        (listener, guest): (u16, SocketAddr),
+        peer: SocketAddr,
+        local: Option<SocketAddr>,
+        cx: &mut Cx,
+    ) -> Option<Key> {
         let seen = cx.net.seen_as(peer).filter(|s| s.is_ipv4() == guest.is_ipv4());
         let seen = seen.or_else(|| Some(SocketAddr::new(cx.net.host(guest.ip())?, peer.port())))?;
         for i in 0..TRIES {
@@ -151,12 +157,13 @@ impl Udp {
             let Some(index) = self.flows.find(&key) else {
                 // Whoever comes from outside, from however many addresses, does not push out the guest's own flows.
                 make_place(&mut self.flows, guest, cx);
-                self.flows.insert(key, Flow::new(Kind::Answers { listener, peer }), cx.now, QUIET)?;
+                self.flows.insert(key, Flow::new(Kind::Answers { listener, peer, local }), cx.now, QUIET)?;
                 self.tick_later(cx);
                 return Some(key);
             };
             let (_, flow) = self.flows.get(index)?;
-            if matches!(flow.kind, Kind::Answers { listener: l, peer: p } if (l, p) == (listener, peer)) {
+            if matches!(flow.kind, Kind::Answers { listener: l, peer: p, local: at } if (l, p, at) == (listener, peer, local))
+            {
                 let patience = if flow.answered { ANSWERED } else { QUIET };
                 self.flows.touch(index, cx.now, patience);
                 return Some(key);

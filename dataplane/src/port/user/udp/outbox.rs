@@ -53,6 +53,8 @@ pub(super) struct Way {
     pub(super) cut_below: u32,
     /// To whom, from a socket that is not connected.
     pub(super) towards: Option<SocketAddr>,
+    /// From which of the host's addresses; none: as the kernel chooses.
+    pub(super) local: Option<SocketAddr>,
 }
 
 /// A datagram that did not go, and why.
@@ -131,6 +133,9 @@ impl Outbox {
             let mut out = Outgoing::new();
             if let Some(peer) = way.towards {
                 out.towards(peer);
+            }
+            if let Some(local) = way.local {
+                out.from_local(local);
             }
             let ends = self.gather(way, &mut out);
             let Some(&(end, segment)) = ends.first() else { break };

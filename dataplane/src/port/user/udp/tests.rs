@@ -371,6 +371,24 @@ fn peers_of_a_forward_are_told_apart() {
     assert_eq!(room.flows.len(), 0);
 }
 
+/// Somebody who calls a forward at two of the host's addresses is answered from each.
+#[test]
+fn a_forward_answers_from_the_address_that_was_called() {
+    let mut cx = link(|_| {});
+    let (mut room, there) = forwarded(&mut cx, "0.0.0.0:0", "10.0.2.15:53");
+    crate::sys::mmsg::tell_local(room.listeners[0].fd.as_fd(), false).unwrap();
+    let (client, guest) = (server("127.0.0.1:0"), at("10.0.2.15:53"));
+    for called in ["127.0.0.1", "127.0.0.2", "127.0.0.1"] {
+        let called = SocketAddr::new(called.parse().unwrap(), there.port());
+        client.send_to(b"question", called).unwrap();
+        let (ip, bytes) = read(&given(&mut room, &mut cx, true)[0]);
+        let shown = SocketAddr::new(ip.src, u16::from_be_bytes([bytes[0], bytes[1]]));
+        send(&mut room, &mut cx, &[udp(guest, shown, b"answer")]);
+        assert_eq!(client.recv_from(&mut [0; 20]).unwrap(), (6, called));
+    }
+    assert_eq!(room.flows.len(), 2);
+}
+
 #[test]
 fn who_comes_to_a_forward_has_a_share_as_well() {
     let s = server("127.0.0.1:0");
