@@ -42,6 +42,8 @@ pub enum Kind {
     Switch,
     /// A hub of three UDP ports: one sends, two get.
     Hub,
+    /// As [`Kind::Stream`], and a `filter-dump` writes a classic capture of what comes in.
+    Capture,
 }
 
 /// What is forwarded.
@@ -67,6 +69,7 @@ impl ForwardCase {
             Kind::Plug => "vde → vde, plugs in two switches",
             Kind::Switch => "a VDE switch of two clients",
             Kind::Hub => "a hub of three dgram over UDP, one sends",
+            Kind::Capture => "stream → stream over UNIX sockets and into a capture (filter-dump)",
         };
         let how = match (self.kind, self.cut) {
             (Kind::L2tp | Kind::Hub, true) => ", sent many at a time",
@@ -81,6 +84,10 @@ impl ForwardCase {
     pub fn load(&self) -> &'static str {
         match self.kind {
             Kind::Stream => "our UNIX stream, 64 KiB at a time → our UNIX stream, read 256 KiB at a time",
+            Kind::Capture => {
+                "our UNIX stream, 64 KiB at a time → our UNIX stream, read 256 KiB at a time, and a file: the frames \
+                 that stand there (64 bytes of each), if that is fewer"
+            }
             Kind::Unix | Kind::Plug | Kind::Switch => {
                 "our UNIX datagram socket, sendmmsg → ours, recvmmsg, 64 at a time (max_dgram_qlen 512)"
             }
@@ -151,6 +158,9 @@ fn start(bench: &Bench, world: &Netns, case: ForwardCase, who: Who, at: &Path) -
             c.arg("-netdev").arg(netdev.replacen(',', &format!(",id=n{i},"), 1));
             c.arg("-netdev").arg(format!("hubport,id=h{i},hubid=0,netdev=n{i}"));
         }
+        if case.kind == Kind::Capture {
+            c.arg("-object").arg(dump(at));
+        }
         return Ok(world.spawn("QEMU", c)?);
     }
     let mut c = bench.ours.command();
@@ -163,7 +173,15 @@ fn start(bench: &Bench, world: &Netns, case: ForwardCase, who: Who, at: &Path) -
     if let Some(device) = device {
         c.arg("--device").arg(device.replacen(',', ",netdev=n0,", 1));
     }
+    if case.kind == Kind::Capture {
+        c.arg("--object").arg(dump(at));
+    }
     Ok(world.spawn("netreeve", c)?)
+}
+
+/// The filter of [`Kind::Capture`], in words that both know.
+fn dump(at: &Path) -> String {
+    format!("filter-dump,id=f0,netdev=n0,file={},maxlen={}", at.join(ends::DUMP).display(), ends::DUMPED)
 }
 
 fn installed(program: &str) -> Taken<PathBuf> {
@@ -180,7 +198,9 @@ fn options(kind: Kind, at: &Path) -> (Vec<String>, Option<String>) {
         format!("dgram,{},{}", end("local", ours), end("remote", theirs))
     };
     match kind {
-        Kind::Stream => two(&|i| format!("stream,server=on,addr.type=unix,addr.path={}", file("us", i))),
+        Kind::Stream | Kind::Capture => {
+            two(&|i| format!("stream,server=on,addr.type=unix,addr.path={}", file("us", i)))
+        }
         Kind::Unix => two(&|i| {
             let end = |which: &str, name: &str| format!("{which}.type=unix,{which}.path={}", file(name, i));
             format!("dgram,{},{}", end("local", "us"), end("remote", "them"))

@@ -286,6 +286,7 @@ impl Row {
         let mut all = Vec::new();
         for (kind, cut) in [
             (Kind::Stream, false),
+            (Kind::Capture, false),
             (Kind::Unix, false),
             (Kind::L2tp, false),
             (Kind::L2tp, true),

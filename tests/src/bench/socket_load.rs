@@ -24,6 +24,13 @@ use crate::{Because, Done};
 const AT_ONCE: usize = 60_000;
 /// How long who is measured may take to be there.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The capture, in the directory of the sockets.
+pub const DUMP: &str = "dump";
+/// Bytes of a frame that are captured.
+pub const DUMPED: u64 = 64;
+/// Bytes before a frame in a classic capture (libpcap's `pcap_sf_pkthdr`), and before all of them.
+const RECORD: u64 = 16;
+const HEAD: u64 = 24;
 /// Bytes of a slot for a datagram that is read.
 const SLOT: u32 = 2048;
 
@@ -41,6 +48,8 @@ pub struct Flow {
     read: Arc<AtomicU64>,
     /// Ports of sockets that nobody reads, which are held for their end.
     unread: Vec<(u16, UdpSocket)>,
+    /// Where frames must also stand to have arrived.
+    dump: Option<PathBuf>,
     /// Connections that are held for their end.
     _held: Vec<UnixStream>,
     threads: Vec<JoinHandle<io::Result<()>>>,
@@ -102,12 +111,13 @@ pub fn open(case: ForwardCase, before: Before, at: &Path) -> io::Result<Flow> {
         offered: Arc::default(),
         read: Arc::default(),
         unread: Vec::new(),
+        dump: (case.kind == Kind::Capture).then(|| at.join(DUMP)),
         _held: Vec::new(),
         threads: Vec::new(),
     };
     let one = load::frame(case.size);
     match case.kind {
-        Kind::Stream => {
+        Kind::Stream | Kind::Capture => {
             let dial = |i: usize| within(|| UnixStream::connect(at.join(format!("us{i}"))));
             let (from, to) = (dial(0)?, dial(1)?);
             flow.streams(from, to, &one);
@@ -303,13 +313,16 @@ impl Flow {
         self.offered.load(Ordering::Relaxed)
     }
 
-    /// Frames that came out: of several sinks, at the one that got least. In the load's namespace.
+    /// Frames that came out: of several sinks, at the one that got least, a capture among them. In the load's namespace.
     ///
     /// # Errors
     /// The kernel's table cannot be read.
     pub fn arrived(&self) -> io::Result<u64> {
         if self.unread.is_empty() {
-            return Ok(self.read.load(Ordering::Relaxed));
+            let read = self.read.load(Ordering::Relaxed);
+            let Some(dump) = &self.dump else { return Ok(read) };
+            let bytes = std::fs::metadata(dump)?.len().saturating_sub(HEAD);
+            return Ok(read.min(bytes / (RECORD + DUMPED)));
         }
         let table = std::fs::read_to_string("/proc/thread-self/net/udp")?;
         // The last column: what was dropped because nobody read.
