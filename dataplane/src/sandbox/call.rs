@@ -25,6 +25,17 @@ pub struct Cond {
     pub not: bool,
 }
 
+/// A descriptor does not wait from now on. Never the other way: whoever else holds the open file, the supervisor among
+/// them, would wait in it; and nobody gets signals from it.
+pub const NEVER_WAITS: Call = Call::only(
+    libc::SYS_fcntl,
+    &[
+        Cond::is(1, libc::F_SETFL.cast_unsigned()),
+        Cond::bits(2, WAITING.cast_unsigned() as u64, libc::O_NONBLOCK.cast_unsigned() as u64),
+    ],
+);
+const WAITING: libc::c_int = libc::O_NONBLOCK | libc::O_ASYNC;
+
 impl Call {
     /// The call with any arguments.
     #[must_use]

@@ -87,7 +87,8 @@ pub fn file_system(fd: BorrowedFd<'_>) -> Result<(i64, u64)> {
 /// # Errors
 /// The kernel's.
 pub fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<()> {
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    // Without signals, as the sandbox's filter has it.
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?) - OFlag::O_ASYNC;
     if !flags.contains(OFlag::O_NONBLOCK) {
         fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     }

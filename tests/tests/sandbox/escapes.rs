@@ -252,6 +252,8 @@ escapes! { ESCAPES:
     "ioctl TIOCSTI", [], |h| ioctl(2, 0x5412, h);
     "ioctl TIOCLINUX", [], |h| ioctl(2, 0x541c, h);
     "ioctl FIOASYNC", [], |h| ioctl(h.stream, 0x5452, h);
+    "fcntl F_SETFL has whoever shares the open file wait", [], |h| sys!(libc::SYS_fcntl, h.stream, libc::F_SETFL, 0);
+    "fcntl F_SETFL O_ASYNC", [], |h| sys!(libc::SYS_fcntl, h.stream, libc::F_SETFL, libc::O_NONBLOCK | libc::O_ASYNC);
     "fcntl F_SETOWN", [], |h| sys!(libc::SYS_fcntl, h.stream, libc::F_SETOWN, h.victim);
     "fcntl F_ADD_SEALS", [], |h| sys!(libc::SYS_fcntl, h.memory, libc::F_ADD_SEALS, 1);
     "dup3 over another descriptor", [], |h| sys!(libc::SYS_dup3, h.stream, h.tap, 0);

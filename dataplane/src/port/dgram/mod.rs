@@ -24,7 +24,7 @@ use crate::port::dgram::inbox::Inbox;
 use crate::port::dgram::l2tp::Session;
 use crate::port::dgram::outbox::Outbox;
 use crate::port::{Change, Interest, OpenError, Port, Queues, Traits, Watch};
-use crate::sandbox::call::{Call, Cond};
+use crate::sandbox::call::{Call, Cond, NEVER_WAITS};
 use crate::stats::{Reason, Stats};
 use crate::sys::fd::set_nonblocking;
 use crate::sys::mmsg;
@@ -75,7 +75,7 @@ pub const CALLS: &[Call] = &[
     ),
     // A socket that is handed in later does not wait either.
     Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_GETFL.cast_unsigned())]),
-    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_SETFL.cast_unsigned())]),
+    NEVER_WAITS,
     // fdkind::socket, for a connection that is handed in later.
     Call::only(libc::SYS_getsockopt, &[Cond::is(1, 1)]),
 ];

@@ -29,7 +29,7 @@ use crate::port::stream::framing::Framing;
 use crate::port::stream::inbox::{Inbox, Next};
 use crate::port::stream::outbox::{Outbox, Stop, is_full, send_packets};
 use crate::port::{Change, FarEnd, Interest, Offloads, OpenError, Port, Queues, Traits, Watch};
-use crate::sandbox::call::{Call, Cond};
+use crate::sandbox::call::{Call, Cond, NEVER_WAITS};
 use crate::stats::{Reason, Stats};
 use crate::sys::fd::set_nonblocking;
 use crate::sys::io as sys;
@@ -57,7 +57,7 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_writev),
     // Connections do not wait, wherever they come from.
     Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_GETFL.cast_unsigned())]),
-    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_SETFL.cast_unsigned())]),
+    NEVER_WAITS,
     Call::any(libc::SYS_accept4),
     Call::any(libc::SYS_shutdown),
     // fdkind::socket, for a connection that is handed in later.

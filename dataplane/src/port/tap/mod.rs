@@ -24,7 +24,7 @@ use crate::frame::{Batch, Frame, HEAD, MAX_SUPER};
 use crate::mem::{Buf, Seg};
 use crate::port::tap::burst::{Burst, WORTH};
 use crate::port::{Interest, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits as bits};
-use crate::sandbox::call::{Call, Cond};
+use crate::sandbox::call::{Call, Cond, NEVER_WAITS};
 use crate::stats::{Reason, Stats};
 use crate::sys::{io as gather, tun, uring};
 
@@ -59,7 +59,7 @@ pub const CALLS: &[Call] = &[
 /// that a holder may set (persistence, owner, address, carrier, filters), none but these.
 pub const OPENS: &[Call] = &[
     Call::any(libc::SYS_fstat),
-    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_SETFL.cast_unsigned())]),
+    NEVER_WAITS,
     Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::GET_INTERFACE)]),
     Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_VNET_LE)]),
     Call::only(libc::SYS_ioctl, &[Cond::is(1, tun::SET_VNET_HEADER)]),

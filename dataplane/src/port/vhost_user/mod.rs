@@ -29,7 +29,7 @@ use crate::mem::{GuestMemory, sigbus};
 use crate::port::{
     Change, FarEnd, Interest, Keep, Left, Offloads, OpenError, Port, Queues, Traits, Watch, offload_bits,
 };
-use crate::sandbox::call::{Call, Cond};
+use crate::sandbox::call::{Call, Cond, NEVER_WAITS};
 use crate::stats::{Reason, Stats};
 use crate::sys;
 use head::Head;
@@ -71,7 +71,7 @@ pub const CALLS: &[Call] = &[
     Call::any(libc::SYS_fstat),
     Call::any(libc::SYS_fstatfs),
     Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_GETFL as u32)]),
-    Call::only(libc::SYS_fcntl, &[Cond::is(1, libc::F_SETFL as u32)]),
+    NEVER_WAITS,
     // Kicks and interrupts.
     Call::any(libc::SYS_read),
     Call::any(libc::SYS_write),

@@ -353,15 +353,16 @@ impl Recorder {
     }
 
     fn wait(&self, longest: Duration, for_frames: bool) {
-        let mut fds = vec![PollFd::new(self.means.called.as_fd(), PollFlags::POLLIN)];
-        fds.extend(
-            self.bell.as_ref().filter(|_| for_frames).map(|b| PollFd::new(b.as_fd(), PollFlags::POLLIN)),
-        );
+        let bells = [Some(&self.means.called), self.bell.as_ref().filter(|_| for_frames)];
+        let mut fds: Vec<_> =
+            bells.iter().flatten().map(|b| PollFd::new(b.as_fd(), PollFlags::POLLIN)).collect();
         let time = PollTimeout::try_from(longest.as_millis()).unwrap_or(PollTimeout::MAX);
         if poll(&mut fds, time).is_ok() {
-            for fd in [Some(&self.means.called), self.bell.as_ref()].into_iter().flatten() {
-                // Nothing to read is as good.
-                let _read = nix::unistd::read(fd, &mut [0; 8]);
+            // Only what has rung: the dataplane shares the bell, and with it whether reading waits.
+            for (bell, p) in bells.into_iter().flatten().zip(&fds) {
+                if p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN)) {
+                    let _read = nix::unistd::read(bell, &mut [0; 8]);
+                }
             }
         }
     }

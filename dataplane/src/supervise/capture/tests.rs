@@ -159,3 +159,22 @@ fn what_cannot_be_ends_the_capture_only() {
     assert_eq!(c.end().1.written, 1);
     assert_eq!(records(f), [(0, 50)]);
 }
+
+#[test]
+fn a_bell_that_waits_for_a_ring_stops_nobody() {
+    let f = file();
+    let mut c = capture(1, f.try_clone().unwrap().into());
+    let (memory, bell) = c.spool().map(|(m, b)| (m, Arc::new(b))).unwrap();
+    // What reading does is a property of the open file, which the dataplane holds as well.
+    let no_flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty());
+    nix::fcntl::fcntl(bell.as_fd(), no_flags).unwrap();
+    let mut w = Writer::new(&memory, 0, bell).unwrap();
+    for n in 0..10 {
+        // Each time the thread has gone to sleep, or is about to.
+        assert!(put(&mut w, n * 1000, &[7; 100]));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (ended, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || ended.send(c.end().1.written));
+    assert_eq!(wait.recv_timeout(Duration::from_secs(10)), Ok(10), "the thread waits for the bell");
+}
