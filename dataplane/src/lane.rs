@@ -123,6 +123,16 @@ impl Path {
         self.scratch.clear();
     }
 
+    /// The taker goes on with the first frame that waits, and finishes it without its giver.
+    fn first_goes(&mut self) {
+        if self.joined {
+            let first = self.scratch.frames().first();
+            first.into_iter().for_each(|f| self.joiner.sent(&mut self.batch, f));
+        } else if self.held && !self.found.work {
+            self.batch.frames_mut().first_mut().into_iter().for_each(|f| f.dropped = true);
+        }
+    }
+
     /// What waits is given back to a giver that takes it back, if it is still the one that gave it and nothing of it
     /// went; else it is lost and counted.
     fn let_go(&mut self, from: &mut dyn Port, same: bool) {
@@ -296,6 +306,11 @@ impl Lane {
 
     /// Puts another port at an end and gives back the one that was there. What the lane held of it is lost and counted.
     pub fn replace(&mut self, side: Side, port: Box<dyn Port>) -> Box<dyn Port> {
+        match side {
+            Side::Netdev if self.device.peer_new() => self.to_device.first_goes(),
+            Side::Device if self.netdev.peer_new() => self.to_netdev.first_goes(),
+            _ => {}
+        }
         self.forget();
         let (dead, off) = match side {
             Side::Netdev => (&mut self.dead.0, &mut self.off.0),

@@ -20,6 +20,8 @@ struct Inside {
     fail: bool,
     /// What is lent does not do for the next frame.
     stops: bool,
+    /// The first frame that waits is begun.
+    begun: bool,
     released: usize,
 }
 
@@ -43,6 +45,10 @@ impl Port for Fake {
     }
 
     fn watch(&self, _: &mut Watch) {}
+
+    fn peer_new(&mut self) -> bool {
+        self.inside.lock().unwrap().begun
+    }
 
     fn lend(&mut self, b: &mut Batch) {
         b.landing.open(0, true);
@@ -437,4 +443,19 @@ fn what_the_filter_drops_of_a_batch_that_is_lost_is_counted_by_its_reason() {
     assert!(matches!(lane.turn(Side::Device), Outcome::Dead(Side::Netdev, _)));
     let drops = lane.stats(Side::Device).drops;
     assert_eq!((drops[Reason::PeerDown as usize], drops[Reason::Oversize as usize]), (2, 1));
+}
+
+#[test]
+fn a_frame_that_the_taker_began_is_no_loss_when_its_giver_is_replaced() {
+    for begun in [false, true] {
+        let (giver, g) = fake(Traits::default(), 0);
+        let (taker, t) = fake(Traits::default(), 1);
+        g.lock().unwrap().gives.extend([1, 2, 3, 4].map(|n| frame(n, 60)));
+        t.lock().unwrap().begun = begun;
+        let mut lane = Lane::new(giver, taker, None).unwrap();
+        assert!(matches!(lane.turn(Side::Netdev), Outcome::Full));
+        let old = lane.replace(Side::Netdev, fake(Traits::default(), 0).0);
+        assert_eq!(old.stats().drops[Reason::PeerDown as usize], if begun { 2 } else { 3 });
+        assert_eq!(g.lock().unwrap().released, 4);
+    }
 }

@@ -243,6 +243,12 @@ pub trait Port: Send {
     /// Frames can pass to and from the peer, or not. Told at every change, after [`Port::peer_takes`].
     fn peer_up(&mut self, _up: bool) {}
 
+    /// Another port is about to come in its peer's place. True: of the frames that wait, this port has begun to send the
+    /// first one, and finishes it; it is not to be given again.
+    fn peer_new(&mut self) -> bool {
+        false
+    }
+
     /// Its traits follow from ports on other lanes: they are asked again after a change of any lane.
     fn follows(&self) -> bool {
         false

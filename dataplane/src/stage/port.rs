@@ -42,6 +42,11 @@ impl Port for Stage {
         self.inner.peer_spare(spare);
     }
 
+    fn peer_new(&mut self) -> bool {
+        // What a step holds comes again, whoever the peer is.
+        self.steps.is_none() && self.inner.peer_new()
+    }
+
     fn lend(&mut self, b: &mut Batch) {
         self.inner.lend(b);
     }

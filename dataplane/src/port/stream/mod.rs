@@ -347,6 +347,15 @@ impl Port for Stream {
         self.peer_up = up;
     }
 
+    fn peer_new(&mut self) -> bool {
+        let cut = self.outbox.disown();
+        if let Some(len) = cut {
+            self.stats.tx_frames += 1;
+            self.stats.tx_bytes += u64::from(len);
+        }
+        cut.is_some()
+    }
+
     fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
         if self.conn.is_none() {
             return Ok(());

@@ -51,7 +51,6 @@ pub(super) struct Outbox {
 /// By what a frame that was cut is known when it comes again.
 #[derive(Clone, Copy, Debug)]
 struct Owed {
-    cookie: u64,
     len: u32,
     /// Where its head stands in our copy, after what stands before the frame.
     head: u32,
@@ -175,18 +174,18 @@ impl Outbox {
         (frames, Stop::Done)
     }
 
-    /// It is the frame that was cut. Its cookie says so where it is the giver's own number for it; where it is a place in
-    /// the batch, which the frame has another of now, its head does.
+    /// It is the frame that was cut. Its cookie does not say so: it may be a place in the batch, of which the frame has
+    /// another now, or a place in a ring that has begun anew, or nothing.
     fn is(&self, f: &Frame, owed: Owed) -> bool {
-        let same = || {
-            let (mut ours, head) = ([0; HEAD], f.head());
-            let n = self
-                .buf
-                .seg(owed.head, self.buf.len())
-                .copy_out(ours.get_mut(..head.len()).unwrap_or_default());
-            n == head.len() && ours.get(..n) == Some(head)
-        };
-        f.len == owed.len && (f.cookie == owed.cookie || same())
+        let (mut ours, head) = ([0; HEAD], f.head());
+        let copy = self.buf.seg(owed.head, self.buf.len());
+        let n = copy.copy_out(ours.get_mut(..head.len()).unwrap_or_default());
+        f.len == owed.len && n == head.len() && ours.get(..n) == Some(head)
+    }
+
+    /// The frame that was cut will not come again: its rest is sent all the same. Its bytes; none: there is none.
+    pub(super) fn disown(&mut self) -> Option<u32> {
+        self.owed.take().map(|o| o.len)
     }
 
     /// `done` bytes of these frames are gone: says how many frames that is, and keeps the rest of the one that was cut.
@@ -238,7 +237,7 @@ impl Outbox {
             add(n as usize);
         }
         let head = u32::try_from(prefix.len()).unwrap_or(0);
-        self.owed = Some(Owed { cookie: f.cookie, len: f.len, head });
+        self.owed = Some(Owed { len: f.len, head });
     }
 }
 

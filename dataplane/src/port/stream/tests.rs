@@ -253,6 +253,31 @@ fn a_cut_frame_is_finished_from_our_own_copy() {
 }
 
 #[test]
+fn a_frame_that_only_looks_like_the_cut_one_is_sent_too() {
+    for other_giver in [false, true] {
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let mut p = short(&CLIENT, ours.into(), 20_000);
+        let (mut b, mem) = (Batch::new(), Buf::new(1 << 20).unwrap());
+        let cut = pattern(69632, 5);
+        fill(&mut b, &mem, std::slice::from_ref(&cut));
+        assert_eq!(p.send(&b).unwrap(), 0);
+        // Of the same length and cookie, from a giver that begins anew; from another giver it may be the same even.
+        let next = if other_giver { cut.clone() } else { pattern(69632, 6) };
+        assert_eq!(other_giver, other_giver && p.peer_new());
+        fill(&mut b, &mem, std::slice::from_ref(&next));
+        let reader = std::thread::spawn(move || {
+            let mut all = vec![0; 2 * (69632 + 4)];
+            peer.read_exact(&mut all).unwrap();
+            all
+        });
+        while p.send(&b).unwrap() == 0 {}
+        assert!(reader.join().unwrap() == [wire(&cut), wire(&next)].concat(), "other giver: {other_giver}");
+        assert_eq!(p.stats().tx_frames, if other_giver { 2 } else { 1 });
+        assert!(!p.peer_new(), "nothing is owed");
+    }
+}
+
+#[test]
 fn dropped_frames_are_not_sent_and_a_lost_peer_is_counted() {
     let (mut p, mut peer) = client();
     let (mut b, mem) = (Batch::new(), Buf::new(1 << 20).unwrap());
