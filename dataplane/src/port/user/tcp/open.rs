@@ -15,7 +15,7 @@ use netreeve_shared::vnet::Vnet;
 use super::super::build::{self, Unreachable};
 use super::super::errors;
 use super::super::packet::{Packet, TCP};
-use super::super::plan::Way;
+use super::super::plan::{Forward, Way};
 use super::super::policy::{Proto, Verdict};
 use super::super::poll::{Token, Want};
 use super::super::room::Cx;
@@ -96,12 +96,13 @@ impl<S: Sock> Tcp<S> {
     /// there is no place at all, one of theirs that is late, or was silent for long (that only while few of theirs are half
     /// open: a place that a call never fills is one that the next call takes).
     fn spare(&mut self, who: Origin, cx: &Cx) -> Option<Option<Token>> {
-        let crowded = self.shares.is_crowded(who);
-        if !crowded && self.shares.has_place(who, !self.forwards.is_empty()) {
+        let forwards = self.forwards.len();
+        let crowded = self.shares.is_crowded(who, forwards);
+        if !crowded && self.shares.has_place(who, forwards) {
             return Some(None);
         }
         let table = &self.table;
-        let call = self.shares.victim(who, cx.now, |t| table.state(t));
+        let call = self.shares.victim(who, cx.now, |t| table.standing(t));
         if call.is_some() || crowded || !self.shares.may_push_out(who) {
             return call.map(Some);
         }
@@ -190,7 +191,7 @@ impl<S: Sock> Tcp<S> {
             let Some(l) = self.forwards.get(at.index) else { return };
             let forward = l.forward;
             // Nobody goes before somebody has come.
-            if self.spare(Origin::Host, cx).is_none() {
+            if self.spare(Origin::Host(forward.id), cx).is_none() {
                 return self.forwards.later(at, cx.now + LATER, cx);
             }
             let Some(l) = self.forwards.get(at.index) else { return };
@@ -200,7 +201,7 @@ impl<S: Sock> Tcp<S> {
                     let may = from.is_none_or(|a| cx.may_enter(Proto::Tcp, a));
                     let mut sock = S::made(fd, tcp);
                     match self.forwards.seen_as(&forward, from, cx).filter(|_| may) {
-                        Some(seen) => self.come(sock, forward.guest, seen, cx),
+                        Some(seen) => self.come(sock, &forward, seen, cx),
                         None => sock.abort(),
                     }
                 }
@@ -223,21 +224,21 @@ impl<S: Sock> Tcp<S> {
     }
 
     /// Somebody has come: the guest is asked.
-    pub(super) fn come(&mut self, mut sock: S, guest: SocketAddr, seen: SocketAddr, cx: &mut Cx) {
-        let mut key = Key { guest, far: seen };
+    pub(super) fn come(&mut self, mut sock: S, by: &Forward, seen: SocketAddr, cx: &mut Cx) {
+        let (who, mut key) = (Origin::Host(by.id), Key { guest: by.guest, far: seen });
         for _ in 0..PORTS {
             if self.table.find(&key).is_none() {
                 break;
             }
             key.far.set_port(self.forwards.port());
         }
-        if self.table.find(&key).is_some() || !self.make_room(Origin::Host, cx) {
+        if self.table.find(&key).is_some() || !self.make_room(who, cx) {
             return sock.abort();
         }
         let (iss, now) = (self.first(&key, cx), cx.now);
-        let Some(token) = self.table.add(key, |t| Flow::asking(key, t, sock, iss, now)) else { return };
+        let Some(token) = self.table.add(key, |t| Flow::asking(key, t, sock, iss, who, now)) else { return };
         let table = &self.table;
-        self.shares.called(Origin::Host, (now, token), |t| table.state(t));
+        self.shares.called(who, (now, token), |t| table.state(t));
         if !self.watch(token, cx) {
             return self.remove(token, cx);
         }

@@ -98,8 +98,13 @@ impl<S> Table<S> {
 
     /// How the flow of a token stands, if it is there.
     pub(super) fn state(&self, token: Token) -> Option<State> {
+        self.standing(token).map(|(state, _)| state)
+    }
+
+    /// The same, and whose it is.
+    pub(super) fn standing(&self, token: Token) -> Option<(State, Origin)> {
         let slot = usize::try_from(token.index).ok().and_then(|i| self.slots.get(i));
-        slot.filter(|s| s.generation == token.generation)?.flow.as_ref().map(|f| f.state)
+        slot.filter(|s| s.generation == token.generation)?.flow.as_ref().map(|f| (f.state, f.origin))
     }
 
     /// An open one that may go for a new one: of a few of the same origin, the one that was silent for the longest time, if

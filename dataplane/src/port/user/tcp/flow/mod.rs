@@ -169,18 +169,14 @@ pub(super) struct Flow<S> {
 impl<S: Sock> Flow<S> {
     /// The guest asks for a connection with `syn`; `sock` is connecting.
     pub(super) fn called(key: Key, token: Token, sock: S, syn: &Segment, iss: Seq, now: Instant) -> Self {
-        let mut f = Self::new(key, token, sock, iss, now);
-        (f.state, f.origin) = (State::Calling, Origin::Guest);
+        let mut f = Self::asking(key, token, sock, iss, Origin::Guest, now);
+        f.state = State::Calling;
         f.meet(syn);
         f
     }
 
-    /// Somebody came from the host's side.
-    pub(super) fn asking(key: Key, token: Token, sock: S, iss: Seq, now: Instant) -> Self {
-        Self::new(key, token, sock, iss, now)
-    }
-
-    fn new(key: Key, token: Token, sock: S, iss: Seq, now: Instant) -> Self {
+    /// Somebody came from the host's side, by a forward.
+    pub(super) fn asking(key: Key, token: Token, sock: S, iss: Seq, origin: Origin, now: Instant) -> Self {
         let up = Up {
             next: Seq(0),
             edge: Seq(0),
@@ -216,7 +212,7 @@ impl<S: Sock> Flow<S> {
         Self {
             key,
             token,
-            origin: Origin::Host,
+            origin,
             sock,
             state: State::Asking,
             up,

@@ -8,7 +8,7 @@ use netreeve_shared::channel::Channel;
 use super::model::Model;
 use super::scene::{Scene, Talk, key4, plan};
 use crate::port::user::door;
-use crate::port::user::plan::{GuestForward, To};
+use crate::port::user::plan::{Forward, GuestForward, To, Way};
 use crate::port::user::poll::{Token, Who};
 use crate::port::user::tcp::forward::DOOR;
 use crate::port::user::tcp::segment::{Key, Segment, flag};
@@ -186,11 +186,16 @@ fn a_guest_that_calls_off_is_not_connected() {
     assert!(s.collect().is_empty(), "its events are nobody's");
 }
 
+/// A forward to the guest's end of a connection.
+fn by(key: Key) -> Forward {
+    Forward { id: 7, way: Way::Tcp, guest: key.guest }
+}
+
 /// Somebody came from the host's side; the guest's answer is `answer`.
 fn asked(s: &mut Scene, answer: impl Fn(Segment) -> Segment) -> Talk {
     let key = key4(22);
     let sock = Model::new(None);
-    s.tcp.come(sock, key.guest, key.far, &mut s.cx);
+    s.tcp.come(sock, &by(key), key.far, &mut s.cx);
     let syn = s.collect();
     assert_eq!((syn.len(), syn[0].seg.flags, syn[0].seg.scale), (1, flag::SYN, Some(7)));
     let a = answer(syn[0].seg);
@@ -226,7 +231,7 @@ fn somebody_from_the_host_is_let_in_or_refused() {
     assert_eq!(end.borrow().got, b"me");
     // The same ports again, while they are in use: another port.
     let sock = Model::new(None);
-    s.tcp.come(sock, t.key.guest, t.key.far, &mut s.cx);
+    s.tcp.come(sock, &by(t.key), t.key.far, &mut s.cx);
     let other = s.collect();
     assert!(
         other.iter().any(|f| f.seg.flags == flag::SYN && f.key != t.key && f.key.far.ip() == t.key.far.ip())

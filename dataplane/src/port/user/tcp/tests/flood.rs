@@ -1,6 +1,7 @@
 //! What a guest may make us hold, and what it may not.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::scene::{Scene, key4, plan};
@@ -110,13 +111,42 @@ fn a_flood_pushes_out_no_more_than_a_few_that_were_silent() {
     assert_eq!((s.tcp.half_open(), s.tcp.counts().evicted, s.tcp.connections()), (64, 128, 400));
 }
 
+/// A forward with this number, and where it listens.
+fn forward(id: u16) -> ((Forward, Option<OwnedFd>), SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let at = listener.local_addr().unwrap();
+    ((Forward { id, way: Way::Tcp, guest: key4(22).guest }, Some(listener.into())), at)
+}
+
 /// Connections that somebody makes to a forward, accepted as far as they are.
-fn crowd(s: &mut Scene, to: SocketAddr, n: usize) -> Vec<TcpStream> {
+fn crowd(s: &mut Scene, id: u16, to: SocketAddr, n: usize) -> Vec<TcpStream> {
     let come: Vec<_> = (0..n).map(|_| TcpStream::connect(to).unwrap()).collect();
     for _ in 0..3 {
-        s.ready(forward::token(7), true, false);
+        s.ready(forward::token(id), true, false);
     }
     come
+}
+
+#[test]
+fn a_flood_that_comes_by_one_forward_leaves_others_their_part() {
+    let mut p = plan();
+    p.limits.tcp = 80;
+    let mut s = Scene::new(&p);
+    let ((one, at), (another, there)) = (forward(7), forward(8));
+    s.tcp.set_forwards(vec![one, another], &mut s.cx);
+    // The guest answers nobody: as many as may be half open of one forward, which is less than of all.
+    let _flood = crowd(&mut s, 7, at, 70);
+    assert_eq!((s.tcp.connections(), s.tcp.half_open()), (48, 48));
+    let _few = crowd(&mut s, 8, there, 5);
+    assert_eq!((s.tcp.connections(), s.tcp.half_open()), (53, 53));
+    // What is late of the one goes for its own. Of the other, nothing does for the one.
+    s.cx.now += Duration::from_secs(4);
+    s.ready(forward::token(7), true, false);
+    assert_eq!((s.tcp.connections(), s.tcp.counts().evicted), (53, 22));
+    s.cx.now += Duration::from_secs(4);
+    let _more = crowd(&mut s, 7, at, 40);
+    assert_eq!((s.tcp.connections(), s.tcp.counts().evicted), (53, 62));
 }
 
 #[test]
@@ -124,13 +154,10 @@ fn the_guest_and_those_who_come_by_a_forward_each_keep_their_part() {
     let mut p = plan();
     p.limits.tcp = 80;
     let mut s = Scene::new(&p);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let at = listener.local_addr().unwrap();
-    let rule = Forward { id: 7, way: Way::Tcp, guest: key4(22).guest };
-    s.tcp.set_forwards(vec![(rule, Some(listener.into()))], &mut s.cx);
+    let (rule, at) = forward(7);
+    s.tcp.set_forwards(vec![rule], &mut s.cx);
     // Sixty come whom the guest never answers: as many as may. The others wait in the kernel's queue.
-    let _come = crowd(&mut s, at, 70);
+    let _come = crowd(&mut s, 7, at, 70);
     assert_eq!((s.tcp.connections(), s.tcp.half_open()), (60, 60));
     let own: Vec<_> = (0..20).map(|i| s.collect_and_open(key4(1000 + i))).collect();
     assert_eq!(s.tcp.connections(), 80);
@@ -143,10 +170,8 @@ fn the_guest_and_those_who_come_by_a_forward_each_keep_their_part() {
     assert!(own.iter().all(|t| s.token(&t.key).is_some()));
     // The other way round.
     let mut s = Scene::new(&p);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let at = listener.local_addr().unwrap();
-    s.tcp.set_forwards(vec![(rule, Some(listener.into()))], &mut s.cx);
+    let (rule, at) = forward(7);
+    s.tcp.set_forwards(vec![rule], &mut s.cx);
     for port in 0..80 {
         s.cx.now += TURN;
         s.send(&[syn(key4(port))]);
@@ -155,7 +180,7 @@ fn the_guest_and_those_who_come_by_a_forward_each_keep_their_part() {
         }
     }
     assert_eq!(s.tcp.connections(), 60);
-    let _come = crowd(&mut s, at, 30);
+    let _come = crowd(&mut s, 7, at, 30);
     assert_eq!((s.tcp.connections(), s.tcp.half_open()), (80, 80));
 }
 
