@@ -3,8 +3,9 @@
 
 use crate::user::{HOST4, configure, scene, shout, talk};
 use netreeve_tests::guest::Vmm;
+use netreeve_tests::guest::uml::{Running, Uml, wait_for_socket};
 use netreeve_tests::leftovers::Ground;
-use netreeve_tests::proc::Outcome;
+use netreeve_tests::proc::{Outcome, Proc};
 use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Scene, USER};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
@@ -47,6 +48,92 @@ fn qemus_own_netdev_starts_us_as_passt() {
             assert_eq!(ground.left(Duration::from_secs(5)).unwrap(), Vec::<String>::new());
         }
     }
+}
+
+/// A guest by vhost-user on a passt that was given these words too.
+fn guest_of_passt(scene: &Scene, more: &str) -> (Running, Proc) {
+    let socket = scene.path("vm.sock");
+    let mut words = vec!["--vhost-user", "--foreground", "--one-off", "--socket", socket.to_str().unwrap()];
+    words.extend(more.split_whitespace());
+    let mut passt = scene.netreeve(&words);
+    passt.arg0("netreeve-passt");
+    let passt = scene.host.spawn("passt", passt).unwrap();
+    wait_for_socket(&socket, PATIENCE).unwrap();
+    let guest = Uml::new().nic(&socket).boot().unwrap();
+    guest.ok("echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set eth0 up").unwrap();
+    (guest, passt)
+}
+
+/// Addresses of the documentation's networks (RFC 3849) and of a private one, as a libvirt domain may have them.
+const ADDRESSES: &str = "-a 172.17.2.4 -n 24 -a 2001:db8:7::20";
+
+/// Both families reach the far side.
+fn talks_by_both(scene: &Scene, guest: &Running) {
+    let listener = scene.far.enter(|| TcpListener::bind("[::]:7300")).unwrap().unwrap();
+    std::thread::scope(|s| {
+        s.spawn(|| shout(&listener, 2));
+        for far in [FAR4, FAR6] {
+            assert_eq!(talk(guest, far, 7300), "QUIET WORDS\n", "{far}");
+        }
+    });
+}
+
+/// The guest is switched off, and a passt of one guest goes with it.
+fn both_end((guest, mut passt): (Running, Proc)) {
+    guest.power_off().unwrap();
+    assert_eq!(passt.wait(PATIENCE).unwrap().code, 0);
+}
+
+/// What the guest has by routers' advertisements.
+const ADVERTISED: &str = "ip -6 addr show dev eth0 scope global; ip -6 route | grep ^default";
+
+#[test]
+fn a_guest_of_passt_has_the_addresses_that_were_given() {
+    let scene = scene();
+    let (guest, passt) = guest_of_passt(&scene, ADDRESSES);
+    configure(&guest);
+    let lease = guest.ok("cat /tmp/lease").unwrap();
+    assert!(lease.starts_with("172.17.2.4/24 router=172.17.2.2 dns=172.17.2.3"), "{lease}");
+    let advertised = format!(
+        "for i in $(seq 100); do {ADVERTISED} | grep -q default && exit 0; usleep 50000; done; exit 1"
+    );
+    guest.ok(&advertised).unwrap();
+    let said = guest.ok(ADVERTISED).unwrap();
+    assert!(said.contains(" 2001:db8:7:") && said.contains("default via fe80:"), "{said}");
+    talks_by_both(&scene, &guest);
+    both_end((guest, passt));
+}
+
+#[test]
+fn a_guest_of_passt_is_told_nothing_and_lives() {
+    let scene = scene();
+    let (guest, passt) = guest_of_passt(&scene, &format!("{ADDRESSES} --no-dhcp --no-ra"));
+    // Longer than it takes where both are told (the test above).
+    let asked = guest.run("udhcpc -i eth0 -n -q -f -t 4 -T 1 -s /bin/true", PATIENCE).unwrap();
+    assert!(asked.code != 0 && asked.text.contains("no lease"), "{}", asked.text);
+    let told = guest.run(ADVERTISED, PATIENCE).unwrap().text;
+    assert_eq!(told, "", "told by an advertisement");
+    // What nobody told is set by hand, as the host's administrator has it.
+    guest
+        .ok("ip addr add 172.17.2.4/24 dev eth0; ip route add default via 172.17.2.2
+             ip -6 addr add 2001:db8:7::20/64 dev eth0; ip -6 route add default via 2001:db8:7::2")
+        .unwrap();
+    talks_by_both(&scene, &guest);
+    both_end((guest, passt));
+}
+
+#[test]
+fn a_guest_of_passt_finds_no_neighbour_without_ndp() {
+    let scene = scene();
+    let (guest, passt) = guest_of_passt(&scene, &format!("{ADDRESSES} --no-ndp"));
+    configure(&guest);
+    guest.ok("ip -6 addr add 2001:db8:7::20/64 dev eth0").unwrap();
+    let asked = guest.run("ping -6 -c 2 -W 2 2001:db8:7::2", PATIENCE).unwrap();
+    assert!(asked.code != 0, "a neighbour was found: {}", asked.text);
+    assert_eq!(guest.run("ip -6 route | grep ^default", PATIENCE).unwrap().text, "", "told by a router");
+    // The other family is as ever.
+    answered(&scene, 7300, || assert_eq!(talk(&guest, FAR4, 7300), "QUIET WORDS\n"));
+    both_end((guest, passt));
 }
 
 /// pasta's words, as an ordinary user in the host's namespace.
@@ -96,16 +183,46 @@ fn wait_until(what: &str, mut f: impl FnMut() -> bool) {
     }
 }
 
+/// A process of the ordinary user, in namespaces of its own.
+fn namespaces(scene: &Scene) -> Proc {
+    let mut there = Command::new("unshare");
+    there.args(["-Urn", "sleep", "1000"]).uid(USER).gid(USER);
+    let there = scene.host.spawn("a namespace", there).unwrap();
+    let of = format!("/proc/{}/ns/user", there.pid());
+    let our = std::fs::read_link("/proc/self/ns/user").unwrap();
+    wait_until("no user namespace", || std::fs::read_link(&of).is_ok_and(|n| n != our));
+    there
+}
+
+#[test]
+fn a_namespace_that_comes_again_gets_its_forwards_again() {
+    let ground = Ground::survey().unwrap();
+    let scene = scene();
+    let mut last = String::new();
+    // As Podman does when it starts a container anew: its name for the network goes, and the next is there at once.
+    for n in 0..3 {
+        let mut there = namespaces(&scene);
+        let name = scene.path(&format!("net{n}"));
+        symlink(format!("/proc/{}/ns/net", there.pid()), &name).unwrap();
+        last = scene.path(&format!("pid{n}")).display().to_string();
+        let (user, net) = (format!("/proc/{}/ns/user", there.pid()), name.display().to_string());
+        let line = format!("--pid {last} --userns {user} --netns {net} -t 7705:80 -u 7705 -I e0");
+        let end = ran(&scene, pasta(&scene, &line.split_whitespace().collect::<Vec<_>>()));
+        assert_eq!(end.code, 0, "the one of round {n}: {}", end.text);
+        there.terminate(PATIENCE).unwrap();
+        std::fs::remove_file(name).unwrap();
+    }
+    wait_until("the last one stays", || !Path::new(&last).exists());
+    drop(scene);
+    assert_eq!(ground.left(Duration::from_secs(5)).unwrap(), Vec::<String>::new());
+}
+
 #[test]
 fn a_process_and_a_path_are_joined_and_followed() {
     let ground = Ground::survey().unwrap();
     let scene = scene();
-    let mut there = Command::new("unshare");
-    there.args(["-Urn", "sleep", "1000"]).uid(USER).gid(USER);
-    let mut there = scene.host.spawn("a namespace", there).unwrap();
+    let mut there = namespaces(&scene);
     let of = |kind: &str| format!("/proc/{}/ns/{kind}", there.pid());
-    let our = std::fs::read_link("/proc/self/ns/user").unwrap();
-    wait_until("no user namespace", || std::fs::read_link(of("user")).is_ok_and(|n| n != our));
     let inside = |script: &str| {
         let mut command = Command::new("nsenter");
         let whose = there.pid().to_string();

@@ -17,10 +17,12 @@ mod netlink;
 mod stage;
 
 use std::ffi::{OsStr, OsString};
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use netreeve_shared::ifname::IfName;
 use netreeve_shared::mac::Mac;
@@ -30,6 +32,7 @@ use super::daemon;
 use super::passt::{self, Given, Mode, Option_ as O, read};
 use crate::fault::{Exit, Fault};
 use crate::port::user::services::conf::{lease4, lease6};
+use crate::spec::forward::Listen;
 use crate::spec::user::User;
 use crate::spec::{Config, Kind};
 use crate::supervise::ready::print_line;
@@ -40,6 +43,10 @@ use stage::Order;
 const NAMED: &str = "/run/netns";
 /// The tap's name where the host has no way out by IPv4.
 const TAP: &str = "tap0";
+/// How long one of us may take to end when its namespace has gone (30 ms alone, far more on a busy machine), and how often
+/// it is looked.
+const LEAVING: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The program was called by this name.
 pub(super) fn is_name(program: &OsStr) -> bool {
@@ -70,6 +77,8 @@ struct Wish {
     netdev: String,
     /// What the stage is to do.
     order: Order,
+    /// Where the forwards are to listen.
+    listens: Vec<Listen>,
 }
 
 /// What is left to do.
@@ -108,8 +117,26 @@ pub(super) fn start(words: &[OsString]) -> Result<Next, Fault> {
         return daemon::start().map(Next::Done);
     }
     daemon::log_to(wish.given.last(O::LogFile))?;
+    vacated(&wish.listens);
     let fds = stage::make(&wish.order)?;
     served(&wish, stays, fds).map(Next::Run)
+}
+
+/// Waits a while for addresses that others still have: who starts a container anew takes its network down without
+/// waiting for us to end, and its forwards are the same. If they stay taken, the fault is told where they are opened.
+fn vacated(listens: &[Listen]) {
+    let until = Instant::now() + LEAVING;
+    let taken = |listen: &Listen| {
+        let tried = match listen {
+            Listen::Tcp(at) => TcpListener::bind(at).map(drop),
+            Listen::Udp(at) => UdpSocket::bind(at).map(drop),
+            Listen::Unix(_) => Ok(()),
+        };
+        tried.is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse)
+    };
+    while listens.iter().any(taken) && Instant::now() < until {
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// Reads everything, without doing anything.
@@ -144,7 +171,8 @@ fn wish(given: Given, rest: &[OsString]) -> Result<Wish, Fault> {
         return Err(bad("the network", "it is none", ""));
     };
     let order = order(&given, &target, &user)?;
-    Ok(Wish { given, target, netdev, order })
+    let listens = user.forwards.into_iter().map(|f| f.listen).collect();
+    Ok(Wish { given, target, netdev, order, listens })
 }
 
 /// Whose namespace is meant.

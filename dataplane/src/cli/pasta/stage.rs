@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use netreeve_shared::channel::{Channel, spawn};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +32,7 @@ use crate::sys::{process, tun};
 
 /// The word behind our name by which a stage is told from a command line.
 pub(in crate::cli) const WORD: &str = "namespace-stage";
-/// How often it is looked whether a namespace is still there (as often as pasta does).
+/// How often it is looked whether a namespace is still there, where nobody tells when it goes (as often as pasta does).
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a stage may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -241,9 +243,32 @@ fn entering(words: &[OsString]) -> io::Result<ExitCode> {
 fn watching(words: &[OsString]) -> io::Result<ExitCode> {
     let path = words.first().ok_or(io::ErrorKind::InvalidInput)?;
     let what = || fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    // First, so that nothing happens between a look and the next wait.
+    let changes = changes_beside(Path::new(path));
     let (first, parent) = (what(), parent_id());
     while first.is_some() && what() == first && parent_id() == parent {
-        std::thread::sleep(LOOK);
+        wait(changes.as_ref());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells when a name is taken out of the directory of `path`: whoever takes a namespace down may want its ports again at
+/// once, for another. None where that is not told (a filesystem of the kernel's own, a limit): then looking has to do.
+fn changes_beside(path: &Path) -> Option<Inotify> {
+    let notify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
+    let flags = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
+    notify.add_watch(path.parent()?, flags).ok()?;
+    Some(notify)
+}
+
+/// Waits for a change, but not longer than [`LOOK`].
+fn wait(changes: Option<&Inotify>) {
+    let Some(changes) = changes else { return std::thread::sleep(LOOK) };
+    let mut fds = [PollFd::new(changes.as_fd(), PollFlags::POLLIN)];
+    let told = PollTimeout::try_from(LOOK).is_ok_and(|limit| poll(&mut fds, limit).is_ok());
+    if !told {
+        std::thread::sleep(LOOK);
+    }
+    // They are read away; what they say is seen at the path.
+    while changes.read_events().is_ok_and(|e| !e.is_empty()) {}
 }
