@@ -130,7 +130,7 @@ impl Dialler {
 
     fn start(&mut self, now: Instant) -> Step {
         match self.connect() {
-            Ok((fd, true)) => Step::Connected(fd),
+            Ok((fd, true)) => self.here(fd, now),
             Ok((fd, false)) => {
                 self.state = State::Going(fd, now + PATIENCE);
                 Step::Pending
@@ -141,7 +141,7 @@ impl Dialler {
 
     fn arrived(&mut self, fd: OwnedFd, until: Instant, now: Instant) -> Step {
         match socket::getsockopt(&fd, sockopt::SocketError) {
-            Ok(0) if is_connected(&fd) => Step::Connected(fd),
+            Ok(0) if is_connected(&fd) => self.here(fd, now),
             Ok(0) if now < until => {
                 self.state = State::Going(fd, until);
                 Step::Pending
@@ -150,6 +150,18 @@ impl Dialler {
             Ok(e) => self.failed(io::Error::from_raw_os_error(e), now),
             Err(e) => self.failed(e.into(), now),
         }
+    }
+
+    /// Somebody is at the other end, who is not ourselves: a port among those that the kernel chooses from may be given to
+    /// the very socket that dials it, and the two opens then meet (RFC 9293, 3.5). Whoever comes to listen there later
+    /// would find it taken.
+    fn here(&mut self, fd: OwnedFd, now: Instant) -> Step {
+        if matches!(self.target, Target::Tcp(..)) && is_its_own_peer(&fd) {
+            drop(fd);
+            let why = "nobody listens there: the kernel has connected it to itself";
+            return self.failed(io::Error::new(io::ErrorKind::ConnectionRefused, why), now);
+        }
+        Step::Connected(fd)
     }
 
     fn failed(&mut self, e: io::Error, now: Instant) -> Step {
@@ -195,6 +207,11 @@ fn is_connected(fd: &OwnedFd) -> bool {
         || socket::getpeername::<VsockAddr>(fd.as_raw_fd()).is_ok()
 }
 
+fn is_its_own_peer(fd: &OwnedFd) -> bool {
+    let us = socket::getsockname::<SockaddrStorage>(fd.as_raw_fd());
+    us.is_ok() && us == socket::getpeername::<SockaddrStorage>(fd.as_raw_fd())
+}
+
 /// The addresses of a TCP host: of the families wanted; an empty host is every address of this machine.
 ///
 /// # Errors
@@ -238,6 +255,41 @@ mod tests {
         assert!(socket::getsockopt(&fd, sockopt::TcpNoDelay).unwrap());
         here.accept().unwrap();
         assert!(d.due().is_none());
+    }
+
+    #[test]
+    fn a_connection_to_itself_is_none() {
+        for at in ["127.0.0.1:0", "[::1]:0"] {
+            let any: SocketAddr = at.parse().unwrap();
+            let fd = listen::tcp_socket(any, false).unwrap();
+            socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(any)).unwrap();
+            let own: SockaddrStorage = socket::getsockname(fd.as_raw_fd()).unwrap();
+            let here = TcpListener::bind("127.0.0.1:0").unwrap();
+            let _met = socket::connect(fd.as_raw_fd(), &own);
+            assert!(is_connected(&fd) && is_its_own_peer(&fd), "this is how it happens");
+
+            let now = Instant::now();
+            let next = here.local_addr().unwrap();
+            let mut d = Dialler::new(Target::Tcp(vec![any, next], false), Some(Duration::from_secs(7)));
+            d.next = 1;
+            d.state = State::Going(fd, now + PATIENCE);
+            assert!(matches!(d.step(now), Step::Pending), "the next address is tried");
+            let Step::Connected(fd) = finish(&mut d) else { panic!() };
+            assert!(!is_its_own_peer(&fd));
+            d.state = State::Going(fd, now + PATIENCE);
+            assert!(matches!(d.step(now), Step::Connected(_)), "what is somebody's is kept");
+            let own = listen::tcp_socket(any, false).unwrap();
+            socket::bind(own.as_raw_fd(), &SockaddrStorage::from(any)).unwrap();
+            let _met = socket::connect(
+                own.as_raw_fd(),
+                &socket::getsockname::<SockaddrStorage>(own.as_raw_fd()).unwrap(),
+            );
+            let Step::Failed(e) = d.here(own, now) else { panic!() };
+            assert_eq!(
+                (e.kind(), d.due()),
+                (io::ErrorKind::ConnectionRefused, Some(now + Duration::from_secs(7)))
+            );
+        }
     }
 
     #[test]
