@@ -190,16 +190,18 @@ pub(crate) fn forget(socket: &OwnedFd) {
 fn udp_sockets(local: SocketAddr, remote: SocketAddr) -> io::Result<Vec<OwnedFd>> {
     let both = [udp_socket(local)?, udp_socket(local)?];
     let [tx, rx] = &both;
-    let mut at = SockaddrStorage::from(local);
+    // The first shares with nobody: who was there before, willing to share, would get what is meant for us, and could send
+    // in our name.
+    socket::bind(tx.as_raw_fd(), &SockaddrStorage::from(local))?;
+    // The second shares with the first as sockets of one user do; with SO_REUSEADDR another user could slip in beside them.
     for fd in [tx, rx] {
-        setsockopt(fd, sockopt::ReuseAddr, &true)?;
-        socket::bind(fd.as_raw_fd(), &at)?;
-        // A port of the kernel's choice is the same for both.
-        at = socket::getsockname(fd.as_raw_fd())?;
+        setsockopt(fd, sockopt::ReusePort, &true)?;
     }
+    // A port of the kernel's choice is the same for both.
+    socket::bind(rx.as_raw_fd(), &socket::getsockname::<SockaddrStorage>(tx.as_raw_fd())?)?;
     // From now on nobody else can bind it.
     for fd in [tx, rx] {
-        setsockopt(fd, sockopt::ReuseAddr, &false)?;
+        setsockopt(fd, sockopt::ReusePort, &false)?;
     }
     socket::connect(tx.as_raw_fd(), &SockaddrStorage::from(remote))?;
     receive_only(rx)?;
@@ -349,6 +351,60 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
+
+    /// A socket there that is willing to share, or the kernel's no.
+    fn squat(at: SocketAddr, address: bool, port: bool) -> io::Result<OwnedFd> {
+        let fd = socket::socket(AddressFamily::Inet, SockType::Datagram, FLAGS, None)?;
+        setsockopt(&fd, sockopt::ReuseAddr, &address)?;
+        setsockopt(&fd, sockopt::ReusePort, &port)?;
+        socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(at))?;
+        Ok(fd)
+    }
+
+    #[test]
+    fn a_udp_port_is_shared_with_nobody_who_came_before_or_comes_after() {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let peer = UdpSocket::bind(any).unwrap();
+        let remote = peer.local_addr().unwrap();
+        for (address, port) in [(true, false), (false, true), (true, true)] {
+            for wild in [false, true] {
+                let first = if wild { "0.0.0.0:0".parse().unwrap() } else { any };
+                let squatter = UdpSocket::from(squat(first, address, port).unwrap());
+                let at = SocketAddr::new(any.ip(), squatter.local_addr().unwrap().port());
+                let e = udp_sockets(at, remote).unwrap_err();
+                assert_eq!(e.kind(), io::ErrorKind::AddrInUse, "{address} {port} {wild}");
+                drop(squatter);
+                let ours: Vec<_> =
+                    udp_sockets(at, remote).unwrap().into_iter().map(UdpSocket::from).collect();
+                assert!(ours.iter().all(|s| s.local_addr().unwrap() == at));
+                for at in [at, SocketAddr::new(first.ip(), at.port())] {
+                    let e = squat(at, address, port).unwrap_err();
+                    assert_eq!(e.kind(), io::ErrorKind::AddrInUse, "{address} {port} {at}");
+                }
+                // The peer's datagrams come to the one that is connected, everybody else's to the other.
+                let mut got = [0; 9];
+                peer.send_to(b"peer", at).unwrap();
+                for _ in 0..16 {
+                    UdpSocket::bind(any).unwrap().send_to(b"stranger", at).unwrap();
+                }
+                ours.iter().for_each(|s| s.set_nonblocking(false).unwrap());
+                assert_eq!(ours[0].recv(&mut got).unwrap(), 4);
+                for _ in 0..16 {
+                    assert_eq!(ours[1].recv(&mut got).unwrap(), 8);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_multicast_port_is_shared() {
+        let group: SocketAddr = "239.255.77.1:0".parse().unwrap();
+        let first = UdpSocket::from(squat(group, true, false).unwrap());
+        let group = first.local_addr().unwrap();
+        let lo = Some("127.0.0.1".parse().unwrap());
+        let (_one, _) = multicast_sockets(group, lo).unwrap();
+        let (_two, _) = multicast_sockets(group, lo).unwrap();
+    }
 
     #[test]
     fn what_came_before_is_forgotten_behind_an_error_too() {
