@@ -23,6 +23,7 @@ use nix::unistd::{Gid, User, geteuid};
 
 use crate::fault::{Exit, Fault};
 use crate::spec::vde::Vde;
+use crate::supervise::datagram::{forget, queues};
 use crate::supervise::listen::Own;
 use crate::supervise::vde::home::group_id;
 use crate::supervise::vde::words::{self, ADDRESS, read_address};
@@ -301,6 +302,9 @@ fn describe(path: &Path) -> String {
 fn plug_in(answer: &[u8], mut data: Data) -> io::Result<OwnedFd> {
     let socket = data.socket.take().ok_or(io::ErrorKind::NotConnected)?;
     socket::connect(socket.as_raw_fd(), &read_address(answer)?)?;
+    // From here on only the switch can send to it (unix(7)); its file was open to others, and what they sent goes.
+    forget(&socket);
+    queues(&socket);
     Ok(socket)
 }
 

@@ -94,6 +94,29 @@ fn a_port_is_asked_for_used_lost_and_asked_for_again() {
 }
 
 #[test]
+fn what_strangers_sent_before_it_was_plugged_in_is_no_frame() {
+    let dir = Dir::new("strangers");
+    let listener = UnixListener::bind(dir.0.join("ctl")).unwrap();
+    let mut plug = Plug::new(dir.spec(), Instant::now()).unwrap();
+    assert!(matches!(plug.step(Instant::now()), Step::Pending));
+    let State::Asked { data, .. } = &plug.state else { panic!() };
+    let stranger = UnixDatagram::unbound().unwrap();
+    stranger.send_to(&[6; 66], &data.path).unwrap();
+    let at = data.path.clone();
+    let (_ctl, data, _) = serve(&listener, &dir.0);
+    let _link = fs::hard_link(&at, dir.0.join("kept"));
+    let Step::Plugged(socket) = until(&mut plug, |s| matches!(s, Step::Plugged(_))) else { panic!() };
+    let no = stranger.send_to(&[6; 66], dir.0.join("kept")).unwrap_err();
+    assert_eq!(no.raw_os_error(), Some(libc::EPERM), "nor can they send now");
+    data.send(&[2; 70]).unwrap();
+    let (ours, mut got) = (UnixDatagram::from(socket), [0; 100]);
+    assert_eq!(ours.recv(&mut got).unwrap(), 70, "the switch's own is the first");
+    let room = nix::sys::socket::getsockopt(&ours, nix::sys::socket::sockopt::SndBuf).unwrap();
+    let usual = UnixDatagram::unbound().unwrap();
+    assert!(room > nix::sys::socket::getsockopt(&usual, nix::sys::socket::sockopt::SndBuf).unwrap());
+}
+
+#[test]
 fn a_switch_that_refuses_or_is_not_there_or_says_nonsense_is_an_error() {
     let dir = Dir::new("refused");
     let mut plug = Plug::new(Vde { reconnect_ms: Some(0), ..dir.spec() }, Instant::now()).unwrap();
