@@ -285,7 +285,9 @@ fn qemu_vde_plug_and_netreeve_in_a_switch_of_ours() {
     hear(&mut || far.recv(), &broadcast(60, 99, 3));
     drop(plugged);
     until("vde_plug's end", || plug.try_wait().unwrap());
-    until("its port's end", || (!fs::exists(format!("{sw}/007.fd")).unwrap()).then_some(()));
+    let of_port =
+        |e: std::io::Result<fs::DirEntry>| e.unwrap().file_name().as_encoded_bytes().starts_with(b"007-");
+    until("its port's end", || (!fs::read_dir(&sw).unwrap().any(of_port)).then_some(()));
     drop(qemu);
     other.end();
     reeve.end();

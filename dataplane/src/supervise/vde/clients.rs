@@ -113,12 +113,8 @@ impl Supervisor {
     fn let_in(&mut self, slot: u16, asked: Asked, now: Instant) -> Result<(), String> {
         let s = self.slots.get(slot).ok_or("the switch is gone")?;
         let Some(switch) = &s.switch else { return Ok(()) };
-        let port = self.free_port(switch, asked.request.port, asked.uid)?;
-        let id = format!("{}.{port}", s.id);
-        let place_id = format!("{id}.hub");
-        if [&id, &place_id].into_iter().any(|i| self.slots.find(i).is_some()) {
-            return Err(format!("there is a port '{id}' already"));
-        }
+        let port = self.free_port(&s.id, switch, asked.request.port, asked.uid)?;
+        let [id, place_id] = names(&s.id, port);
         let text = format!("port '{id}': plugged in: {}", asked.request.description);
         let max_frame = u32::from(switch.spec().mtu) + ETHER;
         let place = PortPlan::Hub(switch.place());
@@ -145,7 +141,7 @@ impl Supervisor {
     }
 
     /// The port that is wanted, if it is free, or the first one.
-    fn free_port(&self, switch: &Switch, wanted: u16, uid: u32) -> Result<u16, String> {
+    fn free_port(&self, id: &str, switch: &Switch, wanted: u16, uid: u32) -> Result<u16, String> {
         let most = switch.spec().clients;
         let all = self.slots.iter().filter_map(|(_, s)| s.client.as_ref());
         let mine = all.filter(|c| c.switch == switch.number());
@@ -154,13 +150,21 @@ impl Supervisor {
         if let Some(n) = switch.spec().per_user.filter(|n| theirs >= usize::from(*n)) {
             return Err(format!("user {uid} has {n} ports, and may not have more"));
         }
+        // A port of the user's own may have such a name.
+        let named = |n: u16| names(id, n).iter().any(|name| self.slots.find(name).is_some());
+        let free = |n: &u16| !taken.contains(n) && !named(*n);
         let port = match wanted {
-            0 => (1..=most).find(|n| !taken.contains(n)),
-            n => Some(n).filter(|n| *n <= most && !taken.contains(n)),
+            0 => (1..=most).find(free),
+            n => Some(n).filter(|n| *n <= most).filter(free),
         };
         port.ok_or_else(|| match wanted {
             0 => format!("all {most} ports are taken"),
             n => format!("port {n} is taken, or beyond {most}"),
         })
     }
+}
+
+/// How a client is called that has this port of the switch `id`, and its place in the hub.
+fn names(id: &str, port: u16) -> [String; 2] {
+    [format!("{id}.{port}"), format!("{id}.{port}.hub")]
 }

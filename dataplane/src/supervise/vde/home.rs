@@ -5,11 +5,15 @@
 //! to through one descriptor, so that nothing can be put in its place between the two. A name in the abstract namespace
 //! belongs to nobody: it is taken from our own user and from root.
 //!
+//! Where a group or everybody may ask, they may also make files in the directory, so nothing depends on a name there that
+//! they could have taken before: ports' sockets have names that nobody can guess.
+//!
 //! Trust: none in clients; the user for the directory. Promise: nobody but the client sends to a port's socket, from its
 //! first moment; what is ours in the directory goes with us, and the directory with it if nothing else is in it.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, DirBuilder, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -27,6 +31,8 @@ use crate::supervise::vde::words::Place;
 
 /// Permission bits of `ctl` unless given.
 const MODE: u32 = 0o600;
+/// How many names are tried for a port's data socket.
+const NAMES: usize = 4;
 
 /// The directory. Dropping the last one removes it if it is empty.
 #[derive(Debug)]
@@ -103,6 +109,9 @@ impl Home {
         // Open to nobody else until it has its group.
         let (ctl, file) = listen::unix(&what, &at, mode & 0o700)?;
         let directory = Arc::new(directory_of(directory, made || (ours && stale)));
+        if directory.ours {
+            sweep(&directory.path);
+        }
         if opens {
             let own = Own::directory(&directory.path);
             own.and_then(|own| open_to(&own, group, of_directory(mode))).map_err(fault)?;
@@ -159,21 +168,33 @@ impl Home {
                 UnixAddr::new(&PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd())))?
             }
         };
-        let at = self.directory.path.join(format!("{port:03}.fd"));
-        let (socket, file) = listen::bind("the port's socket", &at, 0o600, SockType::Datagram)
-            .map_err(|f| io::Error::other(f.why))?;
+        let (socket, file) = self.bind(port)?;
         socket::connect(socket.as_raw_fd(), &to)?;
         // From here on only the client can send to it (unix(7)); what others of our own user have sent before goes.
         forget(&socket);
         queues(&socket);
         if uid != geteuid().as_raw() {
-            let own = Own::socket(&at)?;
+            let own = Own::socket(file.path())?;
             if own.give(Some(Uid::from_raw(uid)), None).is_err() {
                 // Not root: as open as `ctl`, for whoever may ask may answer.
                 open_to(&own, self.group, self.mode)?;
             }
         }
         Ok((socket, file))
+    }
+
+    /// A data socket for a port. Who may put files into the directory cannot know its name beforehand and take it.
+    fn bind(&self, port: u16) -> io::Result<(OwnedFd, SocketFile)> {
+        let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+        for _ in 0..NAMES {
+            let unknown = RandomState::new().hash_one(port) >> 24;
+            let at = self.directory.path.join(format!("{port:03}-{unknown:010x}.fd"));
+            match listen::bind("the port's socket", &at, 0o600, SockType::Datagram) {
+                Ok(bound) => return Ok(bound),
+                Err(fault) => last = io::Error::other(fault.why),
+            }
+        }
+        Err(last)
     }
 }
 
@@ -227,11 +248,13 @@ fn own_socket(path: &Path, uid: u32) -> io::Result<fs::File> {
     Ok(file)
 }
 
-/// Removes what plugs have left whose ends are gone: sockets with hidden names that nobody holds.
+/// Removes what plugs and a switch before us have left whose ends are gone: sockets with hidden names, and ports' data
+/// sockets, that nobody holds.
 fn sweep(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        if hidden && listen::is_dead(&entry.path()) {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if (name.starts_with(b".") || name.ends_with(b".fd")) && listen::is_dead(&entry.path()) {
             let _gone = fs::remove_file(entry.path());
         }
     }

@@ -2,6 +2,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::UnixAddr;
@@ -81,7 +82,8 @@ fn a_request_becomes_a_port_that_only_its_client_sends_to() {
     assert_eq!((asked.request.port, asked.request.description.as_str()), (0, "me"));
     let (client, socket, file) = asked.welcome(&switch, 7).unwrap();
     let mut client = client.at(3);
-    assert_eq!(dir.sees(), ["007.fd", "ctl"]);
+    let [port, listens] = &dir.sees()[..] else { panic!("{:?}", dir.sees()) };
+    assert!(port.starts_with("007-") && port.ends_with(".fd") && listens == "ctl");
     assert!(client.stays());
     let mut answer = [0; ADDRESS];
     ctl.read_exact(&mut answer).unwrap();
@@ -164,7 +166,10 @@ fn directories_are_made_taken_over_and_left_alone() {
     fs::create_dir(&sw).unwrap();
     drop(std::os::unix::net::UnixListener::bind(sw.join("ctl")).unwrap());
     drop(UnixDatagram::bind(sw.join(".00001-00000")).unwrap());
-    drop(dir.open());
+    drop(UnixDatagram::bind(sw.join("001-0123456789.fd")).unwrap());
+    let switch = dir.open();
+    assert_eq!(dir.sees(), ["ctl"]);
+    drop(switch);
     assert!(!sw.exists());
     // One that was made for us stays, and so does what is in it.
     fs::create_dir(&sw).unwrap();
@@ -189,6 +194,35 @@ fn directories_are_made_taken_over_and_left_alone() {
     let (b, other) = Switch::open("t", Server { dir: dir.0.join("b"), ..dir.spec() }).unwrap();
     assert!(plan.hub != other.hub && a.place().hub == plan.hub && i32::try_from(plan.hub).is_err());
     drop((a, b));
+}
+
+/// Needs root, to be two users.
+#[test]
+fn who_may_make_files_beside_the_ports_keeps_no_others_out() {
+    if !geteuid().is_root() {
+        return;
+    }
+    const GROUP: u32 = 54_321;
+    let dir = Dir::new("squat");
+    let switch = Server { mode: Some(0o660), group: Some(GROUP.to_string()), ..dir.spec() };
+    let switch = Switch::open("t", switch).unwrap().0;
+    let by = |uid: u32, script: &str| {
+        let mut sh = std::process::Command::new("sh");
+        let sh = sh.args(["-c", script]).current_dir(dir.0.join("sw")).uid(uid).gid(GROUP);
+        assert!(sh.status().unwrap().success(), "{script}");
+    };
+    // What of a port's name can be known is taken: as a file, and as what leads elsewhere.
+    by(1001, "touch 001.fd 002.fd && ln -s / 001- && ln -s / 002-");
+    let theirs = dir.0.join("client");
+    let _data = UnixDatagram::bind(&theirs).unwrap();
+    std::os::unix::fs::chown(&theirs, Some(1002), Some(GROUP)).unwrap();
+    for port in [1, 2] {
+        let (_socket, file) = switch.home().socket(port, &Place::File(theirs.clone()), 1002).unwrap();
+        assert_eq!(fs::metadata(file.path()).unwrap().uid(), 1002);
+        // Nor can they take away what is another's.
+        let name = file.path().file_name().unwrap().to_str().unwrap();
+        by(1001, &format!("! rm -f {name} 2>&- && test -S {name}"));
+    }
 }
 
 #[test]
