@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::fault::Fault;
@@ -40,6 +41,8 @@ pub struct Inet {
     pub ipv6: bool,
     /// `SO_KEEPALIVE`.
     pub keep_alive: bool,
+    /// What the host's name was found to be, if that is not to be asked again: the ports mean nothing.
+    pub found: Vec<SocketAddr>,
 }
 
 /// Takes the group `addr.*`.
@@ -86,7 +89,7 @@ fn inet(f: &mut Fields) -> Result<Inet, Fault> {
     for key in ["addr.keep-alive-count", "addr.keep-alive-idle", "addr.keep-alive-interval", "addr.mptcp"] {
         f.refuse(key, later, "leave it out: the kernel's defaults apply")?;
     }
-    Ok(Inet { host, port, to, ipv4, ipv6, keep_alive })
+    Ok(Inet { host, port, to, ipv4, ipv6, keep_alive, found: Vec::new() })
 }
 
 fn unix(f: &mut Fields) -> Result<Addr, Fault> {

@@ -54,7 +54,15 @@ fn unix(p: &str) -> Stream {
 }
 
 fn inet() -> Inet {
-    Inet { host: "h".into(), port: 80, to: None, ipv4: true, ipv6: true, keep_alive: false }
+    Inet {
+        host: "h".into(),
+        port: 80,
+        to: None,
+        ipv4: true,
+        ipv6: true,
+        keep_alive: false,
+        found: Vec::new(),
+    }
 }
 
 #[test]

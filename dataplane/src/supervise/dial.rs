@@ -1,11 +1,12 @@
-//! Connections that we make: non-blocking, one address after the other, again after a while if told so.
+//! Connections that we make: non-blocking, one address after the other, again after a while if told so. A name is looked
+//! up anew for every round, because what it means may have changed.
 //!
 //! Promise: nothing here waits; the supervisor's loop watches [`Dialler::fd`] and calls [`Dialler::step`] when it is
 //! writable or [`Dialler::due`] has come.
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -17,9 +18,12 @@ use nix::sys::socket::{
 
 use crate::spec::addr::Inet;
 use crate::supervise::listen;
+use crate::supervise::names::{self, Lookup, Resolver};
 
 /// How long one address is tried.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a name is looked up: longer than the system's resolver takes for three silent servers (resolv.conf(5)).
+const LOOKUP: Duration = Duration::from_secs(40);
 
 /// Where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +32,8 @@ pub enum Target {
     Unix(PathBuf),
     /// A name in the abstract namespace.
     Abstract(Vec<u8>),
-    /// TCP addresses, tried in order.
-    Tcp(Vec<SocketAddr>, bool),
+    /// A TCP host, whose addresses are tried in order.
+    Tcp(Inet),
     /// A virtual machine's socket: context and port.
     Vsock(u32, u32),
 }
@@ -41,7 +45,10 @@ pub struct Dialler {
     kind: SockType,
     again: Option<Duration>,
     state: State,
-    /// Which TCP address is next.
+    resolver: Resolver,
+    /// This round's TCP addresses; none: it has not begun.
+    found: Vec<SocketAddr>,
+    /// Which of them is next.
     next: usize,
 }
 
@@ -51,6 +58,8 @@ enum State {
     Idle,
     /// Try at this time.
     Wait(Instant),
+    /// Its name is being looked up.
+    Looking(Lookup, Instant),
     /// On its way.
     Going(OwnedFd, Instant),
 }
@@ -70,7 +79,8 @@ impl Dialler {
     /// To `target`, again after `again` when it fails or is lost; none: only once.
     #[must_use]
     pub fn new(target: Target, again: Option<Duration>) -> Self {
-        Self { target, kind: SockType::Stream, again, state: State::Idle, next: 0 }
+        let (kind, resolver) = (SockType::Stream, names::by_system);
+        Self { target, kind, again, state: State::Idle, resolver, found: Vec::new(), next: 0 }
     }
 
     /// The same with UNIX sockets of this kind.
@@ -81,13 +91,13 @@ impl Dialler {
 
     /// The connection is lost, or was never made: dial at `now`, or later if this is another try.
     pub fn dial(&mut self, now: Instant) {
-        self.next = 0;
+        self.found.clear();
         self.state = State::Wait(now);
     }
 
     /// The connection was lost: dial after the user's interval, or never.
     pub fn lost(&mut self, now: Instant) {
-        self.next = 0;
+        self.found.clear();
         self.state = self.again.map_or(State::Idle, |a| State::Wait(now + a));
     }
 
@@ -102,16 +112,17 @@ impl Dialler {
     pub fn due(&self) -> Option<Instant> {
         match &self.state {
             State::Idle => None,
-            State::Wait(t) | State::Going(_, t) => Some(*t),
+            State::Wait(t) | State::Looking(_, t) | State::Going(_, t) => Some(*t),
         }
     }
 
-    /// The descriptor to watch for being writable.
+    /// The descriptor to watch for being writable, or hung up.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.state {
             State::Going(fd, _) => Some(fd.as_fd()),
-            _ => None,
+            State::Looking(lookup, _) => Some(lookup.fd()),
+            State::Idle | State::Wait(_) => None,
         }
     }
 
@@ -124,11 +135,52 @@ impl Dialler {
                 Step::Pending
             }
             State::Wait(_) => self.start(now),
+            State::Looking(lookup, until) => self.looked(lookup, until, now),
             State::Going(fd, until) => self.arrived(fd, until, now),
         }
     }
 
     fn start(&mut self, now: Instant) -> Step {
+        match &self.target {
+            Target::Tcp(inet) if self.found.is_empty() => match addresses(inet) {
+                Some(all) => self.known(all, now),
+                None => match Lookup::start(vec![inet.host.clone()], self.resolver) {
+                    Ok(lookup) => self.looked(lookup, now + LOOKUP, now),
+                    Err(e) => self.failed(e, now),
+                },
+            },
+            _ => self.try_next(now),
+        }
+    }
+
+    fn looked(&mut self, lookup: Lookup, until: Instant, now: Instant) -> Step {
+        match lookup.take() {
+            Some(Ok(all)) => self.known(all.concat(), now),
+            Some(Err(e)) => self.failed(e, now),
+            None if now < until => {
+                self.state = State::Looking(lookup, until);
+                Step::Pending
+            }
+            None => {
+                let why = "finding its address: the name servers do not answer";
+                self.failed(io::Error::new(io::ErrorKind::TimedOut, why), now)
+            }
+        }
+    }
+
+    /// These are the host's addresses.
+    fn known(&mut self, all: Vec<SocketAddr>, now: Instant) -> Step {
+        if let Target::Tcp(inet) = &self.target {
+            (self.found, self.next) = (of_families(all, inet), 0);
+        }
+        if self.found.is_empty() {
+            let why = "it has no address of this family";
+            return self.failed(io::Error::new(io::ErrorKind::AddrNotAvailable, why), now);
+        }
+        self.try_next(now)
+    }
+
+    fn try_next(&mut self, now: Instant) -> Step {
         match self.connect() {
             Ok((fd, true)) => self.here(fd, now),
             Ok((fd, false)) => {
@@ -165,7 +217,7 @@ impl Dialler {
     }
 
     fn failed(&mut self, e: io::Error, now: Instant) -> Step {
-        if matches!(&self.target, Target::Tcp(all, _) if self.next < all.len()) {
+        if self.next < self.found.len() {
             self.state = State::Wait(now);
             return Step::Pending;
         }
@@ -189,10 +241,10 @@ impl Dialler {
         match &self.target {
             Target::Unix(path) => unix(UnixAddr::new(path)?),
             Target::Abstract(name) => unix(UnixAddr::new_abstract(name)?),
-            Target::Tcp(all, keep_alive) => {
-                let address = all.get(self.next).ok_or(io::ErrorKind::AddrNotAvailable)?;
+            Target::Tcp(inet) => {
+                let address = *self.found.get(self.next).ok_or(io::ErrorKind::AddrNotAvailable)?;
                 self.next += 1;
-                start(listen::tcp_socket(*address, *keep_alive)?, &SockaddrStorage::from(*address))
+                start(listen::tcp_socket(address, inet.keep_alive)?, &SockaddrStorage::from(address))
             }
             Target::Vsock(cid, port) => {
                 let fd = socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
@@ -217,22 +269,32 @@ fn is_its_own_peer(fd: &OwnedFd) -> bool {
 /// # Errors
 /// The resolver's, or no address of these families.
 pub fn resolve(inet: &Inet) -> io::Result<Vec<SocketAddr>> {
-    let wanted = |a: &SocketAddr| if a.is_ipv4() { inet.ipv4 } else { inet.ipv6 };
-    let all: Vec<SocketAddr> = if inet.host.is_empty() {
-        let any: [std::net::IpAddr; 2] =
-            [std::net::Ipv6Addr::UNSPECIFIED.into(), std::net::Ipv4Addr::UNSPECIFIED.into()];
-        any.iter().map(|ip| SocketAddr::new(*ip, inet.port)).collect()
-    } else {
-        (inet.host.as_str(), inet.port).to_socket_addrs()?.collect()
-    };
-    let found: Vec<SocketAddr> = all.into_iter().filter(wanted).collect();
+    let all = addresses(inet).map_or_else(|| names::by_system(&inet.host), Ok)?;
+    let found = of_families(all, inet);
     if found.is_empty() { Err(io::ErrorKind::AddrNotAvailable.into()) } else { Ok(found) }
+}
+
+/// A host's addresses, where nobody has to be asked.
+fn addresses(inet: &Inet) -> Option<Vec<SocketAddr>> {
+    if inet.found.is_empty() { names::known(&inet.host) } else { Some(inet.found.clone()) }
+}
+
+/// Those of the families wanted, with the port.
+fn of_families(mut all: Vec<SocketAddr>, inet: &Inet) -> Vec<SocketAddr> {
+    all.retain(|a| if a.is_ipv4() { inet.ipv4 } else { inet.ipv6 });
+    all.iter_mut().for_each(|a| a.set_port(inet.port));
+    all
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    fn inet(host: &str, port: u16) -> Inet {
+        let host = host.into();
+        Inet { host, port, to: None, ipv4: true, ipv6: true, keep_alive: false, found: Vec::new() }
+    }
 
     fn finish(d: &mut Dialler) -> Step {
         let until = Instant::now() + Duration::from_secs(5);
@@ -246,9 +308,11 @@ mod tests {
 
     #[test]
     fn the_second_address_is_tried_after_the_first() {
-        let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let here = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut d = Dialler::new(Target::Tcp(vec![dead, here.local_addr().unwrap()], false), None);
+        let at = here.local_addr().unwrap();
+        let dead = SocketAddr::from(([127, 0, 0, 7], 0));
+        let two = Inet { found: vec![dead, at], ..inet("h", at.port()) };
+        let mut d = Dialler::new(Target::Tcp(two), None);
         assert!(matches!(d.step(Instant::now()), Step::Pending) && d.due().is_none());
         d.dial(Instant::now());
         let Step::Connected(fd) = finish(&mut d) else { panic!() };
@@ -270,8 +334,9 @@ mod tests {
 
             let now = Instant::now();
             let next = here.local_addr().unwrap();
-            let mut d = Dialler::new(Target::Tcp(vec![any, next], false), Some(Duration::from_secs(7)));
-            d.next = 1;
+            let target = Target::Tcp(inet("127.0.0.1", next.port()));
+            let mut d = Dialler::new(target, Some(Duration::from_secs(7)));
+            (d.found, d.next) = (vec![any, next], 1);
             d.state = State::Going(fd, now + PATIENCE);
             assert!(matches!(d.step(now), Step::Pending), "the next address is tried");
             let Step::Connected(fd) = finish(&mut d) else { panic!() };
@@ -310,15 +375,53 @@ mod tests {
     }
 
     #[test]
-    fn families_are_chosen() {
-        let inet = |host: &str, ipv4, ipv6| Inet {
-            host: host.into(),
-            port: 9,
-            to: None,
-            ipv4,
-            ipv6,
-            keep_alive: false,
+    fn a_name_is_looked_up_anew_for_every_round() {
+        use std::sync::atomic::{AtomicU8, Ordering};
+        static MEANS: AtomicU8 = AtomicU8::new(0);
+        let here = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = here.local_addr().unwrap().port();
+        let mut d = Dialler::new(Target::Tcp(inet("peer.example", port)), Some(Duration::ZERO));
+        d.resolver = |name| match MEANS.load(Ordering::SeqCst) {
+            0 => Err(io::ErrorKind::NotFound.into()),
+            n => {
+                assert_eq!(name, "peer.example");
+                Ok(vec![SocketAddr::from(([127, 0, 0, n], 0))])
+            }
         };
+        d.dial(Instant::now());
+        let Step::Failed(e) = finish(&mut d) else { panic!() };
+        assert!(e.to_string().contains("finding the address of peer.example"), "{e}");
+        assert!(d.due().is_some(), "it may be known later");
+        MEANS.store(9, Ordering::SeqCst);
+        assert!(matches!(finish(&mut d), Step::Failed(e) if e.kind() == io::ErrorKind::ConnectionRefused));
+        MEANS.store(1, Ordering::SeqCst);
+        assert!(matches!(finish(&mut d), Step::Connected(_)), "the address of now");
+        MEANS.store(9, Ordering::SeqCst);
+        d.lost(Instant::now());
+        assert!(matches!(finish(&mut d), Step::Failed(_)));
+    }
+
+    #[test]
+    fn a_name_that_is_not_answered_keeps_nobody_waiting() {
+        static DEAD: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        let held = DEAD.lock().unwrap();
+        let mut d = Dialler::new(Target::Tcp(inet("dead.example", 9)), Some(Duration::from_secs(7)));
+        d.resolver = |_| {
+            drop(DEAD.lock());
+            Ok(vec![])
+        };
+        let now = Instant::now();
+        d.dial(now);
+        assert!(matches!(d.step(now), Step::Pending) && d.fd().is_some());
+        assert_eq!(d.due(), Some(now + LOOKUP));
+        assert!(matches!(d.step(now + LOOKUP), Step::Failed(e) if e.kind() == io::ErrorKind::TimedOut));
+        assert_eq!(d.due(), Some(now + LOOKUP + Duration::from_secs(7)));
+        drop(held);
+    }
+
+    #[test]
+    fn families_are_chosen() {
+        let inet = |host: &str, ipv4, ipv6| Inet { ipv4, ipv6, ..inet(host, 9) };
         assert_eq!(resolve(&inet("127.0.0.1", true, true)).unwrap(), ["127.0.0.1:9".parse().unwrap()]);
         assert!(resolve(&inet("127.0.0.1", false, true)).is_err());
         assert_eq!(resolve(&inet("", true, true)).unwrap().len(), 2);

@@ -230,8 +230,9 @@ pub fn vsock(what: &str, cid: u32, port: u32) -> Result<OwnedFd, Fault> {
 pub fn tcp(what: &str, inet: &Inet, addresses: &[SocketAddr]) -> Result<OwnedFd, Fault> {
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for port in inet.port..=inet.to.unwrap_or(inet.port) {
-        for address in addresses {
-            match tcp_at(SocketAddr::new(address.ip(), port), inet.keep_alive) {
+        for mut address in addresses.iter().copied() {
+            address.set_port(port);
+            match tcp_at(address, inet.keep_alive) {
                 Ok(socket) => return Ok(socket),
                 Err(e) => last = e,
             }
@@ -344,8 +345,15 @@ mod tests {
     fn a_range_of_ports_is_tried() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let inet =
-            |to| Inet { host: "127.0.0.1".into(), port, to, ipv4: true, ipv6: false, keep_alive: false };
+        let inet = |to| Inet {
+            host: "127.0.0.1".into(),
+            port,
+            to,
+            ipv4: true,
+            ipv6: false,
+            keep_alive: false,
+            found: vec![],
+        };
         let at = [SocketAddr::from(([127, 0, 0, 1], port))];
         assert!(tcp("t", &inet(None), &at).is_err());
         assert!(tcp("t", &inet(Some(port.saturating_add(20))), &at).is_ok());

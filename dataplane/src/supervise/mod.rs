@@ -26,6 +26,7 @@ mod granted;
 mod life;
 pub mod link_watch;
 pub mod listen;
+mod names;
 mod news;
 pub mod overheard;
 pub mod ready;

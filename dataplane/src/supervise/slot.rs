@@ -424,10 +424,7 @@ impl End {
         let target = match &self.addr {
             Addr::Unix(path) => Target::Unix(path.clone()),
             Addr::Abstract(name) => Target::Abstract(name.clone()),
-            Addr::Inet(inet) => {
-                let addresses = dial::resolve(inet).map_err(|e| unresolved(what, &self.addr, &e))?;
-                Target::Tcp(addresses, inet.keep_alive)
-            }
+            Addr::Inet(inet) => Target::Tcp(inet.clone()),
             Addr::Vsock(cid, port) => Target::Vsock(*cid, *port),
             Addr::Fd(_) => return Err(mislabelled(what)),
         };
