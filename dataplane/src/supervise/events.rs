@@ -48,6 +48,7 @@ impl Supervisor {
         self.dial(now);
         self.follow_resolvers(now);
         self.serve_doors(now);
+        self.follow_names(now);
         self.begin_awaited(now);
         self.serve_switches(now);
         self.ask_estates(now);
@@ -82,6 +83,9 @@ impl Supervisor {
         }
         for fd in self.doors().filter_map(Door::fd) {
             add(fd, PollFlags::POLLIN);
+        }
+        for asked in &self.sought {
+            add(asked.sought.lookup.fd(), PollFlags::POLLIN);
         }
         for fd in self.switch_fds() {
             add(fd, PollFlags::POLLIN);

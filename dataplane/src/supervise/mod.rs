@@ -1,6 +1,7 @@
 //! The supervisor: asks the helper, opens what needs a name, starts the dataplane and keeps it alive.
 //!
-//! One thread, one poll loop, no privilege. It keeps a copy of every descriptor that may outlive a dataplane, so that a
+//! One thread, one poll loop, no privilege (names are looked up, and captures written, by threads that it does not wait
+//! for). It keeps a copy of every descriptor that may outlive a dataplane, so that a
 //! crashed one is replaced while taps, XDP programs, listening sockets and quiet vhost-user connections stay as they are.
 //!
 //! Trust: the user; the helper's answers are checked by the kernel; the dataplane is hostile ([`child`]). Promise:
@@ -23,6 +24,7 @@ pub mod estate;
 mod events;
 pub mod filters;
 mod granted;
+mod late_names;
 mod life;
 pub mod link_watch;
 pub mod listen;
@@ -136,6 +138,8 @@ struct Supervisor {
     changes: Changes,
     /// Clients that wait for counters.
     pending: Vec<Pending>,
+    /// Ports that wait for what their names mean.
+    sought: Vec<late_names::Asked>,
     shutdown_said: bool,
     signals: Signals,
     links: Option<LinkWatch>,
@@ -209,6 +213,7 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
         control,
         changes: Changes::default(),
         pending: Vec::new(),
+        sought: Vec::new(),
         shutdown_said: false,
         signals,
         // Without it the ports work; only their end is noticed later.

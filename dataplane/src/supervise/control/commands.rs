@@ -1,7 +1,7 @@
 //! What a client may say, and how the supervisor answers.
 //!
-//! One row of [`COMMANDS`] for each command. A command answers at once, or when counters have come, or when the
-//! dataplane has made a change ([`crate::supervise::change`]); until then its client is not served on, so that answers
+//! One row of [`COMMANDS`] for each command. A command answers at once, or when counters have come, or when names
+//! are known, or when the dataplane has made a change ([`crate::supervise::change`]); until then its client is not served on, so that answers
 //! come in the order of the questions.
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ use crate::handover::ToDataplane;
 use crate::supervise::Supervisor;
 use crate::supervise::capture::live;
 use crate::supervise::change::Change;
+use crate::supervise::late_names::{Asked, Sought};
 
 /// How long an answer waits for counters; then it is given without them.
 const COUNTERS_WITHIN: Duration = Duration::from_secs(1);
@@ -28,6 +29,8 @@ pub(in crate::supervise) enum Outcome {
     Counters(fn(&Supervisor, bool) -> Value),
     /// The answer follows the dataplane's.
     Change(Box<Change>),
+    /// The port is added when its names are known.
+    Names(Box<Sought>),
 }
 
 /// A question that waits for counters.
@@ -153,7 +156,19 @@ impl Supervisor {
 
     fn serve_request(&mut self, key: Key, request: Request, now: Instant) {
         let Request { command, arguments, id } = request;
-        match self.execute(key, &command, arguments) {
+        let outcome = self.execute(key, &command, arguments);
+        self.settle(key, outcome, id, now);
+    }
+
+    /// Answers a request, or sees to it that it will be answered.
+    pub(in crate::supervise) fn settle(
+        &mut self,
+        key: Key,
+        outcome: Result<Outcome, Refusal>,
+        id: Option<Value>,
+        now: Instant,
+    ) {
+        match outcome {
             Ok(Outcome::Now(value)) => self.answer(key, Ok(value), id, now),
             Err(refusal) => self.answer(key, Err(refusal), id, now),
             Ok(Outcome::Counters(report)) => {
@@ -166,6 +181,10 @@ impl Supervisor {
             Ok(Outcome::Change(change)) => {
                 self.client_waits(key);
                 self.begin(change.asked_by(key, id), now);
+            }
+            Ok(Outcome::Names(sought)) => {
+                self.client_waits(key);
+                self.sought.push(Asked { by: key, id, sought: *sought });
             }
         }
     }

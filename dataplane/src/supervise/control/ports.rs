@@ -5,6 +5,7 @@
 //! with `getfd`, then `fd=NAME`; a number would mean a descriptor of ours, and is refused.
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -18,7 +19,9 @@ use crate::spec::late::{self, Late};
 use crate::supervise::ask::Asker;
 use crate::supervise::change::{Change, Step};
 use crate::supervise::dial;
+use crate::supervise::late_names::{self, Sought};
 use crate::supervise::link_watch::LinkWatch;
+use crate::supervise::names::{Lookup, by_system};
 use crate::supervise::slot::{How, Slot};
 use crate::supervise::{Supervisor, make_room};
 
@@ -34,7 +37,7 @@ pub(super) fn set_link(s: &mut Supervisor, _: Key, mut arguments: Arguments) -> 
 }
 
 pub(super) fn netdev_add(s: &mut Supervisor, key: Key, arguments: Arguments) -> Result<Outcome, Refusal> {
-    add(s, key, arguments.0, false)
+    add(s, key, arguments.0, false, None)
 }
 
 pub(super) fn device_add(s: &mut Supervisor, key: Key, arguments: Arguments) -> Result<Outcome, Refusal> {
@@ -47,7 +50,7 @@ pub(super) fn device_add(s: &mut Supervisor, key: Key, arguments: Arguments) -> 
         return Err(Refusal::generic(format!("'{driver}' is not a valid device model name")));
     }
     arguments.0.insert("type".into(), driver.into());
-    add(s, key, arguments.0, true)
+    add(s, key, arguments.0, true, None)
 }
 
 pub(super) fn netdev_del(s: &mut Supervisor, _: Key, arguments: Arguments) -> Result<Outcome, Refusal> {
@@ -88,15 +91,26 @@ fn remove(s: &Supervisor, mut arguments: Arguments, device: bool) -> Result<Outc
     Ok(Outcome::Change(Box::new(Change::of(s.removal(slot)))))
 }
 
-fn add(s: &mut Supervisor, key: Key, options: Map<String, Value>, device: bool) -> Result<Outcome, Refusal> {
+/// Adds a port; `found` are the addresses of its names, if it has any and they were looked up.
+///
+/// # Errors
+/// It cannot be had.
+pub(in crate::supervise) fn add(
+    s: &mut Supervisor,
+    key: Key,
+    options: Map<String, Value>,
+    device: bool,
+    found: Option<Vec<Vec<SocketAddr>>>,
+) -> Result<Outcome, Refusal> {
     // Nothing is opened for a change that nobody could be told of.
     if s.dataplane.as_ref().is_none_or(|d| d.ready.is_none()) {
         return Err(Refusal::generic("the dataplane is being replaced: try again"));
     }
+    let asked = options.clone();
     let mut options = options;
     let names = fd_names(&mut options)?;
     let taken = s.slots.iter().map(|(_, p)| p.id.clone()).collect();
-    let new = Late::read(device, &Value::Object(options).to_string(), taken)?;
+    let mut new = Late::read(device, &Value::Object(options).to_string(), taken)?;
     let kind = new.port.kind.name();
     if kind == "user" {
         let why = "a user network is made at the start or not at all: its dataplane may make sockets";
@@ -108,6 +122,15 @@ fn add(s: &mut Supervisor, key: Key, options: Map<String, Value>, device: bool) 
     }
     if let Some(netdev) = &new.netdev {
         s.free_netdev(netdev, None)?;
+    }
+    let unknown = late_names::unknown(&mut new.port.kind);
+    match found {
+        _ if unknown.is_empty() => {}
+        Some(found) => late_names::settle(&format!("port '{}'", new.port.id), &mut new.port.kind, found)?,
+        None => {
+            let lookup = Lookup::start(unknown, by_system).map_err(|e| Refusal::generic(e.to_string()))?;
+            return Ok(Outcome::Names(Box::new(Sought { lookup, options: asked, device })));
+        }
     }
     let fds = claim(s, key, &names, &new.port.kind.inherited())?;
     for warning in &new.warnings {
