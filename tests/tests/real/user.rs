@@ -11,9 +11,13 @@ use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Reeve, Road, Scene, UPLINK};
 use netreeve_tests::transfer;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// The host's own addresses on the way to the far side.
 pub(crate) const HOST4: &str = "10.77.0.9";
@@ -113,12 +117,14 @@ pub(crate) fn talk(guest: &Console, address: &str, port: u16) -> String {
 
 /// Answers everything that comes by each of `n` connections in capitals.
 pub(crate) fn shout(listener: &TcpListener, n: usize) {
-    for _ in 0..n {
-        let (mut s, _) = listener.accept().unwrap();
-        let mut text = [0; 64];
-        let n = s.read(&mut text).unwrap();
-        s.write_all(text[..n].to_ascii_uppercase().as_slice()).unwrap();
-    }
+    (0..n).for_each(|_| answer(listener.accept().unwrap().0));
+}
+
+/// Answers what comes first in capitals.
+fn answer(mut s: impl Read + Write) {
+    let mut text = [0; 64];
+    let n = s.read(&mut text).unwrap();
+    s.write_all(text[..n].to_ascii_uppercase().as_slice()).unwrap();
 }
 
 #[test]
@@ -138,6 +144,42 @@ fn a_killed_dataplane_ends_its_connections_and_no_others() {
     home.guest.run("killall sleep", PATIENCE).unwrap();
     let over = home.guest.finish(held, Duration::from_secs(20)).unwrap();
     assert!(over.text.contains("over"), "{}", over.text);
+    home.end();
+}
+
+/// A door is for the successor as it was for the dataplane that died; here, where neither may make a socket.
+#[test]
+fn a_guest_forward_leads_on_after_the_death_of_a_dataplane() {
+    let path = std::env::temp_dir().join(format!("netreeve-door-{}.sock", std::process::id()));
+    let listener = UnixListener::bind(&path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+    let over = AtomicBool::new(false);
+    let home = home(&format!(",restrict=on,guestfwd=tcp:10.0.2.100:80-unix:{}", path.display()));
+    configure(&home.guest);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            // It ends where nobody comes, too.
+            let until = Instant::now() + 3 * PATIENCE;
+            while Instant::now() < until && !over.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((end, _)) => answer(end),
+                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        });
+        for round in 0..2 {
+            for _ in 0..2 {
+                assert_eq!(talk(&home.guest, "10.0.2.100", 80), "QUIET WORDS\n", "{round}");
+            }
+            if round == 0 {
+                kill(Pid::from_raw(home.reeve.dataplane().unwrap()), Signal::SIGKILL).unwrap();
+                home.reeve.proc.wait_for("\"restarted\"", PATIENCE).unwrap();
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    fs::remove_file(&path).unwrap();
     home.end();
 }
 
