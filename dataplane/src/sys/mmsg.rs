@@ -114,7 +114,7 @@ impl Incoming {
         for (m, note) in list.iter().zip(&self.notes).take(done.min(to.len())) {
             // SAFETY: at least `done` headers were written above, and the kernel updated them.
             let m = unsafe { m.assume_init_ref() };
-            let noted = usize::try_from(m.msg_hdr.msg_controllen).unwrap_or(0);
+            let noted = m.msg_hdr.msg_controllen;
             let segment = if noted > HEAD { joined(note, noted) } else { 0 };
             let truncated = m.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
             self.noted.push(noted);
