@@ -28,6 +28,7 @@ use crate::supervise::child::{Program, READY_WITHIN, in_words};
 use crate::supervise::filters::Chain;
 use crate::supervise::ready::{level_name, print_line};
 use crate::supervise::slots::Slots;
+use crate::sys::sock::{self, Opt, Speaks};
 
 /// Descriptors that a big dataplane needs.
 const DESCRIPTORS: u64 = 1024;
@@ -72,7 +73,7 @@ pub(super) fn doctor(arguments: &Doctor) -> Result<u8, Fault> {
     let config = arguments.ports.read(&[])?;
     let program = run::program(arguments.dataplane.clone())?;
     let door = arguments.ports.helper.door();
-    let mut all = vec![kernel(), user(), tun(), io_uring(), af_xdp()];
+    let mut all = vec![kernel(), user(), tun(), io_uring(), af_xdp(), streams()];
     all.extend(user_namespaces());
     all.push(landlock());
     all.push(sandbox(&Program { path: program, user: None }));
@@ -135,6 +136,21 @@ fn io_uring() -> Finding {
             Finding::ok("io_uring", format!("not to be had ({why}): taps make a system call for each frame"))
         }
     }
+}
+
+/// Whether a user network's downloads can stay in the kernel until the guest has them, by trying.
+fn streams() -> Finding {
+    let peeks = |six| sock::new(Speaks::Tcp, six).and_then(|s| sock::set(s.as_fd(), Opt::PeekOff, 0)).is_ok();
+    let older = match (peeks(false), peeks(true)) {
+        (true, true) => {
+            return Finding::ok("user", "what a guest downloads stays in the kernel until the guest has it");
+        }
+        (true, false) => "IPv6 (Linux 6.11 or newer)",
+        _ => "TCP (Linux 6.9 or newer, 6.11 for IPv6)",
+    };
+    let text =
+        format!("this kernel has no SO_PEEK_OFF for {older}: a user network copies what a guest downloads");
+    Finding::ok("user", text)
 }
 
 /// The first kernel that lets another process map the rings of a bound AF_XDP socket.

@@ -2,10 +2,13 @@
 //! acknowledgement (where the kernel cannot keep them).
 //!
 //! All flows share one [`Store`], cut in chunks that are given out when needed; its pages are made when they are first
-//! touched, and what was given back last is given out first.
+//! touched, and what was given back last is given out first. It is divided: the guest's connections and those that come by
+//! forwards have a half each (all is the guest's where there are no forwards), and of either, what goes up has three
+//! quarters and what goes down one. What goes up is promised before it is there, by the windows that the guest is told:
+//! the store keeps account of that as well ([`Store::unclaimed`]).
 //!
-//! Trust: none needed; nothing looks at the bytes. Promise: no more than the store's size is ever held, and bytes come out
-//! as they went in.
+//! Trust: none needed; nothing looks at the bytes. Promise: no more than the store's size is ever held, nobody takes what is
+//! another [`Purse`]'s, and bytes come out as they went in.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -16,6 +19,24 @@ use crate::mem::{Buf, Seg};
 /// Bytes of a chunk.
 pub(super) const CHUNK: u32 = 16 << 10;
 
+/// Of an origin's part, the part that is for what goes down.
+const DOWN: u32 = 4;
+
+/// For what a chunk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Purse {
+    /// Of a connection that the guest asked for; else of one that came by a forward.
+    pub(super) guest: bool,
+    /// For the guest's bytes; else for the guest.
+    pub(super) up: bool,
+}
+
+impl Purse {
+    fn index(self) -> usize {
+        usize::from(!self.guest) * 2 + usize::from(self.up)
+    }
+}
+
 /// What all flows hold.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -23,28 +44,77 @@ pub(super) struct Store {
     chunks: u32,
     fresh: u32,
     free: Vec<u32>,
+    /// There are forwards.
+    shared: bool,
+    /// Chunks that each purse has, and bytes that it has promised.
+    taken: [u32; 4],
+    claims: [u32; 4],
 }
 
 impl Store {
     /// Room for `bytes`, a chunk at least.
     pub(super) fn new(bytes: u32) -> io::Result<Self> {
         let chunks = (bytes / CHUNK).max(1);
-        Ok(Self { mem: Buf::reserve(chunks * CHUNK)?, chunks, fresh: 0, free: Vec::new() })
+        let mem = Buf::reserve(chunks * CHUNK)?;
+        Ok(Self { mem, chunks, fresh: 0, free: Vec::new(), shared: false, taken: [0; 4], claims: [0; 4] })
     }
 
-    /// Bytes of chunks that nobody has.
-    pub(super) fn left(&self) -> u32 {
-        (self.chunks - self.fresh + u32::try_from(self.free.len()).unwrap_or(0)) * CHUNK
+    /// Whether connections come by forwards.
+    pub(super) fn share(&mut self, shared: bool) {
+        self.shared = shared;
     }
 
-    fn get(&mut self) -> Option<u32> {
-        if let Some(c) = self.free.pop() {
-            return Some(c);
+    /// Chunks of a purse: one at least.
+    fn chunks_of(&self, purse: Purse) -> u32 {
+        let all = if self.shared || !purse.guest { self.chunks / 2 } else { self.chunks };
+        let down = all / DOWN;
+        (if purse.up { all - down } else { down }).max(1)
+    }
+
+    /// Bytes of a purse.
+    pub(super) fn size(&self, purse: Purse) -> u32 {
+        self.chunks_of(purse) * CHUNK
+    }
+
+    /// Bytes of a purse's chunks that it can still have.
+    pub(super) fn left(&self, purse: Purse) -> u32 {
+        let taken = self.taken.get(purse.index()).copied().unwrap_or(0);
+        let there = self.chunks - self.fresh + u32::try_from(self.free.len()).unwrap_or(0);
+        self.chunks_of(purse).saturating_sub(taken).min(there) * CHUNK
+    }
+
+    /// Bytes of a purse that were promised to nobody.
+    pub(super) fn unclaimed(&self, purse: Purse) -> u32 {
+        let claimed = self.claims.get(purse.index()).copied().unwrap_or(0);
+        self.size(purse).saturating_sub(claimed)
+    }
+
+    /// A promise of `was` bytes is now one of `is`.
+    pub(super) fn claim(&mut self, purse: Purse, was: u32, is: u32) {
+        if let Some(c) = self.claims.get_mut(purse.index()) {
+            *c = c.saturating_sub(was).saturating_add(is);
         }
-        (self.fresh < self.chunks).then(|| {
+    }
+
+    fn get(&mut self, purse: Purse) -> Option<u32> {
+        if self.left(purse) == 0 {
+            return None;
+        }
+        let chunk = self.free.pop().unwrap_or_else(|| {
             self.fresh += 1;
             self.fresh - 1
-        })
+        });
+        if let Some(n) = self.taken.get_mut(purse.index()) {
+            *n += 1;
+        }
+        Some(chunk)
+    }
+
+    fn give_back(&mut self, purse: Purse, chunk: u32) {
+        self.free.push(chunk);
+        if let Some(n) = self.taken.get_mut(purse.index()) {
+            *n = n.saturating_sub(1);
+        }
     }
 
     fn seg(&self, chunk: u32, at: u32, len: u32) -> Seg {
@@ -53,8 +123,9 @@ impl Store {
 }
 
 /// What one flow holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Hold {
+    purse: Purse,
     chunks: VecDeque<u32>,
     /// Where the first byte is in the first chunk.
     at: u32,
@@ -62,6 +133,22 @@ pub(super) struct Hold {
 }
 
 impl Hold {
+    /// Nothing yet, out of this purse.
+    pub(super) fn new(purse: Purse) -> Self {
+        Self { purse, chunks: VecDeque::new(), at: 0, len: 0 }
+    }
+
+    /// What it is of.
+    pub(super) fn purse(&self) -> Purse {
+        self.purse
+    }
+
+    /// Bytes that go where it is already.
+    pub(super) fn spare(&self) -> u32 {
+        let have = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
+        (have * CHUNK).saturating_sub(self.at + self.len)
+    }
+
     /// Bytes.
     pub(super) fn len(&self) -> u32 {
         self.len
@@ -79,7 +166,7 @@ impl Hold {
             let end = self.at + self.len;
             let have = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
             if end == have * CHUNK {
-                let Some(c) = store.get() else { break };
+                let Some(c) = store.get(self.purse) else { break };
                 self.chunks.push_back(c);
             }
             let Some(&last) = self.chunks.back() else { break };
@@ -115,7 +202,7 @@ impl Hold {
                 self.at = 0;
                 return;
             };
-            store.free.push(c);
+            store.give_back(self.purse, c);
             self.at = self.at.saturating_sub(CHUNK);
         }
     }
@@ -147,7 +234,9 @@ mod tests {
         #[test]
         fn bytes_come_out_as_they_went_in(steps in prop::collection::vec((any::<bool>(), 0u32..40_000), 1..60)) {
             let mut store = Store::new(8 * CHUNK).unwrap();
-            let (mut one, mut other) = (Hold::default(), Hold::default());
+            store.share(true);
+            let (up, down) = (Purse { guest: true, up: true }, Purse { guest: false, up: false });
+            let (mut one, mut other) = (Hold::new(up), Hold::new(down));
             let mut model: VecDeque<u8> = VecDeque::new();
             let mut next = 0u8;
             for (push, n) in steps {
@@ -155,7 +244,8 @@ mod tests {
                     let mut data: Vec<u8> = (0..n).map(|_| { next = next.wrapping_mul(5).wrapping_add(7); next }).collect();
                     let took = one.push(&mut store, Seg::over(&mut data));
                     model.extend(&data[..took as usize]);
-                    prop_assert!(took == n || store.left() == 0);
+                    prop_assert!(took == n || store.left(up) == 0);
+                    prop_assert!(one.chunks.len() <= 3);
                     other.push(&mut store, Seg::over(&mut data).take(n / 8));
                 } else {
                     one.consume(&mut store, n);
@@ -170,7 +260,8 @@ mod tests {
             }
             one.clear(&mut store);
             other.clear(&mut store);
-            prop_assert_eq!(store.left(), 8 * CHUNK);
+            prop_assert_eq!((store.left(up), store.left(down)), (3 * CHUNK, CHUNK));
+            prop_assert_eq!(store.free.len(), store.fresh as usize);
         }
     }
 }

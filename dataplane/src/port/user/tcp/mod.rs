@@ -45,12 +45,12 @@ use crate::stats::{Flows, Reason};
 use ended::Ended;
 use flow::arrive::Act;
 use flow::give::Given;
-use flow::{Fate, State, Tools};
+use flow::{Fate, State, Tools, Turn};
 use forward::{DOOR, Forwards, LISTENER};
-use hold::Store;
+use hold::{CHUNK, Purse, Store};
 use intake::Intake;
 use segment::{Key, Said, Segment, flag};
-use shares::Shares;
+use shares::{Origin, Shares};
 use sock::{Sock, Stream};
 use table::Table;
 
@@ -104,10 +104,11 @@ impl<S: Sock> Tcp<S> {
         guests: Vec<(GuestForward, Option<OwnedFd>)>,
         cx: &mut Cx,
     ) -> io::Result<Self> {
-        let store = Store::new(plan.limits.held)?;
+        let mut store = Store::new(plan.limits.held)?;
+        store.share(!forwards.is_empty());
         Ok(Self {
             table: Table::new(cx.limits.tcp),
-            tools: Tools { store, each: plan.limits.held_each, parts: Vec::new() },
+            tools: Tools { store, each: plan.limits.held_each, parts: Vec::new(), waiting: VecDeque::new() },
             intake: Intake::new()?,
             giving: VecDeque::new(),
             last: None,
@@ -143,6 +144,7 @@ impl<S: Sock> Tcp<S> {
     /// All forwards from now on: a descriptor with each that is new, and watched.
     pub fn set_forwards(&mut self, list: Vec<(Forward, Option<OwnedFd>)>, cx: &mut Cx) {
         self.forwards.replace(list, cx);
+        self.tools.store.share(self.forwards.len() > 0);
     }
 
     /// What happened so far.
@@ -197,7 +199,7 @@ impl<S: Sock> Tcp<S> {
         match f.arrive(s, cx.now) {
             Act::None => {}
             Act::Take { skip, len } => self.intake.add(&mut f.up.pieces, p, s.header + skip, len),
-            Act::Answer => f.greet(cx, &self.tools),
+            Act::Answer => f.greet(cx, &mut self.tools),
             Act::Broken => {
                 f.sock.abort();
                 self.counts.refused += u64::from(before == State::Asking);
@@ -251,7 +253,7 @@ impl<S: Sock> Tcp<S> {
     /// Breaks a connection off at both ends.
     fn break_off(&mut self, token: Token, cx: &mut Cx) {
         if let Some(f) = self.table.get(token) {
-            f.reset(cx, &self.tools);
+            f.reset(cx, &mut self.tools);
             f.sock.abort();
             self.counts.broken += 1;
         }
@@ -267,8 +269,37 @@ impl<S: Sock> Tcp<S> {
             self.last = None;
         }
         self.shares.over(f.origin, f.state);
-        f.up.hold.clear(&mut self.tools.store);
-        f.down.kept.clear(&mut self.tools.store);
+        f.leave(&mut self.tools.store);
+        self.wake();
+    }
+
+    /// There is room again for what is to be kept: those go on that wait for it, as many as there is some for.
+    fn wake(&mut self) {
+        if self.tools.waiting.is_empty() {
+            return;
+        }
+        let room = |guest| self.tools.store.left(Purse { guest, up: false }) / CHUNK;
+        let mut room = [true, false].map(room);
+        if room == [0, 0] {
+            return;
+        }
+        let mut still = VecDeque::new();
+        while let Some(token) = self.tools.waiting.pop_front() {
+            let Some(f) = self.table.get(token) else { continue };
+            match room.get_mut(usize::from(f.origin != Origin::Guest)).filter(|n| **n > 0) {
+                Some(n) => *n -= 1,
+                None => {
+                    still.push_back(token);
+                    continue;
+                }
+            }
+            f.down.turn = Turn::Has;
+            if !f.queued && f.may_give() {
+                f.queued = true;
+                self.giving.push_back(token);
+            }
+        }
+        self.tools.waiting = still;
     }
 }
 
@@ -310,6 +341,7 @@ impl<S: Sock> Room for Tcp<S> {
         }
         self.intake.touched = touched;
         self.intake.clear();
+        self.wake();
     }
 
     fn ready(&mut self, at: Token, ready: Ready, cx: &mut Cx) {
@@ -336,6 +368,7 @@ impl<S: Sock> Room for Tcp<S> {
         let fate = f.settle(cx, &mut self.tools);
         self.counts.idle += u64::from(stood == (f.up.blocked, f.down.readable, f.queued));
         self.after(at, fate, true, cx);
+        self.wake();
     }
 
     fn tick(&mut self, at: Token, cx: &mut Cx) {
@@ -356,6 +389,7 @@ impl<S: Sock> Room for Tcp<S> {
         let over = u64::from(fate == Fate::Over);
         *(if open { &mut self.counts.broken } else { &mut self.counts.refused }) += over;
         self.after(at, fate, true, cx);
+        self.wake();
     }
 
     fn give(&mut self, bay: &mut Bay, b: &mut Batch, cx: &mut Cx) {

@@ -147,7 +147,7 @@ impl<S: Sock> Tcp<S> {
             self.remove(token, cx);
             return self.refused(syn, key, &e, cx);
         }
-        f.connected(cx, &self.tools);
+        f.connected(cx, &mut self.tools);
         let table = &self.table;
         self.shares.answered((cx.now, token), |t| table.state(t));
         self.after(token, Fate::Lives, true, cx);
@@ -243,7 +243,7 @@ impl<S: Sock> Tcp<S> {
             return self.remove(token, cx);
         }
         if let Some(f) = self.table.get(token) {
-            f.greet(cx, &self.tools);
+            f.greet(cx, &mut self.tools);
         }
         self.after(token, Fate::Lives, false, cx);
     }

@@ -159,12 +159,12 @@ impl<S: Sock> Flow<S> {
     }
 
     /// Says something that the guest has to answer: an acknowledgement from where it has been already (RFC 9293 §3.8.4).
-    fn probe(&mut self, cx: &mut Cx, tools: &Tools) {
+    fn probe(&mut self, cx: &mut Cx, tools: &mut Tools) {
         self.say(cx, tools, self.down.una.minus(1), flag::ACK);
     }
 
     /// Says our SYN, or our answer to the guest's.
-    pub(in super::super) fn greet(&mut self, cx: &mut Cx, tools: &Tools) {
+    pub(in super::super) fn greet(&mut self, cx: &mut Cx, tools: &mut Tools) {
         let flags = if self.state == State::Asking { flag::SYN } else { flag::SYN | flag::ACK };
         self.say(cx, tools, self.down.una, flags);
         let d = &mut self.down;
@@ -172,7 +172,7 @@ impl<S: Sock> Flow<S> {
     }
 
     /// The socket has connected: the guest is answered.
-    pub(in super::super) fn connected(&mut self, cx: &mut Cx, tools: &Tools) {
+    pub(in super::super) fn connected(&mut self, cx: &mut Cx, tools: &mut Tools) {
         self.state = State::Answered;
         (self.tries, self.progress) = (0, cx.now);
         self.greet(cx, tools);

@@ -11,9 +11,10 @@ use std::io::{self, ErrorKind};
 use super::super::super::bay::Bay;
 use super::super::super::build::transport_at;
 use super::super::super::room::Cx;
+use super::super::hold::CHUNK;
 use super::super::segment::{self, HEADER, Said, flag};
 use super::super::sock::Sock;
-use super::{Flow, State, Tools};
+use super::{Flow, State, Tools, Turn};
 use crate::frame::Batch;
 use crate::mem::Seg;
 use crate::port::offload_bits as bits;
@@ -22,6 +23,9 @@ use crate::port::offload_bits as bits;
 const QUANTUM: u32 = 16;
 /// Acknowledged bytes that may stay in the socket, to save calls; all go when nothing is on its way.
 const STALE: u32 = 64 << 10;
+/// What is left of a purse may be kept for one flow up to this part, and so much in any case.
+const FAIR: u32 = 4;
+const LEAST: u32 = 64 << 10;
 
 /// How giving went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +95,7 @@ impl<S: Sock> Flow<S> {
     }
 
     /// An acknowledgement that found no room among the small frames.
-    fn give_word(&mut self, cx: &mut Cx, tools: &Tools) -> Given {
+    fn give_word(&mut self, cx: &mut Cx, tools: &mut Tools) -> Given {
         let said = !self.up.owed || self.say(cx, tools, self.down.max, flag::ACK);
         if said { Given::Done } else { Given::Full }
     }
@@ -148,8 +152,9 @@ impl<S: Sock> Flow<S> {
         if old > 0 {
             most = most.min(old);
         } else if !self.sock.peeks() {
-            most = most.min(tools.each.saturating_sub(self.down.kept.len())).min(tools.store.left());
+            most = most.min(self.keepable(tools));
             if most == 0 {
+                self.wait(tools);
                 return Ok(Given::Done);
             }
         }
@@ -161,6 +166,9 @@ impl<S: Sock> Flow<S> {
         } else {
             let n = u32::try_from(self.sock.read(bay.payload())?).unwrap_or(u32::MAX);
             if !self.sock.peeks() {
+                if self.down.turn == Turn::Has {
+                    self.down.turn = Turn::No;
+                }
                 self.keep_read(bay.payload(), n, tools);
             } else if n < room && !self.down.thorough {
                 self.down.readable = n == 0;
@@ -185,6 +193,26 @@ impl<S: Sock> Flow<S> {
         Ok(Given::More)
     }
 
+    /// Bytes that can be kept of what is read now: of a purse that has little left no flow takes all, and none goes before
+    /// those that wait.
+    fn keepable(&self, tools: &Tools) -> u32 {
+        let kept = &self.down.kept;
+        let left = tools.store.left(kept.purse());
+        let crowd = u32::try_from(tools.waiting.len()).unwrap_or(u32::MAX).saturating_mul(CHUNK);
+        if self.down.turn != Turn::Has && left <= crowd {
+            return kept.spare().min(tools.each.saturating_sub(kept.len()));
+        }
+        let fair = (left.saturating_add(kept.len()) / FAIR).max(LEAST).min(tools.each);
+        fair.saturating_sub(kept.len()).min(left + kept.spare())
+    }
+
+    /// Has it go on when somebody gives room back ([`Tools::waiting`]).
+    fn wait(&mut self, tools: &mut Tools) {
+        if std::mem::replace(&mut self.down.turn, Turn::Waits) != Turn::Waits {
+            tools.waiting.push_back(self.token);
+        }
+    }
+
     /// A copy of what was read and is nowhere else any more. There is room: it was looked for before.
     fn keep_read(&mut self, from: &[Seg], n: u32, tools: &mut Tools) {
         let mut left = n;
@@ -205,7 +233,7 @@ impl<S: Sock> Flow<S> {
         d.max = d.max.max(d.next);
     }
 
-    fn give_end(&mut self, cx: &mut Cx, tools: &Tools) -> Given {
+    fn give_end(&mut self, cx: &mut Cx, tools: &mut Tools) -> Given {
         if self.up.broken {
             return Given::Broken;
         }

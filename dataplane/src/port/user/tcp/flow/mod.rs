@@ -19,6 +19,7 @@ pub(super) mod clock;
 pub(super) mod give;
 pub(super) mod pass;
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use netreeve_shared::vnet::Vnet;
@@ -26,7 +27,7 @@ use netreeve_shared::vnet::Vnet;
 use super::super::net::Net;
 use super::super::poll::Token;
 use super::super::room::Cx;
-use super::hold::{Hold, Store};
+use super::hold::{Hold, Purse, Store};
 use super::segment::{self, Key, Said, Segment, flag};
 use super::seq::Seq;
 use super::shares::Origin;
@@ -46,6 +47,8 @@ pub(super) struct Tools {
     pub(super) each: u32,
     /// Gathered for a call.
     pub(super) parts: Vec<Seg>,
+    /// Those that have something for the guest, and no room to keep it in: the first of them is the first to get some.
+    pub(super) waiting: VecDeque<Token>,
 }
 
 /// Where a connection stands.
@@ -72,6 +75,17 @@ pub(super) enum End {
     Passed,
 }
 
+/// Where a flow stands that has to keep what it gives, when there is no room for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It does not wait.
+    No,
+    /// It is in the list of those that do.
+    Waits,
+    /// It was the first of them, and there is room.
+    Has,
+}
+
 /// What becomes of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -91,6 +105,8 @@ pub(super) struct Up {
     pub(super) scale: u8,
     /// Acknowledged and not yet taken by the socket.
     pub(super) hold: Hold,
+    /// Bytes of the store that it was promised.
+    pub(super) claim: u32,
     pub(super) end: End,
     /// The socket takes nothing until it says so.
     pub(super) blocked: bool,
@@ -125,6 +141,8 @@ pub(super) struct Down {
     pub(super) stale: u32,
     /// Read and not acknowledged, where the socket does not keep it.
     pub(super) kept: Hold,
+    /// Whether it waits for room.
+    pub(super) turn: Turn,
     /// The socket may have something to read.
     pub(super) readable: bool,
     /// It is read until it says that there is no more: its end, an error or urgent data lie behind what it gives. Otherwise
@@ -177,11 +195,13 @@ impl<S: Sock> Flow<S> {
 
     /// Somebody came from the host's side, by a forward.
     pub(super) fn asking(key: Key, token: Token, sock: S, iss: Seq, origin: Origin, now: Instant) -> Self {
+        let guest = origin == Origin::Guest;
         let up = Up {
             next: Seq(0),
             edge: Seq(0),
             scale: SCALE,
-            hold: Hold::default(),
+            hold: Hold::new(Purse { guest, up: true }),
+            claim: 0,
             end: End::No,
             blocked: false,
             broken: false,
@@ -198,7 +218,8 @@ impl<S: Sock> Flow<S> {
             scale: 0,
             mss: 536,
             stale: 0,
-            kept: Hold::default(),
+            kept: Hold::new(Purse { guest, up: false }),
+            turn: Turn::No,
             readable: true,
             thorough: false,
             end: false,
@@ -256,7 +277,7 @@ impl<S: Sock> Flow<S> {
     }
 
     /// Says something without payload. False: it could not be said now.
-    pub(super) fn say(&mut self, cx: &mut Cx, tools: &Tools, seq: Seq, flags: u8) -> bool {
+    pub(super) fn say(&mut self, cx: &mut Cx, tools: &mut Tools, seq: Seq, flags: u8) -> bool {
         let syn = flags & flag::SYN != 0;
         let mut s = Said { seq, flags, ..Said::default() };
         if flags & flag::ACK != 0 {
@@ -278,7 +299,7 @@ impl<S: Sock> Flow<S> {
     }
 
     /// Breaks the connection off towards the guest.
-    pub(super) fn reset(&mut self, cx: &mut Cx, tools: &Tools) {
+    pub(super) fn reset(&mut self, cx: &mut Cx, tools: &mut Tools) {
         // The guest's answer to a SYN of ours was never seen: there is nobody to break off with.
         if self.state != State::Asking {
             self.say(cx, tools, self.down.max, flag::RST | flag::ACK);

@@ -7,7 +7,7 @@
 use std::io::ErrorKind;
 
 use super::super::super::room::Cx;
-use super::super::hold::Store;
+use super::super::hold::{CHUNK, Store};
 use super::super::segment::flag;
 use super::super::sock::Sock;
 use super::{End, Fate, Flow, State, Tools};
@@ -15,12 +15,16 @@ use crate::mem::Seg;
 use crate::stats::Reason;
 use crate::sys::io::MAX_PARTS;
 
-/// Window in bytes of a flow whose socket takes all, however much others hold.
+/// Window in bytes of a flow whose socket takes all, and the least of it, where others hold too much.
 const OPEN_HANDED: u32 = 64 << 10;
+const NARROW: u32 = 8 << 10;
+/// What is promised to nobody is enough for so many windows of one whose socket takes all, and may not for long.
+const MANY: u32 = 32;
 /// The window that our SYN says, which has no scale: enough to go on with.
 const FIRST: u32 = 65535;
-/// What is held by all may be promised to one flow up to this part of the rest.
-const SHARE: u32 = 4;
+/// One flow is promised no more than this part of what is promised to nobody; half of all is kept back for those whose
+/// sockets stop taking, with a window of [`OPEN_HANDED`] on its way.
+const SHARE: u32 = 8;
 
 impl<S: Sock> Flow<S> {
     /// The turn is over: `tools.parts` are the guest's bytes, in order.
@@ -29,7 +33,7 @@ impl<S: Sock> Flow<S> {
         if total > 0 && !self.up.broken {
             let left =
                 if self.up.hold.is_empty() && !self.up.blocked { self.write(&mut tools.parts) } else { 0 };
-            let lost = self.keep(&mut tools.store, tools.parts.get(left..).unwrap_or_default());
+            let lost = self.keep(tools, left);
             if lost > 0 {
                 // Promised and not there, because others hold too much: the guest sends it again.
                 let fin = u32::from(self.up.end == End::Seen);
@@ -40,6 +44,7 @@ impl<S: Sock> Flow<S> {
         }
         tools.parts.clear();
         self.pass_end();
+        self.claim(&mut tools.store);
     }
 
     /// Writes as many parts as the socket takes; says where the rest begins.
@@ -80,16 +85,58 @@ impl<S: Sock> Flow<S> {
         at
     }
 
-    /// Holds what the socket did not take; says how many bytes there was no room for.
-    fn keep(&mut self, store: &mut Store, parts: &[Seg]) -> u32 {
-        if self.up.broken {
+    /// Holds what the socket did not take, the parts from the `from`th on; says how many bytes there was no room for. One that
+    /// stops taking when the others were promised all has no more than a part of what is left, so that the next has
+    /// something as well.
+    fn keep(&mut self, tools: &mut Tools, from: usize) -> u32 {
+        let parts = tools.parts.get(from..).unwrap_or_default();
+        if self.up.broken || parts.is_empty() {
             return 0;
         }
-        let mut lost = 0;
-        for s in parts {
-            lost += if lost > 0 { s.len() } else { s.len() - self.up.hold.push(store, *s) };
+        let told = self.told();
+        let (store, hold) = (&mut tools.store, &mut self.up.hold);
+        let (total, purse) = (bytes(parts), hold.purse());
+        let mut room = total;
+        if hold.len() + total + told + CHUNK > store.unclaimed(purse).saturating_add(self.up.claim) {
+            room = hold.spare() + (store.left(purse) / MANY).max(CHUNK.saturating_sub(hold.len()));
         }
-        lost
+        let mut held = 0;
+        for s in parts {
+            let part = s.take(room.saturating_sub(held));
+            let n = hold.push(store, part);
+            held += n;
+            if n < s.len() {
+                break;
+            }
+        }
+        total - held
+    }
+
+    /// Bytes that the guest was told it may still send.
+    fn told(&self) -> u32 {
+        if self.up.broken || self.up.end != End::No { 0 } else { self.up.edge.since(self.up.next) }
+    }
+
+    /// What the store has promised it: all that it holds and may still send; while its socket takes all, what of that is
+    /// beyond what the socket is trusted with.
+    pub(super) fn claim(&mut self, store: &mut Store) {
+        let told = self.told();
+        let up = &mut self.up;
+        let claim = if up.hold.is_empty() && !up.blocked {
+            told.saturating_sub(OPEN_HANDED)
+        } else {
+            up.hold.len().saturating_add(told).saturating_add(CHUNK)
+        };
+        store.claim(up.hold.purse(), up.claim, claim);
+        up.claim = claim;
+    }
+
+    /// Gives back all that it has of the store.
+    pub(in super::super) fn leave(&mut self, store: &mut Store) {
+        self.up.hold.clear(store);
+        self.down.kept.clear(store);
+        store.claim(self.up.hold.purse(), self.up.claim, 0);
+        self.up.claim = 0;
     }
 
     /// The socket takes nothing any more. What came before its end is still to be read, and then the guest is told.
@@ -114,6 +161,7 @@ impl<S: Sock> Flow<S> {
         }
         tools.parts.clear();
         self.pass_end();
+        self.claim(&mut tools.store);
     }
 
     fn pass_end(&mut self) {
@@ -125,24 +173,27 @@ impl<S: Sock> Flow<S> {
 
     /// Bytes that the guest may send from `next` on.
     fn room(&self, tools: &Tools) -> u32 {
-        let held = self.up.hold.len();
-        let room = tools.each.saturating_sub(held);
-        let share = tools.store.left() / SHARE;
-        let least = if held == 0 && !self.up.blocked { OPEN_HANDED.min(tools.each) } else { 0 };
-        room.min(share.max(least))
+        let purse = self.up.hold.purse();
+        let free = tools.store.unclaimed(purse).saturating_add(self.up.claim);
+        let large = free.saturating_sub(tools.store.size(purse) / 2) / SHARE;
+        if self.up.hold.is_empty() && !self.up.blocked {
+            return large.max((free / MANY).clamp(NARROW, OPEN_HANDED)).min(tools.each);
+        }
+        large.min(tools.each).saturating_sub(self.up.hold.len())
     }
 
     /// The window as the guest is told, which is what it holds us to from now on. It is told in units: what it may send
     /// already is rounded up as long as there is room for that, so that the end of its window does not go back; what is new
     /// is rounded down, with a unit to spare for the former. Where there is none left, its end goes back by less than a unit,
     /// as scaling has it (RFC 7323 §2.4), and what it has sent up to there is taken all the same.
-    pub(in super::super) fn advertise(&mut self, tools: &Tools, scale: u8) -> u16 {
+    pub(in super::super) fn advertise(&mut self, tools: &mut Tools, scale: u8) -> u16 {
         let (told, room) = (self.up.edge.since(self.up.next), self.room(tools));
         let unit = 1_u32 << scale;
         let up = told.div_ceil(unit);
         let kept = if up * unit <= room { up } else { told / unit };
         let units = (room.saturating_sub(unit - 1) / unit).max(kept).min(u16::MAX.into());
         self.up.edge = self.up.edge.max(self.up.next.plus(units * unit));
+        self.claim(&mut tools.store);
         u16::try_from(units).unwrap_or(u16::MAX)
     }
 

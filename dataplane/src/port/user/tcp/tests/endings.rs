@@ -200,7 +200,7 @@ fn asked(s: &mut Scene, answer: impl Fn(Segment) -> Segment) -> Talk {
     assert_eq!((syn.len(), syn[0].seg.flags, syn[0].seg.scale), (1, flag::SYN, Some(7)));
     let a = answer(syn[0].seg);
     s.send(&[(key, a, &[])]);
-    Talk { key, nxt: a.seq.plus(1), ack: a.ack, window: 100, end: Scene::ends() - 1 }
+    Talk { key, nxt: a.seq.plus(1), ack: a.ack, window: 100, told: 0, end: Scene::ends() - 1 }
 }
 
 fn welcome(syn: Segment) -> Segment {

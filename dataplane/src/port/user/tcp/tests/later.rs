@@ -216,7 +216,7 @@ fn whoever_stands_still_and_could_go_on_is_found_by_the_timer() {
 #[test]
 fn a_window_that_others_shut_opens_when_they_are_gone() {
     let p = plan();
-    let limits = Limits { held: 256 << 10, held_each: 200 << 10, ..p.limits };
+    let limits = Limits { held: 4 << 20, held_each: 200 << 10, ..p.limits };
     let mut s = Scene::new(&crate::port::user::Plan { limits, ..p });
     let mut talks: Vec<_> = (0..4).map(|i| s.open(key4(i))).collect();
     let data = vec![5; 50_000];

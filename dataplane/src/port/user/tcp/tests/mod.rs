@@ -7,3 +7,4 @@ mod later;
 mod model;
 mod random;
 mod scene;
+mod store;

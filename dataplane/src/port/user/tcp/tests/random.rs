@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use super::model::End;
 use super::scene::{Came, Scene, key4, key6, plan};
+use crate::port::user::tcp::hold::Purse;
 use crate::port::user::tcp::segment::{Key, Segment, flag};
 use crate::port::user::tcp::seq::Seq;
 
@@ -203,7 +204,7 @@ impl Run {
                 una: 0,
                 sent: 0,
                 top: 0,
-                edge: 65535,
+                edge: t.told as usize,
                 probe: 0,
                 first: Seq(u32::MAX - 4999),
                 fin_sent: false,
@@ -359,7 +360,16 @@ impl Run {
             assert!(e.got_end && g.ended && g.fin_acked, "both ends");
         }
         assert_eq!(self.s.tcp.connections(), 0);
-        assert_eq!(self.s.tcp.tools.store.left(), 256 << 10, "nothing is held for nobody");
+        let store = &self.s.tcp.tools.store;
+        for up in [true, false] {
+            let purse = Purse { guest: true, up };
+            let size = store.size(purse);
+            assert_eq!(
+                (store.left(purse), store.unclaimed(purse)),
+                (size, size),
+                "nothing is held for nobody"
+            );
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::mem::{Buf, Pool, Seg};
 use crate::offload::sum::Sum;
 use crate::port::user::bay::Bay;
 use crate::port::user::packet::{Packet, TCP};
-use crate::port::user::plan::{Boot, Limits, MAC, Plan, V4, V6};
+use crate::port::user::plan::{Boot, Forward, Limits, MAC, Plan, V4, V6, Way};
 use crate::port::user::policy::{Policy, Verdict};
 use crate::port::user::poll::{Ready, Token};
 use crate::port::user::room::{Cx, Room};
@@ -55,7 +55,7 @@ pub(super) fn plan() -> Plan {
         policy: Policy { rules: Vec::new(), otherwise: Verdict::Pass },
         forwards: Vec::new(),
         guest_forwards: Vec::new(),
-        limits: Limits { tcp: 64, held: 1 << 20, held_each: 256 << 10, ..Limits::default() },
+        limits: Limits { tcp: 64, held: 8 << 20, held_each: 256 << 10, ..Limits::default() },
     }
 }
 
@@ -209,6 +209,30 @@ impl Scene {
         self.open(key)
     }
 
+    /// Somebody comes to a forward from this port, and the guest answers.
+    pub(super) fn visit(&mut self, port: u16) -> Talk {
+        let key = Key { far: SocketAddr::new(Ipv4Addr::new(192, 0, 2, 9).into(), port), ..key4(80) };
+        let by = Forward { id: 7, way: Way::Tcp, guest: key.guest };
+        self.tcp.come(Model::new(None), &by, key.far, &mut self.cx);
+        let asked = self.collect();
+        assert_eq!((asked.len(), asked[0].seg.flags), (1, flag::SYN));
+        let mut t = Talk {
+            key,
+            nxt: Seq(77),
+            ack: asked[0].seg.seq.plus(1),
+            window: 8192,
+            told: 0,
+            end: Scene::ends() - 1,
+        };
+        let mut answer = t.say(flag::SYN | flag::ACK, 0);
+        (answer.mss, answer.scale) = (Some(1460), Some(7));
+        self.send(&[(key, answer, &[])]);
+        let told = self.collect();
+        assert_eq!(told.len(), 1);
+        t.told = u32::from(told[0].seg.window) << 7;
+        t
+    }
+
     /// Opens a connection from the guest, window 1 MiB.
     pub(super) fn open(&mut self, key: Key) -> Talk {
         let syn = Segment {
@@ -227,7 +251,14 @@ impl Scene {
         assert_eq!(answer.len(), 1);
         let a = &answer[0].seg;
         assert_eq!((a.flags, a.ack, answer[0].key), (flag::SYN | flag::ACK, syn.seq.plus(1), key));
-        let mut t = Talk { key, nxt: a.ack, ack: a.seq.plus(1), window: 8192, end: Scene::ends() - 1 };
+        let mut t = Talk {
+            key,
+            nxt: a.ack,
+            ack: a.seq.plus(1),
+            window: 8192,
+            told: a.window.into(),
+            end: Scene::ends() - 1,
+        };
         let ack = t.say(flag::ACK, 0);
         self.send(&[(key, ack, &[])]);
         assert!(self.collect().is_empty(), "nothing to say");
@@ -244,6 +275,8 @@ pub(super) struct Talk {
     pub(super) ack: Seq,
     /// Unscaled (by 7).
     pub(super) window: u16,
+    /// What it may send at first.
+    pub(super) told: u32,
     pub(super) end: usize,
 }
 
