@@ -2,7 +2,7 @@
 //! frames in, frames out. What concerns one room alone is among that room's tests; SECURITY.md lists them all.
 
 use std::io::Read;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use netreeve_shared::vnet::Vnet;
@@ -35,7 +35,10 @@ impl House {
 
     /// With a listening socket behind each of these TCP ports of one address.
     fn behind(ports: &[u16]) -> (Self, Vec<TcpListener>) {
-        let mut plan = Plan::qemu();
+        Self::within(Plan::qemu(), ports)
+    }
+
+    fn within(mut plan: Plan, ports: &[u16]) -> (Self, Vec<TcpListener>) {
         let far: Vec<_> = ports.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         for (port, far) in ports.iter().zip(&far) {
             let to = To::Address(far.local_addr().unwrap());
@@ -222,6 +225,34 @@ fn cve_2017_11434_options_end_with_their_message() {
     let answer = ask(&[61, 3, 0x5a, 0x5a, 0x5a, 255]);
     assert_eq!(answer.len(), 1);
     assert_eq!(answer[0].iter().filter(|b| **b == 0x5a).count(), 3, "what was sent, and no more of its kind");
+}
+
+/// libvirt 9.0 gave passt the guest's own Ethernet address for `--mac-addr`: with it a guest had a lease and nothing else.
+#[test]
+fn a_guest_with_our_ethernet_address_is_heard_and_served() {
+    let plan = Plan { mac: super::guest::GUEST, ..Plan::qemu() };
+    let (mut house, far) = House::within(plan, &[25]);
+    // Whether its link-local address, which was ours, is free.
+    let own = super::net::link_local(super::guest::GUEST);
+    let mut probe = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    probe.extend(own.octets());
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff12, 0x3456);
+    let mut frame = packet((Ipv6Addr::UNSPECIFIED.into(), group.into()), (ICMPV6, 255), None, &probe);
+    frame[..6].copy_from_slice(&[0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
+    let heard = house.tell(&[frame]);
+    // Our address of IPv4 is said anew, and of IPv6 only routers say something: the old one that it ends, and the new one.
+    let routers: Vec<_> = heard.iter().filter(|f| f[12..14] == [0x86, 0xdd]).collect();
+    assert!(heard.iter().any(|f| f[12..14] == [8, 6] && f[22..28] == plan::MAC.0), "{heard:?}");
+    assert!(routers.iter().all(|f| f[54] == 134), "its own address is taken: {routers:?}");
+    let old = routers.iter().find(|f| f[22..38] == own.octets()).unwrap();
+    assert_eq!(old[60..62], [0, 0]);
+    assert!(routers.iter().any(|f| f[22..38] == super::net::link_local(plan::MAC).octets()));
+    // `packet` sends to the address that was said.
+    let mut call = Call::open(&mut house, 25);
+    let said = call.say(ACK | PSH | FIN, 0, b"a guest's words");
+    let answer = house.tell(&[said]);
+    assert!(answer.iter().all(|f| (&f[..6], &f[6..12]) == (&super::guest::GUEST.0[..], &plan::MAC.0[..])));
+    assert_eq!(arrived(far[0].accept().unwrap().0), b"a guest's words");
 }
 
 /// CVE-2020-29129, CVE-2020-29130, CVE-2021-3592 to -3595, CVE-2020-10756 (libslirp) once more, at the door: every frame

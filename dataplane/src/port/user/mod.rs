@@ -298,7 +298,11 @@ impl Port for User {
         for f in b.frames().iter().filter(|f| !f.dropped) {
             self.cx.stats.tx_frames += 1;
             self.cx.stats.tx_bytes += u64::from(f.len);
-            match Packet::of(f, b) {
+            let packet = Packet::of(f, b);
+            if packet.as_ref().is_ok_and(|p| p.mac == self.cx.net.mac) {
+                self.rooms.services.make_way(&mut self.cx);
+            }
+            match packet {
                 Ok(p) if p.to == self.cx.net.mac || p.to.is_multicast() => self.rooms.take(&p, &mut self.cx),
                 // For somebody else on the guest's own side.
                 Ok(_) => self.cx.stats.drop(Reason::Unknown),

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use netreeve_shared::mac::Mac;
 
-use super::plan::{Plan, Service, V4, V6};
+use super::plan::{self, Plan, Service, V4, V6};
 
 /// Most guest addresses that are known at a time.
 const NEIGHBOURS: usize = 64;
@@ -54,6 +54,19 @@ impl Net {
             guest_mac: None,
             neighbours: Vec::with_capacity(NEIGHBOURS),
         }
+    }
+
+    /// Takes another Ethernet address than the guest's, if somebody who is the first to be heard of has ours: whoever starts a
+    /// passt by an old libvirt (9.0) gives it the guest's as `--mac-addr`. True: it is another now.
+    pub fn make_way(&mut self) -> bool {
+        // Once there is somebody else it is our own frame that has come back, or a lie.
+        if self.guest_mac.is_some() {
+            return false;
+        }
+        let Mac([a, b, c, d, e, f]) = plan::MAC;
+        self.mac = if self.mac == plan::MAC { Mac([a, b, c, d, e, f ^ 1]) } else { plan::MAC };
+        self.link_local = link_local(self.mac);
+        true
     }
 
     /// A guest's address, as a frame of its says.

@@ -148,6 +148,19 @@ impl Services {
         self.advertise(cx);
     }
 
+    /// A guest has our Ethernet address: we take another, if that can be, and say so.
+    pub fn make_way(&mut self, cx: &mut Cx) {
+        if !cx.net.make_way() {
+            return;
+        }
+        // The router whose link-local address is now the guest's is none any more (RFC 4861 §6.2.8).
+        if ndp::advertise(&self.conf, false, None, &mut self.frame) {
+            cx.push(Vnet::default(), &[&self.frame]);
+        }
+        (self.conf.mac, self.conf.link_local) = (cx.net.mac, cx.net.link_local);
+        self.link_up(cx);
+    }
+
     fn advertise(&mut self, cx: &mut Cx) {
         if ndp::advertise(&self.conf, self.uplink.0, None, &mut self.frame) {
             cx.push(Vnet::default(), &[&self.frame]);
