@@ -8,6 +8,8 @@ use crate::fault::{Exit, Fault};
 
 /// The netdev that there is when none is named.
 pub const DEFAULT: &str = "net0";
+/// What any NIC takes, in bytes: Ethernet's MTU.
+const ETHERNET: u16 = 1500;
 
 impl Config {
     /// A `user` network alone, named [`DEFAULT`], and these devices, which need not name it.
@@ -43,6 +45,15 @@ impl Config {
             };
             if let Some(Kind::User(u)) = self.ports.get_mut(wire.netdev).map(|p| &mut p.kind) {
                 u.mtu.get_or_insert(mtu.max(user::MTU.0));
+            }
+        }
+    }
+
+    /// Gives a `user` network without an MTU the one of Ethernet: what its device leads to takes no longer frames.
+    pub fn settle_small(&mut self, id: &str) {
+        for port in self.ports.iter_mut().filter(|p| p.id == id) {
+            if let Kind::User(u) = &mut port.kind {
+                u.mtu.get_or_insert(ETHERNET);
             }
         }
     }

@@ -181,6 +181,9 @@ impl Attached {
         let mut added = Vec::new();
         for netdev in left {
             let (vhost_user, why) = way(&line, netdev);
+            if !vhost_user && line.front(&netdev.id).is_some_and(|driver| !is_virtio(driver)) {
+                config.settle_small(&netdev.id);
+            }
             let path = self.socket(netdev)?;
             let kind = if vhost_user { "vhost-user" } else { "stream" };
             config.add_device(&device(kind, netdev, &path))?;
@@ -210,12 +213,14 @@ fn way<'a>(line: &Line, netdev: &'a Lone) -> (bool, Option<&'a str>) {
         return (false, Some(why));
     }
     match line.front(&netdev.id) {
-        // virtio-net is QEMU's other name for the first of them.
-        Some(driver) if driver != "virtio-net" && !driver.starts_with("virtio-net-") => {
-            (false, Some("its device is no virtio-net"))
-        }
+        Some(driver) if !is_virtio(driver) => (false, Some("its device is no virtio-net")),
         _ => (true, None),
     }
+}
+
+/// QEMU's name of a virtio-net device; of `-device` and of `-net nic,model=`.
+fn is_virtio(driver: &str) -> bool {
+    ["virtio-net", "virtio"].contains(&driver) || driver.starts_with("virtio-net-")
 }
 
 /// A new directory for this user alone.

@@ -110,6 +110,23 @@ fn whoever_a_program_leaves_behind_is_not_waited_for() {
     assert!(said(&mut Command::new("/nonexistent/qemu")).is_err());
 }
 
+/// A frame longer than Ethernet's is none to them: e1000 and rtl8139 drop it.
+#[test]
+fn nics_that_are_no_virtio_net_get_frames_of_ethernets_length() {
+    let mtu = |netdev: &str, device: &str| {
+        let mut c = config(&[netdev]);
+        let mut command =
+            words(&format!("/nonexistent/qemu-system-x86_64 -mem-path /x -device {device},netdev=a"));
+        let _attached = complete(&mut c, &mut command).unwrap();
+        assert!(!text(&command).contains("host_mtu"), "{}", text(&command));
+        c.settle();
+        let Kind::User(u) = &c.ports[0].kind else { panic!() };
+        u.mtu.unwrap()
+    };
+    assert_eq!((mtu("user,id=a", "e1000"), mtu("user,id=a", "rtl8139")), (1500, 1500));
+    assert_eq!((mtu("user,id=a,mtu=4000", "e1000"), mtu("user,id=a", "virtio-net-pci")), (4000, 65_520));
+}
+
 #[test]
 fn the_front_end_that_is_there_decides() {
     let by = |device: &str| {
