@@ -179,9 +179,17 @@ pub(super) fn read(words: &[OsString]) -> Line {
         fronts,
         other: all.iter().find(is_other).map(|(n, v)| format!("-{n} {v}")),
         daemonize: all.iter().any(|(n, _)| n == "daemonize"),
-        kvm: all.iter().any(|(n, v)| n == "enable-kvm" || (n == "accel" && v.contains("kvm")))
-            || get(&machine, &["accel"]).is_some_and(|a| a.contains("kvm")),
+        kvm: kvm(&program, &all, &machine),
     }
+}
+
+/// The guest is run by KVM: it is said so, or it is not said otherwise to a QEMU that is named after it.
+fn kvm(program: &str, all: &[(String, String)], machine: &[(String, String)]) -> bool {
+    let said = all.iter().filter(|(n, _)| n == "accel").map(|(_, v)| v.as_str());
+    let machine = get(machine, &["accel"]);
+    let named = ["kvm", "qemu-kvm"].contains(&program.rsplit('/').next().unwrap_or_default());
+    let silent = named && machine.is_none() && said.clone().next().is_none();
+    silent || all.iter().any(|(n, _)| n == "enable-kvm") || said.chain(machine).any(|a| a.contains("kvm"))
 }
 
 /// The memory without `-m`, in bytes. None: it depends on a machine that is not known here.

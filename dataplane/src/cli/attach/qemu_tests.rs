@@ -129,6 +129,21 @@ fn networks_that_are_there_are_seen() {
 }
 
 #[test]
+fn kvm_need_not_be_named_to_a_qemu_that_is_named_after_it() {
+    for (command, kvm) in [
+        ("kvm -m 1G", true),
+        ("/usr/libexec/qemu-kvm", true),
+        ("qemu-kvm -accel tcg", false),
+        ("qemu-kvm -machine q35,accel=tcg", false),
+        ("qemu-kvm -accel kvm", true),
+        ("qemu", false),
+        ("qemu-system-x86_64 -enable-kvm", true),
+    ] {
+        assert_eq!(read(&words(command)).kvm, kvm, "{command}");
+    }
+}
+
+#[test]
 fn versions_are_read() {
     assert_eq!(
         Version::read("QEMU emulator version 10.0.3 (Debian 1:10.0.3+ds-1)\nCopyright"),
