@@ -173,6 +173,9 @@ impl Attached {
             let why = "QEMU would go to the background, and netreeve ends with its command";
             return Err(Fault::new(Exit::Usage, "the command after --: -daemonize", why, fix));
         }
+        if line.model.is_none() && left.iter().any(|netdev| line.front(&netdev.id).is_none()) {
+            return Err(no_virtio(left));
+        }
         let version = own.first().map_or(Version::UNKNOWN, |program| version(program));
         if let Some(other) = &line.other {
             self.notes.push(format!("the guest has another network as well, QEMU's own: {other}"));
@@ -205,6 +208,17 @@ impl Attached {
         words.extend(added.into_iter().map(OsString::from));
         Ok(())
     }
+}
+
+/// A machine that has no place for a virtio-net device, in a command that names no other.
+fn no_virtio(left: &[Lone]) -> Fault {
+    let id = left.first().map_or(spec::lone::DEFAULT, |netdev| &netdev.id);
+    let fix = format!(
+        "name the NIC in the command: -net nic,netdev={id} for the machine's own, -device usb-net,netdev={id} where it has USB, \
+         -device ne2k_isa,netdev={id} for isapc; or take a machine such as q35, microvm or virt"
+    );
+    let why = "this machine has neither PCI nor virtio-mmio, so it takes no virtio-net device";
+    Fault::new(Exit::Usage, "the command after --", why, fix)
 }
 
 /// By vhost-user, or why not.

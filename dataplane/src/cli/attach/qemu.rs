@@ -66,6 +66,26 @@ const WRAPPERS: &[&str] = &[
     "chrt", "doas", "env", "gdb", "ionice", "nice", "nohup", "numactl", "setpriv", "setsid", "stdbuf",
     "strace", "sudo", "taskset", "time", "timeout",
 ];
+/// Beginnings of the names of boards that have neither PCI nor virtio-mmio (QEMU 7 to 11).
+const ARM_BOARDS: &[&str] = &[
+    "bpim2u",
+    "collie",
+    "cubieboard",
+    "highbank",
+    "integratorcp",
+    "lm3s",
+    "midway",
+    "mps",
+    "musca",
+    "orangepi",
+    "raspi",
+    "smdkc210",
+    "stm32",
+    "xilinx-zynq",
+    "xlnx-zcu102",
+];
+const RISCV_BOARDS: &[&str] =
+    &["amd-microblaze", "microchip-icicle", "opentitan", "shakti", "sifive", "spike"];
 /// What QEMU gives a guest without `-m`, in bytes.
 const DEFAULT_MEMORY: u64 = 128 << 20;
 /// QEMU rounds the memory's size up to this many bytes.
@@ -76,8 +96,8 @@ const GRAIN: u64 = 8192;
 pub(super) struct Line {
     /// How the guest's memory can be shared.
     pub(super) memory: Memory,
-    /// The front-end that this machine takes.
-    pub(super) model: &'static str,
+    /// The virtio-net front-end that this machine takes, if any.
+    pub(super) model: Option<&'static str>,
     /// Identifiers of netdevs that are there.
     pub(super) netdevs: Vec<String>,
     /// Front-ends that are there: driver and netdev.
@@ -151,11 +171,7 @@ pub(super) fn read(words: &[OsString]) -> Line {
     let machine: Vec<(String, String)> = of(&["machine", "M"]).flatten().collect();
     let program = words.first().map(|w| w.to_string_lossy().into_owned()).unwrap_or_default();
     let kind = get(&machine, &["type"]).unwrap_or_default();
-    let model = match () {
-        () if program.ends_with("s390x") => "virtio-net-ccw",
-        () if program.ends_with("m68k") || kind == "microvm" => "virtio-net-device",
-        () => "virtio-net-pci",
-    };
+    let model = model(&program, kind);
     let mut fronts = Vec::new();
     for device in of(&["device"]) {
         if let (Some(driver), Some(netdev)) = (get(&device, &["type", "driver"]), get(&device, &["netdev"])) {
@@ -181,6 +197,22 @@ pub(super) fn read(words: &[OsString]) -> Line {
         daemonize: all.iter().any(|(n, _)| n == "daemonize"),
         kvm: kvm(&program, &all, &machine),
     }
+}
+
+/// The virtio-net front-end of a machine: on virtio-mmio where there is no PCI. A machine that is not known here is believed
+/// to have PCI, since most have, and QEMU says it where not.
+fn model(program: &str, machine: &str) -> Option<&'static str> {
+    let is = |parts: &[&str]| parts.iter().any(|p| program.ends_with(p));
+    let (arm, riscv) = (is(&["arm", "aarch64"]), is(&["riscv32", "riscv64"]));
+    let starts = |names: &[&str]| names.iter().any(|n| machine.starts_with(n));
+    if is(&["s390x"]) {
+        return Some("virtio-net-ccw");
+    }
+    if starts(&["microvm", "nitro-enclave"]) || arm && starts(&["vexpress-"]) || is(&["m68k"]) {
+        return Some("virtio-net-device");
+    }
+    let bare = starts(&["isapc"]) || arm && starts(ARM_BOARDS) || riscv && starts(RISCV_BOARDS);
+    (!bare).then_some("virtio-net-pci")
 }
 
 /// The guest is run by KVM: it is said so, or it is not said otherwise to a QEMU that is named after it.
@@ -334,9 +366,10 @@ pub(super) struct Attach<'a> {
 }
 
 impl Line {
-    /// The front-end for this netdev that is there already.
+    /// The front-end for this netdev of ours that is there already.
     pub(super) fn front(&self, id: &str) -> Option<&str> {
-        self.fronts.iter().find(|(_, n)| n == id).map(|(driver, _)| driver.as_str())
+        let name = self.name(id);
+        self.fronts.iter().find(|(_, n)| *n == name).map(|(driver, _)| driver.as_str())
     }
 
     /// Words that give this machine shared memory, if it needs any: once.
@@ -346,14 +379,16 @@ impl Line {
         ["-object", &object, "-machine", "memory-backend=netreeve-memory"].map(str::to_owned).into()
     }
 
+    /// What a netdev of ours is called there: as here, unless QEMU's own words have one of that name.
+    pub(super) fn name(&self, id: &str) -> String {
+        let taken = self.netdevs.iter().any(|n| n == id);
+        if taken { format!("netreeve-{id}") } else { id.to_owned() }
+    }
+
     /// Words that attach a netdev.
     pub(super) fn attach(&self, a: &Attach<'_>) -> Vec<String> {
         let path = a.path.replace(',', ",,");
-        let id = if self.netdevs.iter().any(|n| n == a.id) {
-            format!("netreeve-{}", a.id)
-        } else {
-            a.id.to_owned()
-        };
+        let id = self.name(a.id);
         let again = a.version.again(a.vhost_user);
         let queues = if a.queues > 1 { format!(",queues={}", a.queues) } else { String::new() };
         let mut words = Vec::new();
@@ -365,13 +400,13 @@ impl Line {
             let stream = format!("stream,id={id},server=off,addr.type=unix,addr.path={path}{again}");
             add("-netdev", stream);
         }
-        if self.front(&id).is_none() {
+        if let Some(model) = self.model.filter(|_| self.front(a.id).is_none()) {
             let mtu = a.mtu.map(|m| format!(",host_mtu={m}")).unwrap_or_default();
             let many = if a.queues > 1 { ",mq=on" } else { "" };
             let line_interrupt =
-                a.vhost_user && a.version.has_no_msi_x(self.kvm) && self.model == "virtio-net-pci";
+                a.vhost_user && a.version.has_no_msi_x(self.kvm) && model == "virtio-net-pci";
             let vectors = if line_interrupt { ",vectors=0" } else { "" };
-            add("-device", format!("{},netdev={id}{many}{vectors}{mtu}", self.model));
+            add("-device", format!("{model},netdev={id}{many}{vectors}{mtu}"));
         }
         words
     }

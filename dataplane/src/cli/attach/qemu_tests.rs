@@ -103,12 +103,24 @@ fn memory_that_nobody_named_is_the_machines() {
 
 #[test]
 fn the_machine_says_which_front_end() {
-    let model = |text: &str| read(&words(text)).model;
+    let model = |text: &str| read(&words(text)).model.unwrap_or("none");
     assert_eq!(model("qemu-system-x86_64 -M q35"), "virtio-net-pci");
     assert_eq!(model("qemu-system-x86_64 -machine type=microvm,acpi=off"), "virtio-net-device");
     assert_eq!(model("qemu-system-x86_64 -M microvm -M acpi=off"), "virtio-net-device");
     assert_eq!(model("/usr/bin/qemu-system-s390x"), "virtio-net-ccw");
     assert_eq!(model("qemu-system-aarch64 -M virt"), "virtio-net-pci");
+    assert_eq!(model("qemu-system-arm -M vexpress-a15"), "virtio-net-device");
+    assert_eq!(model("qemu-system-m68k -M virt"), "virtio-net-device");
+    for machine in [
+        "x86_64 -M isapc",
+        "aarch64 -M raspi3b",
+        "arm -machine raspi0",
+        "arm -M stm32vldiscovery",
+        "riscv64 -M sifive_u",
+        "riscv32 -M opentitan",
+    ] {
+        assert_eq!(model(&format!("qemu-system-{machine}")), "none", "{machine}");
+    }
 }
 
 #[test]

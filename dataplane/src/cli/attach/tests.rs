@@ -99,6 +99,19 @@ fn others_are_left_alone() {
     assert_eq!(fault.exit, Exit::Usage);
 }
 
+#[test]
+fn a_machine_without_pci_needs_its_own_nic() {
+    let mut c = Config::with_user(&[]).unwrap();
+    let mut command = words("/nonexistent/qemu-system-x86_64 -M isapc -m 16");
+    let fault = complete(&mut c, &mut command).unwrap_err();
+    assert_eq!(fault.exit, Exit::Usage);
+    assert!(fault.why.contains("neither PCI") && fault.fix.contains("ne2k_isa,netdev=net0"), "{fault}");
+    let mut c = Config::with_user(&[]).unwrap();
+    let mut command = words("/nonexistent/qemu-system-x86_64 -M isapc -device ne2k_isa,netdev=net0");
+    let _attached = complete(&mut c, &mut command).unwrap();
+    assert!(text(&command).ends_with("net0.sock") && c.ports[1].kind.name() == "stream", "{command:?}");
+}
+
 /// A QEMU that is a script, whose own children live on with what it wrote to.
 #[test]
 fn whoever_a_program_leaves_behind_is_not_waited_for() {
