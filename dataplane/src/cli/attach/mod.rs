@@ -178,6 +178,10 @@ impl Attached {
         }
         let version = own.first().map_or(Version::UNKNOWN, |program| version(program));
         if let Some(other) = &line.other {
+            let unasked = |netdev: &&Lone| config.default_netdev.as_ref() == Some(&netdev.id);
+            if left.iter().filter(unasked).any(|netdev| line.front(&netdev.id).is_none()) {
+                return Err(two_networks(other));
+            }
             self.notes.push(format!("the guest has another network as well, QEMU's own: {other}"));
         }
         let mut shares = false;
@@ -208,6 +212,14 @@ impl Attached {
         words.extend(added.into_iter().map(OsString::from));
         Ok(())
     }
+}
+
+/// The command brings a network, and nobody has asked for one of ours.
+fn two_networks(other: &str) -> Fault {
+    let why = "it has a network of its own, and with a second one of the same addresses the guest would find neither";
+    let fix = "leave that out for netreeve's network; or have both by name, the second with other addresses: \
+               --netdev user,id=net1,net=10.0.3.0/24,ipv6=off";
+    Fault::new(Exit::Usage, format!("the command after --: {other}"), why, fix)
 }
 
 /// A machine that has no place for a virtio-net device, in a command that names no other.

@@ -191,7 +191,7 @@ pub(super) fn read(words: &[OsString]) -> Line {
     Line {
         memory: memory(&all, &machine, default_memory(&program, kind)),
         model,
-        netdevs: of(&["netdev"]).filter_map(|k| get(&k, &["id"]).map(str::to_owned)).collect(),
+        netdevs: of(&["netdev", "nic", "net"]).filter_map(|k| get(&k, &["id"]).map(str::to_owned)).collect(),
         fronts,
         other: all.iter().find(is_other).map(|(n, v)| format!("-{n} {v}")),
         daemonize: all.iter().any(|(n, _)| n == "daemonize"),

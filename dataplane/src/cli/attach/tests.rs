@@ -19,13 +19,13 @@ fn text(words: &[OsString]) -> String {
 fn a_qemu_gets_what_attaches_it() {
     let mut config = Config::with_user(&[]).unwrap();
     // None of that name exists: its version is unknown.
-    let mut command = words("/nonexistent/qemu-system-x86_64 -m 1G -nic user");
+    let mut command = words("/nonexistent/qemu-system-x86_64 -m 1G -nic none");
     let attached = complete(&mut config, &mut command).unwrap();
     let line = text(&command);
     let dir = attached.dir.as_ref().unwrap().0.clone();
     let sock = dir.join("net0.sock").display().to_string();
     assert!(
-        line.starts_with("/nonexistent/qemu-system-x86_64 -m 1G -nic user -object memory-backend-memfd,"),
+        line.starts_with("/nonexistent/qemu-system-x86_64 -m 1G -nic none -object memory-backend-memfd,"),
         "{line}"
     );
     assert!(
@@ -34,7 +34,7 @@ fn a_qemu_gets_what_attaches_it() {
     );
     assert_eq!((config.ports.len(), config.wires.len(), config.warnings.len()), (2, 1, 0));
     assert_eq!(config.ports[1].kind.name(), "vhost-user");
-    assert_eq!(attached.notes.len(), 2, "{:?}", attached.notes);
+    assert_eq!(attached.notes.len(), 1, "{:?}", attached.notes);
     drop(attached);
     assert!(!dir.exists());
 }
@@ -97,6 +97,37 @@ fn others_are_left_alone() {
     let mut c = Config::with_user(&[]).unwrap();
     let fault = complete(&mut c, &mut words("qemu-system-x86_64 -daemonize")).unwrap_err();
     assert_eq!(fault.exit, Exit::Usage);
+}
+
+#[test]
+fn a_command_with_a_network_of_its_own_gets_another_only_if_that_is_asked_for() {
+    let theirs =
+        ["-netdev user,id=net0 -device virtio-net-pci,netdev=net0", "-nic user", "-net nic -net user"];
+    for own in theirs {
+        let mut c = Config::with_user(&[]).unwrap();
+        let mut command = words(&format!("/nonexistent/qemu-system-x86_64 -m 1G {own}"));
+        let before = command.clone();
+        let fault = complete(&mut c, &mut command).unwrap_err();
+        assert_eq!((fault.exit, &command), (Exit::Usage, &before));
+        assert!(fault.what.contains(own.split(" -device").next().unwrap().rsplit("nic ").next().unwrap()));
+    }
+    // Whoever asks has both, each with its own name and front-end: theirs says nothing of ours.
+    for own in ["-netdev user,id=net0 -device e1000,netdev=net0", "-nic user,id=net0"] {
+        let mut c = config(&["user,id=net0,net=10.0.3.0/24"]);
+        let mut command = words(&format!("/nonexistent/qemu-system-x86_64 -m 1G {own}"));
+        let attached = complete(&mut c, &mut command).unwrap();
+        assert_eq!((c.ports[1].kind.name(), attached.notes.len()), ("vhost-user", 2), "{:?}", attached.notes);
+        let line = text(&command);
+        assert!(line.contains("vhost-user,id=netreeve-net0,chardev=netreeve-net0"), "{line}");
+        assert!(line.ends_with("-device virtio-net-pci,netdev=netreeve-net0"), "{line}");
+    }
+    // Whoever names the netdev that nobody has made means ours.
+    let mut c = Config::with_user(&[]).unwrap();
+    let mut command = words(
+        "/nonexistent/qemu-system-x86_64 -device virtio-net-pci,netdev=net0 -netdev tap,id=t -device e1000,netdev=t",
+    );
+    assert_eq!(complete(&mut c, &mut command).unwrap().notes.len(), 2);
+    assert_eq!(c.ports[1].kind.name(), "vhost-user");
 }
 
 #[test]
