@@ -27,6 +27,8 @@ use qemu::{Attach, Line, Memory, Version};
 
 /// What a placeholder may name.
 const KINDS: &[&str] = &["vhost-user", "stream", "dgram"];
+/// What is lost by vhost-user, and how to have it.
+const UNSAVED: &str = ": fast, but without savevm and migration (those with -only-migratable, by a stream)";
 /// How long QEMU may take to say its version.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -203,7 +205,7 @@ impl Attached {
                 version,
                 mtu: netdev.mtu.filter(|_| !vhost_user),
             }));
-            let reason = why.map_or_else(String::new, |w| format!(", not by vhost-user: {w}"));
+            let reason = why.map_or_else(|| UNSAVED.to_owned(), |w| format!(", not by vhost-user: {w}"));
             self.notes.push(format!("QEMU is attached to '{}' by {kind}{reason}", netdev.id));
         }
         if shares {
@@ -237,6 +239,9 @@ fn no_virtio(left: &[Lone]) -> Fault {
 fn way<'a>(line: &Line, netdev: &'a Lone) -> (bool, Option<&'a str>) {
     if let Memory::Private(why) = line.memory {
         return (false, Some(why));
+    }
+    if line.moves.is_some() {
+        return (false, line.moves);
     }
     match line.front(&netdev.id) {
         Some(driver) if !is_virtio(driver) => (false, Some("its device is no virtio-net")),

@@ -86,6 +86,13 @@ const ARM_BOARDS: &[&str] = &[
 ];
 const RISCV_BOARDS: &[&str] =
     &["amd-microblaze", "microchip-icicle", "opentitan", "shakti", "sifive", "spike"];
+/// Options by which a guest's state is loaded, or is to be: QEMU neither saves nor migrates a guest with a vhost-user device
+/// of ours, which does not log what it writes (VHOST_F_LOG_ALL).
+const MOVES: &[(&str, &str)] = &[
+    ("only-migratable", "with that the guest could not be migrated (-only-migratable)"),
+    ("incoming", "with that the guest could not be migrated (-incoming)"),
+    ("loadvm", "with that the guest's state could not be saved (-loadvm)"),
+];
 /// What QEMU gives a guest without `-m`, in bytes.
 const DEFAULT_MEMORY: u64 = 128 << 20;
 /// QEMU rounds the memory's size up to this many bytes.
@@ -104,6 +111,8 @@ pub(super) struct Line {
     pub(super) fronts: Vec<(String, String)>,
     /// A network that is not ours, as it was written.
     pub(super) other: Option<String>,
+    /// Why the guest must be one whose state can be saved and loaded, if it must.
+    pub(super) moves: Option<&'static str>,
     /// QEMU goes to the background.
     pub(super) daemonize: bool,
     /// The guest is run by KVM, if there is any.
@@ -194,6 +203,7 @@ pub(super) fn read(words: &[OsString]) -> Line {
         netdevs: of(&["netdev", "nic", "net"]).filter_map(|k| get(&k, &["id"]).map(str::to_owned)).collect(),
         fronts,
         other: all.iter().find(is_other).map(|(n, v)| format!("-{n} {v}")),
+        moves: MOVES.iter().find(|(name, _)| all.iter().any(|(n, _)| n == name)).map(|(_, why)| *why),
         daemonize: all.iter().any(|(n, _)| n == "daemonize"),
         kvm: kvm(&program, &all, &machine),
     }

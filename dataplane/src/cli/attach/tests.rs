@@ -131,6 +131,28 @@ fn a_command_with_a_network_of_its_own_gets_another_only_if_that_is_asked_for() 
 }
 
 #[test]
+fn a_guest_that_is_to_be_saved_or_migrated_gets_a_stream() {
+    for option in ["-loadvm first", "-incoming defer", "-only-migratable"] {
+        let mut c = Config::with_user(&[]).unwrap();
+        let mut command = words(&format!("/nonexistent/qemu-system-x86_64 -m 1G {option}"));
+        let attached = complete(&mut c, &mut command).unwrap();
+        let word = option.split(' ').next().unwrap();
+        assert!(
+            attached.notes[0].contains("by stream") && attached.notes[0].contains(word),
+            "{:?}",
+            attached.notes
+        );
+        assert!(
+            c.ports[1].kind.name() == "stream" && !text(&command).contains("memory-backend"),
+            "{command:?}"
+        );
+    }
+    let mut c = Config::with_user(&[]).unwrap();
+    let attached = complete(&mut c, &mut words("/nonexistent/qemu-system-x86_64 -m 1G")).unwrap();
+    assert!(attached.notes[0].contains("without savevm and migration"), "{:?}", attached.notes);
+}
+
+#[test]
 fn a_machine_without_pci_needs_its_own_nic() {
     let mut c = Config::with_user(&[]).unwrap();
     let mut command = words("/nonexistent/qemu-system-x86_64 -M isapc -m 16");
