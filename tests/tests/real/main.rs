@@ -9,6 +9,7 @@
 )]
 #![allow(clippy::print_stderr, reason = "figures for whoever reads the log")]
 
+mod attach;
 mod between;
 mod capture;
 mod control;

@@ -1,7 +1,8 @@
 //! Called as passt by those who start a passt: QEMU's own `-netdev passt` (10.1 and later), both ways. And as pasta, for
 //! namespaces of an ordinary user: a command's, a process's, one with a name. Nothing has a privilege.
 
-use crate::user::{HOST4, configure, scene, shout, talk};
+use crate::user::{HOST4, configure, heard, scene, shout, slaac, talk};
+use crate::user_stream::names;
 use netreeve_tests::guest::Vmm;
 use netreeve_tests::guest::uml::{Running, Uml, wait_for_socket};
 use netreeve_tests::leftovers::Ground;
@@ -14,9 +15,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Answers in capitals, once, at the far side's port, while `f` runs.
-fn answered<T>(scene: &Scene, port: u16, f: impl FnOnce() -> T) -> T {
-    let at = SocketAddr::new(FAR4.parse().unwrap(), port);
+/// Answers in capitals, once, at a port of this address of the far side's, while `f` runs.
+fn answered<T>(scene: &Scene, far: &str, port: u16, f: impl FnOnce() -> T) -> T {
+    let at = SocketAddr::new(far.parse().unwrap(), port);
     let listener = scene.far.enter(|| TcpListener::bind(at)).unwrap().unwrap();
     std::thread::scope(|s| {
         s.spawn(|| shout(&listener, 1));
@@ -36,13 +37,23 @@ fn qemus_own_netdev_starts_us_as_passt() {
             let scene = scene();
             let passt = scene.path("netreeve-passt");
             symlink(scene.program("netreeve"), &passt).unwrap();
-            let netdev =
-                format!("passt,id=n0,path={},vhost-user={vhost_user},tcp-ports=7700:7701", passt.display());
+            let netdev = format!(
+                "passt,id=n0,path={},vhost-user={vhost_user},tcp-ports=7700:7701,dns={FAR4}",
+                passt.display()
+            );
             let guest = scene.qemu().by(vmm).user(USER).inside(&scene.host).netdev(&netdev).boot().unwrap();
             configure(&guest);
             let lease = guest.ok("cat /tmp/lease").unwrap();
             assert!(lease.starts_with("10.0.2.15/24 router=10.0.2.2 dns=10.0.2.3"), "{lease}");
-            answered(&scene, 7300, || assert_eq!(talk(&guest, FAR4, 7300), "QUIET WORDS\n"));
+            slaac(&guest);
+            for far in [FAR4, FAR6] {
+                answered(&scene, far, 7300, || assert_eq!(talk(&guest, far, 7300), "QUIET WORDS\n"));
+            }
+            names(&scene, &guest);
+            let job = guest.start("echo here I am | nc -l -p 7701").unwrap();
+            let forward = SocketAddr::new(HOST4.parse().unwrap(), 7700);
+            assert_eq!(heard(&scene.far, forward), "here I am\n");
+            guest.finish(job, PATIENCE).unwrap();
             guest.power_off(PATIENCE).unwrap();
             drop(scene);
             assert_eq!(ground.left(Duration::from_secs(5)).unwrap(), Vec::<String>::new());
@@ -132,7 +143,7 @@ fn a_guest_of_passt_finds_no_neighbour_without_ndp() {
     assert!(asked.code != 0, "a neighbour was found: {}", asked.text);
     assert_eq!(guest.run("ip -6 route | grep ^default", PATIENCE).unwrap().text, "", "told by a router");
     // The other family is as ever.
-    answered(&scene, 7300, || assert_eq!(talk(&guest, FAR4, 7300), "QUIET WORDS\n"));
+    answered(&scene, FAR4, 7300, || assert_eq!(talk(&guest, FAR4, 7300), "QUIET WORDS\n"));
     both_end((guest, passt));
 }
 
@@ -156,7 +167,7 @@ fn a_command_gets_a_network_of_its_own() {
          echo quiet words | busybox nc -w 5 {FAR4} 7300; busybox ping -c 1 -W 5 {FAR6} >&2; pwd; exit 7"
     );
     let words = ["--config-net", "-I", "t0", "-S", "a.example", "sh", "-c", &script];
-    let end = answered(&scene, 7300, || ran(&scene, pasta(&scene, &words)));
+    let end = answered(&scene, FAR4, 7300, || ran(&scene, pasta(&scene, &words)));
     assert_eq!(end.code, 7, "{}", end.text);
     let here = scene.path("").display().to_string();
     for said in [
@@ -245,7 +256,7 @@ fn a_process_and_a_path_are_joined_and_followed() {
         Path::new(&format!("/proc/{}", pid.trim())).exists()
     };
     assert!(running(&pid));
-    let said = answered(&scene, 7300, || {
+    let said = answered(&scene, FAR4, 7300, || {
         inside(&format!("ip -o addr show dev e0; echo words | busybox nc -w 5 {FAR4} 7300"))
     });
     assert!(said.text.contains("10.0.2.15/24") && said.text.contains("WORDS"), "{}", said.text);

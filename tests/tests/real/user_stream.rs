@@ -79,7 +79,7 @@ fn a_guest_by_stream_has_all_of_the_network() {
 }
 
 /// Names by the relay at both of its addresses, and by the resolver itself: UDP of the guest's own in both families.
-fn names(scene: &Scene, guest: &Console) {
+pub(crate) fn names(scene: &Scene, guest: &Console) {
     let bind = |a: &str| {
         let at = SocketAddr::new(a.parse().unwrap(), 53);
         scene.far.enter(|| UdpSocket::bind(at)).unwrap().unwrap()
