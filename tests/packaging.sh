@@ -63,7 +63,7 @@ if have systemd-analyze "the units"; then
 fi
 
 if have apparmor_parser "the AppArmor profiles" && [ -d /etc/apparmor.d/abi ]; then
-  for profile in apparmor/*; do
+  for profile in apparmor/* examples/apparmor-*; do
     cp "$profile" "$work/profile"
     if grep -q 'abi/4.0' "$profile" && [ ! -e /etc/apparmor.d/abi/4.0 ]; then
       echo "packaging: skipped: the word userns in $profile, because AppArmor here is older than 4.0"

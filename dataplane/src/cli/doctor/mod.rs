@@ -182,7 +182,8 @@ fn user_namespaces() -> Vec<Finding> {
         out.push(Finding::bad(Mark::Warn, "user namespaces", "forbidden to the unprivileged", fix));
     }
     if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").is_some_and(|t| t == "1") {
-        let fix = "load netreeve's AppArmor profile (sudo apparmor_parser -r /etc/apparmor.d/netreeve)";
+        let fix = "load netreeve's AppArmor profile (sudo apparmor_parser -r /etc/apparmor.d/netreeve); \
+                   for netreeve-pasta see apparmor-pasta in /usr/share/doc/netreeve/examples as well";
         out.push(Finding::bad(Mark::Warn, "user namespaces", "AppArmor restricts them", fix));
     }
     if out.is_empty() {
