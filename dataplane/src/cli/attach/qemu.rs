@@ -87,7 +87,7 @@ const ARM_BOARDS: &[&str] = &[
 const RISCV_BOARDS: &[&str] =
     &["amd-microblaze", "microchip-icicle", "opentitan", "shakti", "sifive", "spike"];
 /// Options by which a guest's state is loaded, or is to be: QEMU neither saves nor migrates a guest with a vhost-user device
-/// of ours, which does not log what it writes (VHOST_F_LOG_ALL).
+/// of ours, which does not log what it writes (VHOST_USER_PROTOCOL_F_LOG_SHMFD).
 const MOVES: &[(&str, &str)] = &[
     ("only-migratable", "with that the guest could not be migrated (-only-migratable)"),
     ("incoming", "with that the guest could not be migrated (-incoming)"),
