@@ -1,6 +1,7 @@
 //! One turn of the supervisor's loop: wait, then signals, dataplane, links, connections, times.
 #![forbid(unsafe_code)]
 
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -8,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::fault::{Exit, Fault};
+use crate::supervise::control::report::far_end;
 use crate::supervise::datagram::Aim;
 use crate::supervise::dial::Step;
 use crate::supervise::doors::Door;
@@ -218,7 +220,10 @@ impl Supervisor {
                 s.fresh = Some(client);
             }
             match s.dialler.as_mut().map(|d| d.step(now)) {
-                Some(Step::Connected(fd)) => s.fresh = Some(fd),
+                Some(Step::Connected(fd)) => {
+                    s.far = far_end(fd.as_raw_fd());
+                    s.fresh = Some(fd);
+                }
                 Some(Step::Failed(e)) => {
                     let text = format!("port '{}': connecting failed: {e}", s.id);
                     s.failed = Some(format!("connecting failed: {e}"));

@@ -52,6 +52,7 @@ impl Supervisor {
 
     fn connected(&mut self, slot: u16, connected: bool, from: Option<SocketAddr>) {
         let Some(s) = self.slots.get_mut(slot) else { return };
+        s.far = from.or(s.far.filter(|_| connected));
         if std::mem::replace(&mut s.connected, connected) == connected {
             return;
         }

@@ -60,6 +60,12 @@ impl Reception {
         self.socket.as_ref().filter(|_| self.client.is_none()).map(AsFd::as_fd)
     }
 
+    /// The socket, connected if there is a client.
+    #[must_use]
+    pub fn socket(&self) -> Option<&OwnedFd> {
+        self.socket.as_ref()
+    }
+
     /// When to call [`Reception::step`] at the latest.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {

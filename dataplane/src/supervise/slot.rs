@@ -5,7 +5,8 @@
 //! with the dataplane; it is dialled again or lost, and no copy of it is kept, so that the peer sees its end.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use netreeve_shared::fdkind;
@@ -25,6 +26,7 @@ use crate::spec::stream::Stream;
 use crate::spec::vde::{Server, Vde};
 use crate::spec::{self, Kind};
 use crate::supervise::ask::Asker;
+use crate::supervise::control::report::far_end;
 use crate::supervise::datagram::{self, Aim, Opened};
 use crate::supervise::dial::{self, Dialler, Step, Target};
 use crate::supervise::estate::{self, Estate};
@@ -69,6 +71,8 @@ pub struct Slot {
     pub addr: Option<Addr>,
     /// Somebody is at the other end, as clients were told.
     pub connected: bool,
+    /// The address of who is there, or of whom it has dialled last.
+    pub far: Option<SocketAddr>,
     /// A connection that is not yet handed over.
     pub fresh: Option<OwnedFd>,
     /// What is kept of a connection that was handed over.
@@ -209,6 +213,7 @@ impl Slot {
             lock_mac: None,
             addr: None,
             connected: false,
+            far: None,
             fresh: None,
             estate: Estate::default(),
             dialler: None,
@@ -415,6 +420,7 @@ impl End {
         if self.server {
             slot.kept.push(fd)
         } else {
+            slot.far = far_end(fd.as_raw_fd());
             slot.fresh = Some(fd)
         }
         Ok(slot)
@@ -432,7 +438,7 @@ impl End {
         let mut dialler = Dialler::new(target, again).with(self.kind);
         dialler.dial(Instant::now());
         if again.is_none() && self.how.wait {
-            slot.fresh = Some(first(&mut dialler).map_err(|e| {
+            let fd = first(&mut dialler).map_err(|e| {
                 let exit = if e.kind() == std::io::ErrorKind::PermissionDenied {
                     Exit::Denied
                 } else {
@@ -440,7 +446,9 @@ impl End {
                 };
                 let fix = "start the peer first, or give reconnect-ms=1000 to try again and again";
                 Fault::new(exit, format!("{what}: connecting to {}", self.addr), e, fix)
-            })?);
+            })?;
+            slot.far = far_end(fd.as_raw_fd());
+            slot.fresh = Some(fd);
         }
         slot.dialler = Some(dialler);
         Ok(slot)

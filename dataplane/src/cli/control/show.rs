@@ -41,13 +41,31 @@ pub(in crate::cli) fn ls(arguments: &Ls) -> Result<u8, Fault> {
 fn list_ports(instance: &Instance) -> Result<(), Fault> {
     let heads = ["port", "role", "type", "state", "link", "peer", "where"];
     let row = |p: &Value| {
-        let place =
-            if get(p, "ifname").is_string() { text(get(p, "ifname")) } else { address(get(p, "addr")) };
+        let place = if get(p, "ifname").is_string() {
+            text(get(p, "ifname"))
+        } else if get(p, "addr").is_object() {
+            address(get(p, "addr"))
+        } else {
+            // Datagrams have no more than their two ends: ours, if it has a name.
+            end(p, if get(p, "local").is_object() { "local" } else { "remote" })
+        };
         let [id, role, kind, state, peer] = ["id", "role", "type", "state", "peer"].map(|k| text(get(p, k)));
         vec![id, role, kind, state, on_off(get(p, "link")), peer, place]
     };
     let rows: Vec<Vec<String>> = instance.ports.iter().map(row).collect();
     table::lines(&heads, &rows).iter().try_for_each(|l| print(l))
+}
+
+/// One end of a port as one word: what is an address of the Internet's is TCP's only of a stream.
+fn end(p: &Value, key: &str) -> String {
+    let (at, word) = (get(p, key), address(get(p, key)));
+    match word.strip_prefix("tcp:") {
+        Some(_) if !get(at, "port").is_string() => format!("ip:{}", text(get(at, "host"))),
+        Some(rest) if !["stream", "vhost-user"].contains(&text(get(p, "type")).as_str()) => {
+            format!("udp:{rest}")
+        }
+        _ => word,
+    }
 }
 
 fn on_off(value: &Value) -> String {
@@ -131,6 +149,9 @@ fn describe(p: &Value) -> Vec<String> {
     if get(p, "addr").is_object() {
         add("address", address(get(p, "addr")));
     }
+    for key in ["local", "remote"].into_iter().filter(|key| get(p, key).is_object()) {
+        add(key, end(p, key));
+    }
     for rule in get(p, "hostfwd").as_array().into_iter().flatten() {
         add("hostfwd", text(rule));
     }
@@ -193,5 +214,17 @@ mod tests {
         let away =
             describe(&json!({"id": "n0", "role": "netdev", "type": "tap", "state": "down", "link": false}));
         assert!(away[1].ends_with("down, link off") && away.last().unwrap().contains("does not answer"));
+    }
+    #[test]
+    fn the_ends_of_a_port_are_told_in_the_words_of_its_kind() {
+        let at = json!({ "type": "inet", "host": "::1", "port": "7" });
+        let port = |kind: &str, remote: &Value| json!({ "id": "n", "type": kind, "remote": remote });
+        assert_eq!(end(&port("stream", &at), "remote"), "tcp:[::1]:7");
+        assert_eq!(end(&port("dgram", &at), "remote"), "udp:[::1]:7");
+        let bare = json!({ "type": "inet", "host": "192.0.2.1" });
+        assert_eq!(end(&port("l2tpv3", &bare), "remote"), "ip:192.0.2.1");
+        let unix = json!({ "type": "unix", "path": "/x" });
+        let lines = describe(&port("vde", &unix));
+        assert!(lines.contains(&"  remote     unix:/x".to_owned()), "{lines:?}");
     }
 }

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
 use serde_json::{Map, Value};
@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use super::Key;
 use super::commands::Outcome;
 use super::message::{Arguments, Refusal};
+use super::report::far_end;
 use crate::handover::Wire;
 use crate::spec::late::{self, Late};
 use crate::supervise::ask::Asker;
@@ -248,7 +249,10 @@ impl Supervisor {
     fn dial_now(&mut self, slot: u16) {
         let Some(s) = self.slots.get_mut(slot) else { return };
         match s.dialler.as_mut().map(|d| d.step(Instant::now())) {
-            Some(dial::Step::Connected(fd)) => s.fresh = Some(fd),
+            Some(dial::Step::Connected(fd)) => {
+                s.far = far_end(fd.as_raw_fd());
+                s.fresh = Some(fd);
+            }
             Some(dial::Step::Failed(e)) => s.failed = Some(format!("connecting failed: {e}")),
             Some(dial::Step::Pending) | None => {}
         }
