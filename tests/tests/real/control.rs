@@ -2,8 +2,10 @@
 //! (`qemu.qmp`) drives it, and Prometheus's tool reads the counters.
 
 use std::fs;
+use std::net::{TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use netreeve_tests::guest::uml::Uml;
 use netreeve_tests::leftovers::Ground;
@@ -14,6 +16,7 @@ use serde_json::Value;
 use std::time::{Duration, Instant};
 
 use crate::crash::kill_dataplane;
+use crate::services::{answer, resolver};
 use crate::{House, all, pings};
 
 /// Where the control socket is, seen from where `netreeve` runs.
@@ -251,5 +254,65 @@ fn prometheus_reads_the_counters() {
     let samples = text.lines().filter(|l| !l.starts_with('#')).count().to_string();
     assert!(samples.parse::<u32>().unwrap() > 40, "{text}");
     assert!(said.split_whitespace().any(|w| w == samples), "{samples} samples: {said}");
+    house.end();
+}
+
+/// A name server that keeps silent holds up nobody but who waits for what a name means, neither at the start nor later.
+#[test]
+fn names_that_are_not_answered_hold_up_nobody_else() {
+    let ground = Ground::survey().unwrap();
+    let scene = Scene::set(Road::Bridge).unwrap();
+    scene.host.sh("ip addr add 192.0.2.77/24 dev lo").unwrap();
+    let server = scene.host.enter(|| UdpSocket::bind(("127.0.0.1", 53))).unwrap().unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let resolv = "nameserver 127.0.0.1\noptions timeout:60 attempts:1\n";
+    let mut command = scene.with_etc(&[("resolv.conf", resolv)]).unwrap();
+    let v4 = "addr.host=peer.example,addr.port=4003,addr.ipv6=off";
+    let n0 = format!("stream,id=n0,reconnect-ms=50,addr.type=inet,{v4}");
+    let d0 = "stream,id=d0,netdev=n0,server=on,addr.type=unix,addr.path=vm.sock";
+    command.arg(scene.program("netreeve"));
+    command.args(["run", "--json", "--control", SOCKET, "--hotplug", "dgram"]);
+    command.args(["--netdev", n0.as_str(), "--device", d0]);
+    // It is ready though it does not know whom to dial.
+    let reeve = scene.start(command).unwrap();
+    let house = House { reeve, scene, ground };
+    let question = || {
+        let mut q = [0; 512];
+        let (len, from) = server.recv_from(&mut q).unwrap();
+        (q[..len].to_vec(), from)
+    };
+    let dialler = question();
+
+    let x0 = "dgram,id=x0,local.type=inet,local.host=192.0.2.77,local.port=4001,remote.type=inet,\
+              remote.host=peer.example,remote.port=4002,remote.ipv6=off";
+    let mut asks = house.scene.netreeve(&["add", SOCKET, "--netdev", x0]).spawn().unwrap();
+    let mut held = vec![question()];
+    while held[0].1 == dialler.1 {
+        // The other half of the dialler's.
+        held[0] = question();
+    }
+    let ids = || house.ports().iter().map(|p| p["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(ids(), ["n0", "d0"], "others are served");
+    assert!(asks.try_wait().unwrap().is_none());
+    held.push(dialler);
+    held.into_iter().for_each(|(q, from)| drop(server.send_to(&answer(&q), from)));
+
+    let end = AtomicBool::new(false);
+    let there = house.scene.host.enter(|| TcpListener::bind(("192.0.2.77", 4003))).unwrap().unwrap();
+    std::thread::scope(|s| {
+        s.spawn(|| resolver(&server, &end));
+        let until = Instant::now() + PATIENCE;
+        let status = loop {
+            match asks.try_wait().unwrap() {
+                Some(status) => break status,
+                None => assert!(Instant::now() < until, "the name was answered"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert!(status.success());
+        there.accept().unwrap();
+        end.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(ids(), ["n0", "d0", "x0"]);
     house.end();
 }

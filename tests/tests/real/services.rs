@@ -20,19 +20,24 @@ pub(crate) fn resolver(socket: &UdpSocket, end: &AtomicBool) -> usize {
     while !end.load(Ordering::Relaxed) {
         let Ok((len, from)) = socket.recv_from(&mut q) else { continue };
         n += 1;
-        let mut a = q[..len].to_vec();
-        a[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1]);
-        // The question's type stands before its class, at its end.
-        let six = a[len - 3] == 28;
-        a.extend([0xc0, 12, 0, a[len - 3], 0, 1, 0, 0, 0, 60, 0]);
-        if six {
-            a.extend([16, 0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x77]);
-        } else {
-            a.extend([4, 192, 0, 2, 77]);
-        }
-        socket.send_to(&a, from).unwrap();
+        socket.send_to(&answer(&q[..len]), from).unwrap();
     }
     n
+}
+
+/// What it says to a question.
+pub(crate) fn answer(question: &[u8]) -> Vec<u8> {
+    let (mut a, len) = (question.to_vec(), question.len());
+    a[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1]);
+    // The question's type stands before its class, at its end.
+    let six = a[len - 3] == 28;
+    a.extend([0xc0, 12, 0, a[len - 3], 0, 1, 0, 0, 0, 60, 0]);
+    if six {
+        a.extend([16, 0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x77]);
+    } else {
+        a.extend([4, 192, 0, 2, 77]);
+    }
+    a
 }
 
 pub(crate) fn sha256(path: &std::path::Path) -> String {
