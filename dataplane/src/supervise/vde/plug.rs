@@ -60,6 +60,8 @@ enum State {
 struct Data {
     socket: Option<OwnedFd>,
     path: PathBuf,
+    /// Others than our own user may send to it until it is connected.
+    open: bool,
 }
 
 impl Drop for Data {
@@ -190,8 +192,8 @@ impl Plug {
         let listens = dir.join("ctl");
         let ctl = socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None)?;
         socket::connect(ctl.as_raw_fd(), &UnixAddr::new(&listens)?)?;
-        let data = self.data(&dir)?;
-        self.open_to_the_switch(&data.path, &listens)?;
+        let mut data = self.data(&dir)?;
+        data.open = self.open_to_the_switch(&data.path, &listens)?;
         let request = words::request(self.spec.port, &data.path, &describe(&data.path));
         let sent = socket::send(ctl.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
         if sent != request.len() {
@@ -225,15 +227,15 @@ impl Plug {
             let n = COUNT.fetch_add(1, Ordering::Relaxed);
             let path = place.join(format!(".{:05}-{n:05}", std::process::id()));
             match socket::bind(socket.as_raw_fd(), &UnixAddr::new(&path)?) {
-                Ok(()) => return Ok(Data { socket: Some(socket), path }),
+                Ok(()) => return Ok(Data { socket: Some(socket), path, open: false }),
                 Err(e) => last = e.into(),
             }
         }
         Err(last)
     }
 
-    /// Gives the group, or the switch's user where that is another, the right to send to our socket.
-    fn open_to_the_switch(&self, path: &Path, ctl: &Path) -> io::Result<()> {
+    /// Gives the group, or the switch's user where that is another, the right to send to our socket. True: others have it.
+    fn open_to_the_switch(&self, path: &Path, ctl: &Path) -> io::Result<bool> {
         // The directory may be the switch's, who could put something else there.
         let own = Own::socket(path)?;
         own.give(None, self.group)?;
@@ -242,12 +244,13 @@ impl Plug {
         let mode = match self.spec.mode {
             Some(mode) => mode,
             None if self.group.is_some() => 0o770,
-            None if known => return Ok(()),
+            None if known => return Ok(false),
             // Who is not in the switch's group has to let everybody send, until the switch is connected.
             None if own.give(None, Some(Gid::from_raw(switch.gid()))).is_ok() => 0o770,
             None => 0o777,
         };
-        own.mode(mode)
+        own.mode(mode)?;
+        Ok(mode & 0o022 != 0)
     }
 }
 
@@ -302,8 +305,11 @@ fn describe(path: &Path) -> String {
 fn plug_in(answer: &[u8], mut data: Data) -> io::Result<OwnedFd> {
     let socket = data.socket.take().ok_or(io::ErrorKind::NotConnected)?;
     socket::connect(socket.as_raw_fd(), &read_address(answer)?)?;
-    // From here on only the switch can send to it (unix(7)); its file was open to others, and what they sent goes.
-    forget(&socket);
+    // From here on only the switch can send to it (unix(7)). What others may have sent before goes, and with it what the
+    // switch was quick to send; where only our own user could, nothing is lost.
+    if data.open {
+        forget(&socket);
+    }
     queues(&socket);
     Ok(socket)
 }

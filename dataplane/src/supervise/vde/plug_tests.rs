@@ -94,26 +94,31 @@ fn a_port_is_asked_for_used_lost_and_asked_for_again() {
 }
 
 #[test]
-fn what_strangers_sent_before_it_was_plugged_in_is_no_frame() {
-    let dir = Dir::new("strangers");
-    let listener = UnixListener::bind(dir.0.join("ctl")).unwrap();
-    let mut plug = Plug::new(dir.spec(), Instant::now()).unwrap();
-    assert!(matches!(plug.step(Instant::now()), Step::Pending));
-    let State::Asked { data, .. } = &plug.state else { panic!() };
-    let stranger = UnixDatagram::unbound().unwrap();
-    stranger.send_to(&[6; 66], &data.path).unwrap();
-    let at = data.path.clone();
-    let (_ctl, data, _) = serve(&listener, &dir.0);
-    let _link = fs::hard_link(&at, dir.0.join("kept"));
-    let Step::Plugged(socket) = until(&mut plug, |s| matches!(s, Step::Plugged(_))) else { panic!() };
-    let no = stranger.send_to(&[6; 66], dir.0.join("kept")).unwrap_err();
-    assert_eq!(no.raw_os_error(), Some(libc::EPERM), "nor can they send now");
-    data.send(&[2; 70]).unwrap();
-    let (ours, mut got) = (UnixDatagram::from(socket), [0; 100]);
-    assert_eq!(ours.recv(&mut got).unwrap(), 70, "the switch's own is the first");
-    let room = nix::sys::socket::getsockopt(&ours, nix::sys::socket::sockopt::SndBuf).unwrap();
-    let usual = UnixDatagram::unbound().unwrap();
-    assert!(room > nix::sys::socket::getsockopt(&usual, nix::sys::socket::sockopt::SndBuf).unwrap());
+fn what_others_may_have_sent_before_it_was_plugged_in_is_no_frame() {
+    for (mode, kept) in [(None, true), (Some(0o707), false), (Some(0o770), false)] {
+        let dir = Dir::new("strangers");
+        let listener = UnixListener::bind(dir.0.join("ctl")).unwrap();
+        let mut plug = Plug::new(Vde { mode, ..dir.spec() }, Instant::now()).unwrap();
+        assert!(matches!(plug.step(Instant::now()), Step::Pending));
+        let State::Asked { data, .. } = &plug.state else { panic!() };
+        let (at, link) = (data.path.clone(), dir.0.join("kept"));
+        let stranger = UnixDatagram::unbound().unwrap();
+        stranger.send_to(&[6; 66], &at).unwrap();
+        let (_ctl, data, _) = serve(&listener, &dir.0);
+        fs::hard_link(&at, &link).unwrap();
+        let Step::Plugged(socket) = until(&mut plug, |s| matches!(s, Step::Plugged(_))) else { panic!() };
+        let no = stranger.send_to(&[6; 66], &link).unwrap_err();
+        assert_eq!(no.raw_os_error(), Some(libc::EPERM), "nor can they send now");
+        data.send(&[2; 70]).unwrap();
+        let (ours, mut got) = (UnixDatagram::from(socket), [0; 100]);
+        if kept {
+            assert_eq!(ours.recv(&mut got).unwrap(), 66, "it was our own user's: a switch may be quick");
+        }
+        assert_eq!(ours.recv(&mut got).unwrap(), 70, "the switch's own");
+        let room =
+            |s: &UnixDatagram| nix::sys::socket::getsockopt(s, nix::sys::socket::sockopt::SndBuf).unwrap();
+        assert!(room(&ours) > room(&UnixDatagram::unbound().unwrap()));
+    }
 }
 
 #[test]
