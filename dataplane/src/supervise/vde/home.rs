@@ -3,7 +3,8 @@
 //! Clients say where their data socket is, and we connect to it with our rights, not theirs. So a file is taken only if it
 //! is a socket that belongs to the client's own user, as the kernel says of the connection; it is looked at and connected
 //! to through one descriptor, so that nothing can be put in its place between the two. A name in the abstract namespace
-//! belongs to nobody: it is taken from our own user and from root.
+//! belongs to nobody: it is taken from our own user and from root. A name may lead to a file system whose server does not
+//! answer: only what the kernel knows already is looked at there.
 //!
 //! Where a group or everybody may ask, they may also make files in the directory, so nothing depends on a name there that
 //! they could have taken before: ports' sockets have names that nobody can guess.
@@ -12,10 +13,12 @@
 //! first moment; what is ours in the directory goes with us, and the directory with it if nothing else is in it.
 #![forbid(unsafe_code)]
 
+use std::ffi::CString;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -28,6 +31,7 @@ use crate::fault::{Exit, Fault};
 use crate::supervise::datagram::{forget, queues};
 use crate::supervise::listen::{self, Own, SocketFile};
 use crate::supervise::vde::words::Place;
+use crate::sys::beneath;
 
 /// Permission bits of `ctl` unless given.
 const MODE: u32 = 0o600;
@@ -164,7 +168,7 @@ impl Home {
                 ));
             }
             Place::File(path) => {
-                held = own_socket(path, uid)?;
+                held = own_socket(path, uid, &self.directory.path)?;
                 UnixAddr::new(&PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd())))?
             }
         };
@@ -235,9 +239,8 @@ fn open_to(own: &Own, group: Option<Gid>, mode: u32) -> io::Result<()> {
 }
 
 /// Holds a socket's file, which belongs to `uid`. Root may name any.
-fn own_socket(path: &Path, uid: u32) -> io::Result<fs::File> {
-    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+fn own_socket(path: &Path, uid: u32, ours: &Path) -> io::Result<fs::File> {
+    let file = fs::File::from(hold(path, ours)?);
     let about = file.metadata()?;
     if !about.file_type().is_socket() {
         return Err(io::Error::other("its data socket is no socket"));
@@ -246,6 +249,36 @@ fn own_socket(path: &Path, uid: u32) -> io::Result<fs::File> {
         return Err(io::Error::other("its data socket is not its own"));
     }
     Ok(file)
+}
+
+/// Holds what lies at a path that a stranger names, without being kept waiting by the file system that it is on: what the
+/// kernel has in memory, as what was just made there, or else what is on the file systems of `ours` and the usual
+/// directories themselves.
+fn hold(path: &Path, ours: &Path) -> io::Result<OwnedFd> {
+    let name = |p: &Path| CString::new(p.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput);
+    let e = match beneath::hold_known(&name(path)?) {
+        Ok(file) => return Ok(file),
+        Err(e) => e,
+    };
+    match e.raw_os_error() {
+        Some(libc::EAGAIN) => {}
+        // Older kernels, and sandboxes that are: nothing better is known there.
+        Some(libc::ENOSYS | libc::EINVAL | libc::EPERM) => {
+            let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+            return Ok(OpenOptions::new().read(true).custom_flags(flags).open(path)?.into());
+        }
+        _ => return Err(e),
+    }
+    let far = || io::Error::other("its data socket is where looking for it may take long: put it beside ctl");
+    for dir in [ours, Path::new("/run"), Path::new("/var/run"), Path::new("/tmp"), Path::new("/var/tmp")] {
+        if let Ok(rest) = path.strip_prefix(dir) {
+            let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+            let dir = OpenOptions::new().read(true).custom_flags(flags).open(dir)?;
+            let held = beneath::hold_beneath(dir.as_fd(), &name(rest)?);
+            return held.map_err(|e| if e.raw_os_error() == Some(libc::EXDEV) { far() } else { e });
+        }
+    }
+    Err(far())
 }
 
 /// Removes what plugs and a switch before us have left whose ends are gone: sockets with hidden names, and ports' data

@@ -225,6 +225,42 @@ fn who_may_make_files_beside_the_ports_keeps_no_others_out() {
     }
 }
 
+/// Needs root, to mount a file system whose server keeps silent.
+#[test]
+fn a_data_socket_where_nobody_answers_keeps_nobody_waiting() {
+    let fuse = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let (true, Ok(fuse)) = (geteuid().is_root(), fuse) else { return };
+    let dir = Dir::new("silent");
+    let switch = dir.open();
+    let at = dir.0.join("mount");
+    fs::create_dir(&at).unwrap();
+    let (tell, said) = std::sync::mpsc::channel();
+    let (fd, switch, at) = (fuse.as_raw_fd(), &switch, &at);
+    std::thread::scope(|s| {
+        s.spawn(move || {
+            use nix::mount::{MsFlags, mount};
+            use nix::sched::{CloneFlags, unshare};
+            // This thread's own mounts, which go with it.
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+                .unwrap();
+            let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other");
+            mount(Some("t"), at, Some("fuse"), MsFlags::empty(), Some(options.as_str())).unwrap();
+            let by_root = PathBuf::from(format!("/proc/self/root{}", at.display()));
+            for path in [at.join("socket"), at.join("../mount/x/y"), by_root.join("socket")] {
+                let found = switch.home().socket(1, &Place::File(path), 0);
+                let _heard = tell.send(found.map(|_| ()).map_err(|e| e.to_string()));
+            }
+        });
+        let answers: Vec<_> = (0..3).map_while(|_| said.recv_timeout(Duration::from_secs(20)).ok()).collect();
+        // Whoever waits for its server is woken by that.
+        drop(fuse);
+        assert_eq!(answers.len(), 3, "it waited");
+        assert!(answers[0].as_ref().unwrap_err().contains("may take long"), "{answers:?}");
+        assert!(answers.iter().all(Result::is_err), "{answers:?}");
+    });
+}
+
 #[test]
 fn nobody_keeps_others_from_asking() {
     let dir = Dir::new("many");
