@@ -56,10 +56,10 @@ _netreeve() {
         show) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;
         stats) COMPREPLY=($(compgen -W "$names --format --json --help" -- "$cur")) ;;
         set) COMPREPLY=($(compgen -W "$names link=on link=off netdev= hostfwd+= hostfwd-= hostfwd= --json --help" -- "$cur")) ;;
-        add) COMPREPLY=($(compgen -W "$names --netdev --device --help" -- "$cur")) ;;
-        remove) COMPREPLY=($(compgen -W "$names --help" -- "$cur")) ;;
+        add) COMPREPLY=($(compgen -W "$names --netdev --device --json --help" -- "$cur")) ;;
+        remove) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;
         events) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;
-        capture) COMPREPLY=($(compgen -W "$names --write --maxlen --queue --format --help" -- "$cur")) ;;
+        capture) COMPREPLY=($(compgen -W "$names --write --maxlen --queue --format --json --help" -- "$cur")) ;;
         list) COMPREPLY=($(compgen -W '--json --help' -- "$cur")) ;;
         help) COMPREPLY=($(compgen -W 'run grant doctor ls show stats set add remove events capture list' -- "$cur")) ;;
     esac

@@ -38,7 +38,7 @@ complete -c netreeve -n '__fish_seen_subcommand_from run' -l user -x -a '(__fish
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l ready-fd -x -d 'Descriptor to tell'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l pid -r -F -d 'File for the process id'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l daemonize -d 'Go to the background'
-complete -c netreeve -n '__fish_seen_subcommand_from run list ls show stats set events' -l json -d 'JSON'
+complete -c netreeve -n '__fish_seen_subcommand_from run list ls show stats set add remove events capture' -l json -d 'JSON'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l stats -d 'Counters at the end'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l name -x -d 'Name of the instance'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l control -r -F -d 'Control socket'

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::show::no_port;
 use super::talk::{Found, Talk};
-use super::{Add, Instance, Remove, get};
+use super::{Add, Instance, Remove, get, print_json};
 use crate::fault::{Exit, Fault};
 use crate::spec::late::Late;
 use crate::spec::text;
@@ -19,7 +19,10 @@ pub(in crate::cli) fn add(arguments: &Add) -> Result<u8, Fault> {
     // Nothing is added unless all of it can be understood.
     let netdevs = read(&arguments.netdev, false)?;
     let devices = read(&arguments.device, true)?;
-    let mut talk = Talk::open(&Found::named(&arguments.name)?)?;
+    let at = Found::named(&arguments.name)?;
+    // A device without a name is given one: who was there before is known.
+    let before = if arguments.json { Instance::ask(&at)?.ports } else { Vec::new() };
+    let mut talk = Talk::open(&at)?;
     for netdev in netdevs {
         talk.ask("netdev_add", netdev)?;
     }
@@ -31,7 +34,16 @@ pub(in crate::cli) fn add(arguments: &Add) -> Result<u8, Fault> {
         }
         talk.ask("device_add", device)?;
     }
+    if arguments.json {
+        print_json(&new(&before, Instance::ask(&at)?.ports))?;
+    }
     Ok(0)
+}
+
+/// The ports that were not there before.
+fn new(before: &[Value], after: Vec<Value>) -> Value {
+    let was = |p: &Value| before.iter().any(|b| get(b, "id") == get(p, "id"));
+    after.into_iter().filter(|p| !was(p)).collect()
 }
 
 pub(in crate::cli) fn remove(arguments: &Remove) -> Result<u8, Fault> {
@@ -40,11 +52,15 @@ pub(in crate::cli) fn remove(arguments: &Remove) -> Result<u8, Fault> {
     let mut ports = Vec::new();
     for id in &arguments.ports {
         let port = there.ports.iter().find(|p| get(p, "id") == id.as_str());
-        ports.push((id, port.ok_or_else(|| no_port(&there, id))?["role"] == "device"));
+        ports.push(port.ok_or_else(|| no_port(&there, id))?);
     }
     let mut talk = Talk::open(&at)?;
-    for (id, device) in ports {
-        talk.ask(if device { "device_del" } else { "netdev_del" }, json!({ "id": id }))?;
+    for port in &ports {
+        let command = if get(port, "role") == "device" { "device_del" } else { "netdev_del" };
+        talk.ask(command, json!({ "id": get(port, "id") }))?;
+    }
+    if arguments.json {
+        print_json(&ports.into_iter().cloned().collect())?;
     }
     Ok(0)
 }
@@ -84,6 +100,14 @@ fn nest(into: &mut Map<String, Value>, key: &str, value: String) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_added_is_what_was_not_there() {
+        let port = |id: &str| json!({ "id": id, "role": "netdev" });
+        let before = [port("a"), port("b")];
+        assert_eq!(new(&before, vec![port("a"), port("b"), port("c")]), json!([port("c")]));
+        assert_eq!(new(&before, vec![port("b")]), json!([]));
+    }
 
     #[test]
     fn texts_become_objects() {

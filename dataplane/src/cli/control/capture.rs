@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
 use super::talk::{Found, Talk};
-use super::{Capture, Instance};
+use super::{Capture, Instance, get, harmless, print_json};
 use crate::fault::{Exit, Fault};
 use crate::supervise::{Signals, capture as output, say};
 
@@ -52,8 +52,20 @@ pub(in crate::cli) fn capture(arguments: &Capture) -> Result<u8, Fault> {
     };
     let number = |at: &str| totals.pointer(at).and_then(Value::as_u64).unwrap_or(0);
     let lost = number("/data/lost").saturating_add(number("/data/failed"));
-    say::say(&format!("{} frames captured, {lost} lost", number("/data/written")));
-    Ok(0)
+    if !arguments.json {
+        say::say(&format!("{} frames captured, {lost} lost", number("/data/written")));
+        return Ok(0);
+    }
+    let data = get(&totals, "data");
+    if arguments.write.as_os_str() == "-" {
+        // Standard output is the capture.
+        let line = harmless(data);
+        return match writeln!(std::io::stderr(), "{line}") {
+            Ok(()) => Ok(0),
+            Err(e) => Err(Fault::new(Exit::General, "writing to standard error", e, "")),
+        };
+    }
+    print_json(data).map(|()| 0)
 }
 
 /// A signal ends the capture; a second one ends the waiting for its end.

@@ -106,6 +106,9 @@ pub(super) struct Add {
     /// VM side, as of run.
     #[arg(long, value_name = "DEVICE")]
     device: Vec<String>,
+    /// As JSON: the ports that were added.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -116,6 +119,9 @@ pub(super) struct Remove {
     /// The ports, in this order.
     #[arg(value_name = "PORT", required = true)]
     ports: Vec<String>,
+    /// As JSON: the ports as they were.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Which frames of a port, in QEMU's words.
@@ -181,6 +187,9 @@ pub(super) struct Capture {
     /// How they are written [default: pcapng; pcap if FILE ends in .pcap].
     #[arg(long, value_enum)]
     format: Option<Written>,
+    /// What became of it as JSON, at the end; on standard error if standard output is the capture.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
