@@ -30,6 +30,8 @@ pub struct Net {
     pub resolvers: Vec<SocketAddr>,
     /// The gateway's address leads to the host's loopback.
     loopback: bool,
+    /// The guest is told of no router, and answers nobody but who is on its link.
+    restrict: bool,
     /// Addresses that mean others.
     aliases: Vec<(IpAddr, IpAddr)>,
     /// The last guest that was heard of.
@@ -50,6 +52,7 @@ impl Net {
             mtu: plan.mtu,
             resolvers: plan.resolvers.clone(),
             loopback: !plan.without.contains(&Service::Host),
+            restrict: plan.restrict,
             aliases: plan.aliases.clone(),
             guest_mac: None,
             neighbours: Vec::with_capacity(NEIGHBOURS),
@@ -185,7 +188,7 @@ impl Net {
     }
 
     /// How the guest sees somebody on the host's side who comes to it: as he is, unless that is an address which the
-    /// guest could not answer (loopback, or of its own network): then he is the host.
+    /// guest could not answer (loopback, or of its own network, or any where it has no way out): then he is the host.
     #[must_use]
     pub fn seen_as(&self, from: SocketAddr) -> Option<SocketAddr> {
         let ip = from.ip().to_canonical();
@@ -203,7 +206,7 @@ impl Net {
                     || self.v6.is_none_or(|v| v.holds(a))
             }
         };
-        let ip = if unanswerable { self.host(ip)? } else { ip };
+        let ip = if unanswerable || self.restrict { self.host(ip)? } else { ip };
         Some(SocketAddr::new(ip, from.port()))
     }
 }

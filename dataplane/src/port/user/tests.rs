@@ -339,6 +339,9 @@ fn destinations_are_what_the_guest_means() {
         assert_eq!(cx.net.seen_as(at(from)), Some(at(seen)));
     }
     let restricted = context(&Plan { restrict: true, ..plan() }).unwrap();
+    for (from, seen) in [("198.51.100.1:9", "10.0.2.2:9"), ("[2001:db8::1]:9", "[fec0::2]:9")] {
+        assert_eq!(restricted.net.seen_as(at(from)), Some(at(seen)), "it knows of no router to answer by");
+    }
     assert_eq!(restricted.route(Proto::Tcp, at("198.51.100.1:443")).1, Verdict::Drop);
     let local = Rule {
         verdict: Verdict::Refuse,
