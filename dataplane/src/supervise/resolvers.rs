@@ -1,17 +1,19 @@
 //! The host's resolvers: `/etc/resolv.conf`, read and watched.
 //!
-//! The file is replaced rather than written (by NetworkManager, resolvconf, systemd-resolved behind a link), so its
-//! directories are watched: that of the link and that of the file. After a change it is read when nothing has happened
-//! for a moment.
+//! The file is replaced rather than written (by NetworkManager, resolvconf, systemd-resolved behind a link), so
+//! directories are watched: of each link on the way to the file, and that of the file. After a change it is read when nothing
+//! has happened for a moment; where the way ends at nothing, it is tried every second.
 //!
 //! Trust: the file is root's. Promise: nothing here waits, and an unreadable file leaves the list as it was.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -22,6 +24,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 pub const FILE: &str = "/etc/resolv.conf";
 /// How long nothing may happen before the file is read again.
 const SETTLED: Duration = Duration::from_millis(100);
+/// How often it is tried to read and watch a file that is not there.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Links that are followed.
+const LINKS: usize = 40;
 /// Most that is read of the file, in bytes, and most resolvers that are used.
 const MOST: u64 = 64 << 10;
 const RESOLVERS: usize = 8;
@@ -32,6 +38,8 @@ const DNS: u16 = 53;
 pub struct Resolvers {
     file: PathBuf,
     watch: Option<Inotify>,
+    /// Names that events of interest are about.
+    names: Vec<OsString>,
     due: Option<Instant>,
     list: Vec<SocketAddr>,
 }
@@ -40,15 +48,15 @@ impl Resolvers {
     /// Reads and watches `file`. Without a watch (no descriptor is left) it is read this once.
     #[must_use]
     pub fn new(file: &Path) -> Self {
-        let watch = watch(file).ok();
-        let list = read(file).unwrap_or_else(|_| default());
-        Self { file: file.to_owned(), watch, due: None, list }
+        let mut r = Self { file: file.to_owned(), list: default(), ..Self::fixed(Vec::new()) };
+        r.look(Instant::now());
+        r
     }
 
     /// These, whatever a file says.
     #[must_use]
     pub fn fixed(list: Vec<SocketAddr>) -> Self {
-        Self { file: PathBuf::new(), watch: None, due: None, list }
+        Self { file: PathBuf::new(), watch: None, names: Vec::new(), due: None, list }
     }
 
     /// What it said last.
@@ -76,14 +84,12 @@ impl Resolvers {
 
     /// Goes on as far as it can without waiting. True: the list is another one.
     pub fn step(&mut self, now: Instant) -> bool {
-        let ours = self.file.file_name().map(|n| n.to_owned());
-        let target = fs::canonicalize(&self.file).ok().and_then(|p| p.file_name().map(|n| n.to_owned()));
         loop {
             match self.watch.as_ref().map(Inotify::read_events) {
                 Some(Ok(events)) => {
                     // Without a name an event is about a directory itself.
                     let about = |e: &nix::sys::inotify::InotifyEvent| {
-                        e.name.is_none() || e.name == ours || e.name == target
+                        e.name.as_ref().is_none_or(|n| self.names.contains(n))
                     };
                     if events.iter().any(about) {
                         self.due = Some(now + SETTLED);
@@ -97,9 +103,26 @@ impl Resolvers {
             return false;
         }
         self.due = None;
-        // What it is linked to may be elsewhere now.
-        self.watch = watch(&self.file).ok().or(self.watch.take());
-        match read(&self.file) {
+        self.look(now)
+    }
+
+    /// Watches and reads the file, wherever it is now. True: the list is another one.
+    fn look(&mut self, now: Instant) -> bool {
+        if self.file.as_os_str().is_empty() {
+            return false;
+        }
+        // First watched, so that nothing happens in between.
+        let way = way(&self.file);
+        let watched = watch(way.iter().map(|(dir, _)| dir.as_path()));
+        let read = read(&self.file);
+        if watched.is_err() || read.is_err() {
+            self.due = Some(now + AGAIN);
+        }
+        if let Ok(watch) = watched {
+            self.watch = Some(watch);
+            self.names = way.into_iter().map(|(_, name)| name).collect();
+        }
+        match read {
             Ok(list) if list != self.list => {
                 self.list = list;
                 true
@@ -109,17 +132,46 @@ impl Resolvers {
     }
 }
 
-fn watch(file: &Path) -> nix::Result<Inotify> {
+/// Where a path may become another one: the directory and the name of each link on the way, and of its end, be that what it
+/// names or the first of it that is not there.
+fn way(file: &Path) -> Vec<(PathBuf, OsString)> {
+    let mut found = Vec::new();
+    let mut at = std::env::current_dir().unwrap_or_default();
+    let mut rest: VecDeque<OsString> = parts(file).collect();
+    while let Some(name) = rest.pop_front() {
+        // The root is a name as well, which takes the place of all before it.
+        let next = at.join(&name);
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        let link = fs::read_link(&next).ok().filter(|_| found.len() < LINKS);
+        let there = link.is_none() && next.exists();
+        if let Some(to) = link {
+            found.push((at.clone(), name));
+            parts(&to).rev().for_each(|p| rest.push_front(p));
+        } else if !there || rest.is_empty() {
+            found.push((at, name));
+            break;
+        } else {
+            at = next;
+        }
+    }
+    found
+}
+
+fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
+    path.components().filter(|c| *c != Component::CurDir).map(|c| c.as_os_str().to_owned())
+}
+
+fn watch<'a>(dirs: impl Iterator<Item = &'a Path>) -> nix::Result<Inotify> {
     let flags = AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_MOVED_TO
         | AddWatchFlags::IN_CLOSE_WRITE
         | AddWatchFlags::IN_DELETE_SELF
+        | AddWatchFlags::IN_MOVE_SELF
         | AddWatchFlags::IN_ONLYDIR;
     let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    let real = fs::canonicalize(file).ok();
-    let mut dirs: Vec<&Path> =
-        [Some(file), real.as_deref()].into_iter().flatten().filter_map(Path::parent).collect();
-    dirs.dedup();
     for dir in dirs {
         watch.add_watch(dir, flags)?;
     }
@@ -183,6 +235,73 @@ mod tests {
         assert_eq!(parse("").len(), 0);
     }
 
+    /// Until it is read; events come late on a busy machine.
+    fn settle(r: &mut Resolvers) -> bool {
+        for _ in 0..500 {
+            r.step(Instant::now());
+            if r.step(Instant::now() + SETTLED * 2) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    /// Links that lead nowhere yet, links to links, directories that go and come back.
+    #[test]
+    fn a_file_is_followed_wherever_it_comes_to_be() {
+        let dir = std::env::temp_dir().join(format!("netreeve-resolv-way-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let dir = fs::canonicalize(dir).unwrap();
+        let said = |dir: &Path, n: u8| {
+            fs::create_dir_all(dir).unwrap();
+            fs::write(dir.join("new"), format!("nameserver 10.0.0.{n}\n")).unwrap();
+            fs::rename(dir.join("new"), dir.join("stub")).unwrap();
+        };
+        let link = |to: &Path, at: &Path| {
+            let _ = fs::remove_file(dir.join("new-link"));
+            symlink(to, dir.join("new-link")).unwrap();
+            fs::rename(dir.join("new-link"), at).unwrap();
+        };
+        let (file, middle) = (dir.join("resolv.conf"), dir.join("etc/../middle"));
+        fs::create_dir(dir.join("etc")).unwrap();
+        link(Path::new("etc/../middle"), &file);
+        let mut r = Resolvers::new(&file);
+        assert_eq!(r.list(), default());
+        assert!(r.due().is_some_and(|t| t <= Instant::now() + AGAIN), "it is tried again");
+        let is = |r: &mut Resolvers, n: u8| {
+            assert!(settle(r), "{n}");
+            assert_eq!(r.list(), [SocketAddr::new([10, 0, 0, n].into(), DNS)]);
+            assert_eq!(r.due(), None, "nobody is woken for nothing");
+        };
+        // What the link leads to comes to be, as a link to a link to a directory that is not there.
+        link(Path::new("current/stub"), &dir.join("middle"));
+        link(Path::new("run/a"), &dir.join("current"));
+        assert!(!settle_once(&mut r));
+        said(&dir.join("run/a"), 1);
+        is(&mut r, 1);
+        // The link in the middle, and a directory on the way.
+        said(&dir.join("run/b"), 2);
+        link(Path::new("run/b"), &dir.join("current"));
+        is(&mut r, 2);
+        said(&dir.join("c"), 3);
+        link(Path::new("c/stub"), &middle);
+        is(&mut r, 3);
+        // A directory that goes, and comes back.
+        fs::remove_dir_all(dir.join("c")).unwrap();
+        assert!(!settle_once(&mut r));
+        assert_eq!(r.list().len(), 1, "as it was");
+        said(&dir.join("c"), 4);
+        is(&mut r, 4);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// All that has happened is seen.
+    fn settle_once(r: &mut Resolvers) -> bool {
+        std::thread::sleep(Duration::from_millis(50));
+        r.step(Instant::now()) | r.step(Instant::now() + AGAIN * 2)
+    }
+
     #[test]
     fn a_file_that_is_replaced_is_read_again() {
         let dir = std::env::temp_dir().join(format!("netreeve-resolv-{}", std::process::id()));
@@ -193,17 +312,6 @@ mod tests {
         symlink(real.join("stub"), &file).unwrap();
         let mut r = Resolvers::new(&file);
         assert_eq!(r.list(), ["10.0.0.1:53".parse().unwrap()]);
-        // Until it is read; events come late on a busy machine.
-        let settle = |r: &mut Resolvers| {
-            for _ in 0..500 {
-                r.step(Instant::now());
-                if r.step(Instant::now() + SETTLED * 2) {
-                    return true;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            false
-        };
         // Behind the link, by renaming.
         fs::write(real.join("new"), "nameserver 10.0.0.2\n").unwrap();
         fs::rename(real.join("new"), real.join("stub")).unwrap();
