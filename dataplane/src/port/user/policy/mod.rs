@@ -114,15 +114,24 @@ pub type Own<'a> = &'a dyn Fn(IpAddr) -> bool;
 /// Where names are asked for.
 const DNS: u16 = 53;
 
-/// Cloud metadata services outside of 169.254.0.0/16 (AWS, Google, Alibaba, Oracle, Azure, as they document them).
+/// Cloud metadata services outside of 169.254.0.0/16 and fe80::/10, as the clouds document them: Amazon, Alibaba, Oracle,
+/// Azure;
 const METADATA4: [Ipv4Addr; 4] = [
     Ipv4Addr::new(169, 254, 169, 254),
     Ipv4Addr::new(100, 100, 100, 200),
     Ipv4Addr::new(192, 0, 0, 192),
     Ipv4Addr::new(168, 63, 129, 16),
 ];
-const METADATA6: [Ipv6Addr; 2] =
-    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+/// Amazon's two (machines, EKS' pods), Google, Oracle, Scaleway, Akamai, Alibaba.
+const METADATA6: [Ipv6Addr; 7] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+    Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1),
+    Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200),
+];
 
 impl Preset {
     /// Its name in the options.
@@ -195,10 +204,8 @@ impl Policy {
             self.rules.iter().find(fits).map_or(self.otherwise, |r| r.verdict)
         };
         let (ip, inner) = plain(at.ip());
-        match (verdict(ip), inner) {
-            (Verdict::Pass, Some(v4)) => verdict(v4.into()),
-            (verdict, _) => verdict,
-        }
+        let all = std::iter::once(ip).chain(inner.into_iter().flatten().map(IpAddr::V4));
+        all.map(verdict).find(|v| *v != Verdict::Pass).unwrap_or(Verdict::Pass)
     }
 
     /// The ports to which TCP of the guest's, or of the resolver for it, can get at any address, in order; none: they are
@@ -265,25 +272,33 @@ impl Ports {
     }
 }
 
-/// The address itself, and the IPv4 address that somebody on its way would make of it.
-fn plain(ip: IpAddr) -> (IpAddr, Option<Ipv4Addr>) {
-    let IpAddr::V6(v6) = ip else { return (ip, None) };
+/// The address itself, and the IPv4 addresses that somebody on its way could make of it.
+fn plain(ip: IpAddr) -> (IpAddr, [Option<Ipv4Addr>; 4]) {
+    let nothing = [None; 4];
+    let IpAddr::V6(v6) = ip else { return (ip, nothing) };
     // The kernel itself takes this form for IPv4.
     if let Some(v4) = v6.to_ipv4_mapped() {
-        return (v4.into(), None);
+        return (v4.into(), nothing);
     }
-    let [.., a, b, c, d] = v6.octets();
+    let [.., f, g, _, h, i, j, a, b, c, d] = v6.octets();
     let low = Some(Ipv4Addr::new(a, b, c, d));
     let inner = match v6.segments() {
         // Unspecified and loopback are addresses of their own.
-        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
-        // IPv4-compatible (RFC 4291 §2.5.5.1); translated (RFC 2765); NAT64 (RFC 6052, RFC 8215).
-        [0, 0, 0, 0, 0, 0, _, _] | [0, 0, 0, 0, 0xffff, 0, _, _] | [0x64, 0xff9b, 0 | 1, 0, 0, 0, _, _] => {
-            low
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => nothing,
+        // IPv4-compatible (RFC 4291 §2.5.5.1); translated (RFC 2765); NAT64 (RFC 6052).
+        [0, 0, 0, 0, 0, 0, _, _] | [0, 0, 0, 0, 0xffff, 0, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] => {
+            [low, None, None, None]
+        }
+        // NAT64 of one's own, with a prefix of any length in this one (RFC 8215; where the address is then: RFC 6052 §2.2).
+        [0x64, 0xff9b, 1, ..] => {
+            let four = |a, b, c, d| Some(Ipv4Addr::new(a, b, c, d)).filter(|_| a != 0);
+            [low.filter(|a| !a.is_unspecified()), four(f, g, h, i), four(g, h, i, j), four(h, i, j, a)]
         }
         // 6to4 (RFC 3056).
-        [0x2002, a, b, ..] => Some(Ipv4Addr::from_bits(u32::from(a) << 16 | u32::from(b))),
-        _ => None,
+        [0x2002, a, b, ..] => {
+            [Some(Ipv4Addr::from_bits(u32::from(a) << 16 | u32::from(b))), None, None, None]
+        }
+        _ => nothing,
     };
     (ip, inner)
 }

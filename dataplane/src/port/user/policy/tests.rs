@@ -59,6 +59,11 @@ fn a_guest_reaches_the_world_and_not_its_host() {
         "[ff12::1]:1",
         "[ff01::1]:1",
         "[fd00:ec2::254]:80",
+        "[fd00:ec2::23]:80",
+        "[fd00:c1::a9fe:a9fe]:80",
+        "[fd00:42::42]:80",
+        "[fd00:a9fe:a9fe::1]:80",
+        "[fd00:100::100:200]:80",
         "[fd20:ce::254]:80",
     ] {
         for proto in [Proto::Tcp, Proto::Udp, Proto::Icmp] {
@@ -85,6 +90,7 @@ fn an_address_in_other_clothes_is_the_same_address() {
             format!("[::ffff:0:{inner}]:80"),
             format!("[64:ff9b::{inner}]:80"),
             format!("[64:ff9b:1::{inner}]:80"),
+            format!("[64:ff9b:1:7:8:9:{hex}]:80"),
             format!("[2002:{hex}::1]:80"),
         ] {
             assert!(!may(&p, Proto::Tcp, &to), "{to}");
@@ -95,6 +101,13 @@ fn an_address_in_other_clothes_is_the_same_address() {
         ["[::ffff:1.1.1.1]:80", "[64:ff9b::1.1.1.1]:80", "[2002:101:101::1]:80", "[64:ff9b:2::7f00:1]:80"]
     {
         assert!(may(&p, Proto::Tcp, to), "{to}");
+    }
+    // NAT64 of one's own (RFC 8215): prefixes of 48, 56, 64 and 96 bits, as RFC 6052 §2.2 lays them out.
+    for to in ["7f00:0:100::", "17f:0:1::", "1:7f:0:100::", "2:3:4:7f00:1", "0:a9:fea9:fe00::"] {
+        assert!(!may(&p, Proto::Tcp, &format!("[64:ff9b:1:{to}]:80")), "{to}");
+    }
+    for to in [":1.1.1.1", "2::1.1.1.1", "2:3:4:1.1.1.1", "101:1:100::", "1:1:101:100::"] {
+        assert!(may(&p, Proto::Tcp, &format!("[64:ff9b:1:{to}]:80")), "{to}");
     }
     // What is let through by its own name is let through in its clothes as well, and not the other way round.
     assert!(may(&vm(&["allow=host"]), Proto::Tcp, "[::ffff:127.0.0.1]:80"));
