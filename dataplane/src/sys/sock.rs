@@ -85,6 +85,10 @@ pub enum Opt {
     NoDelay,
     /// Peer is asked whether it is still there.
     KeepAlive,
+    /// Seconds of silence before the peer is asked whether it is there.
+    KeepIdle,
+    /// Seconds between such questions.
+    KeepInterval,
     /// Where peeking begins, in bytes; -1: at the start, always. It moves on by what is peeked and back by what is taken.
     PeekOff,
     /// Urgent bytes stay in their place among the others.
@@ -115,9 +119,11 @@ pub enum Opt {
 
 impl Opt {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::NoDelay,
         Self::KeepAlive,
+        Self::KeepIdle,
+        Self::KeepInterval,
         Self::PeekOff,
         Self::UrgentInline,
         Self::RecvErr,
@@ -139,6 +145,8 @@ impl Opt {
         match self {
             Self::NoDelay => (libc::IPPROTO_TCP, libc::TCP_NODELAY),
             Self::KeepAlive => (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+            Self::KeepIdle => (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+            Self::KeepInterval => (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
             Self::PeekOff => (libc::SOL_SOCKET, libc::SO_PEEK_OFF),
             Self::UrgentInline => (libc::SOL_SOCKET, libc::SO_OOBINLINE),
             Self::RecvErr => (libc::IPPROTO_IP, libc::IP_RECVERR),

@@ -55,6 +55,8 @@ macro_rules! calls {
             Call::only(libc::SYS_getsockopt, &ask(Ask::Mtu6)),
             Call::only(libc::SYS_setsockopt, &set(Opt::NoDelay)),
             Call::only(libc::SYS_setsockopt, &set(Opt::KeepAlive)),
+            Call::only(libc::SYS_setsockopt, &set(Opt::KeepIdle)),
+            Call::only(libc::SYS_setsockopt, &set(Opt::KeepInterval)),
             Call::only(libc::SYS_setsockopt, &set(Opt::PeekOff)),
             Call::only(libc::SYS_setsockopt, &set(Opt::UrgentInline)),
             Call::only(libc::SYS_setsockopt, &set(Opt::RecvErr)),

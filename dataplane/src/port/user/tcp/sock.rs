@@ -10,6 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::mem::Seg;
 use crate::sys::sock::{self, Half, Opt, Speaks};
 
+/// Most seconds between questions to a far end that does not answer (Linux' default).
+const INTERVAL: u16 = 75;
+
 /// The host's end of a flow.
 pub trait Sock: Sized {
     /// Begins a connection. It is decided when the socket becomes writable: [`Sock::error`].
@@ -56,6 +59,9 @@ pub trait Sock: Sized {
     /// # Errors
     /// The kernel's.
     fn rewind(&mut self) -> io::Result<()>;
+
+    /// The far end is asked whether it is there after so many seconds of silence.
+    fn keep_alive(&mut self, seconds: u16);
 
     /// No more is written: the peer reads the end.
     fn finish(&mut self);
@@ -130,6 +136,12 @@ impl Sock for Stream {
 
     fn rewind(&mut self) -> io::Result<()> {
         sock::set(self.fd.as_fd(), Opt::PeekOff, 0)
+    }
+
+    fn keep_alive(&mut self, seconds: u16) {
+        // Only unix sockets have no such thing, and their peers are on this machine.
+        let _ = sock::set(self.fd.as_fd(), Opt::KeepIdle, seconds.into());
+        let _ = sock::set(self.fd.as_fd(), Opt::KeepInterval, seconds.min(INTERVAL).into());
     }
 
     fn finish(&mut self) {

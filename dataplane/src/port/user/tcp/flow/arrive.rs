@@ -5,7 +5,7 @@
 //! taken.
 #![forbid(unsafe_code)]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::segment::{Segment, flag};
 use super::super::sock::Sock;
@@ -13,6 +13,8 @@ use super::{End, Flow, State};
 
 /// Acknowledgements in a row without news that mean a loss (RFC 5681 §3.2).
 const REPEATS: u8 = 3;
+/// Most seconds of silence that a socket can be told (`MAX_TCP_KEEPIDLE`).
+const LONGEST: u16 = 32_767;
 
 /// What is to be done with a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,7 @@ pub(in super::super) enum Act {
 impl<S: Sock> Flow<S> {
     /// Judges a segment.
     pub(in super::super) fn arrive(&mut self, s: &Segment, now: Instant) -> Act {
+        let silent = now.saturating_duration_since(self.heard);
         self.heard = now;
         if self.down.una == self.down.max && (self.down.window > 0 || !self.has_bytes()) {
             self.tries = 0;
@@ -44,7 +47,10 @@ impl<S: Sock> Flow<S> {
             // Its SYN again, which is being seen to.
             State::Calling => Act::None,
             State::Asking => self.answered(s, now),
-            State::Answered | State::Open => self.run(s, now),
+            State::Answered | State::Open => {
+                self.asked_for(s, silent);
+                self.run(s, now)
+            }
         }
     }
 
@@ -65,6 +71,24 @@ impl<S: Sock> Flow<S> {
             (self.tries, self.progress) = (0, now);
         }
         Act::None
+    }
+
+    /// After a silence the guest says again what it has said (nothing, or its last byte): it asks whether the far end is there.
+    /// We are, and say so; the far end may not be: its socket asks it after as long a silence. (A guest whose window is shut
+    /// asks in the same way.)
+    fn asked_for(&mut self, s: &Segment, silent: Duration) {
+        let asks = s.span() < 2
+            && s.seq == self.up.next.minus(1)
+            && s.has(flag::ACK)
+            && !s.has(flag::RST | flag::SYN);
+        let seconds = u16::try_from(silent.as_secs()).unwrap_or(u16::MAX).min(LONGEST);
+        if !asks || s.has(flag::FIN) || seconds == 0 || self.is_shut() || self.state != State::Open {
+            return;
+        }
+        if self.up.alive.is_none_or(|known| seconds < known) {
+            self.up.alive = Some(seconds);
+            self.up.asks = true;
+        }
     }
 
     fn run(&mut self, s: &Segment, now: Instant) -> Act {

@@ -86,7 +86,7 @@ impl<S: Sock> Flow<S> {
     }
 
     /// The guest may send next to nothing.
-    fn is_shut(&self) -> bool {
+    pub(super) fn is_shut(&self) -> bool {
         self.up.end == super::End::No && self.up.edge.since(self.up.next) < self.down.mss
     }
 

@@ -114,6 +114,10 @@ pub(super) struct Up {
     pub(super) broken: bool,
     /// The guest is owed an acknowledgement.
     pub(super) owed: bool,
+    /// Seconds of silence after which the guest asks whether the far end is there, as soon as that is known; and whether the
+    /// socket is to be told.
+    pub(super) alive: Option<u16>,
+    pub(super) asks: bool,
     /// Segments out of order of this turn: each is answered, because the guest counts.
     pub(super) strays: u8,
     /// Pieces of this turn: first and last.
@@ -206,6 +210,8 @@ impl<S: Sock> Flow<S> {
             blocked: false,
             broken: false,
             owed: false,
+            alive: None,
+            asks: false,
             strays: 0,
             pieces: None,
         };

@@ -210,6 +210,11 @@ impl<S: Sock> Flow<S> {
 
     /// Says what is owed; gives back what the guest has; sees whether all is said.
     pub(in super::super) fn settle(&mut self, cx: &mut Cx, tools: &mut Tools) -> Fate {
+        if std::mem::take(&mut self.up.asks)
+            && let Some(seconds) = self.up.alive
+        {
+            self.sock.keep_alive(seconds);
+        }
         let now = self.down.max;
         for _ in 0..std::mem::take(&mut self.up.strays) {
             self.say(cx, tools, now, flag::ACK);

@@ -4,6 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use netreeve_shared::vnet::Vnet;
+use nix::sys::socket::{getsockopt, sockopt};
 
 use super::scene::{Scene, key4, plan};
 use crate::port::user::out::Out;
@@ -13,6 +14,7 @@ use crate::port::user::room::Room;
 use crate::port::user::tcp::forward;
 use crate::port::user::tcp::segment::{Segment, flag};
 use crate::port::user::tcp::seq::Seq;
+use crate::port::user::tcp::sock::{Sock, Stream};
 
 #[test]
 fn a_time_that_is_no_whole_millisecond_comes() {
@@ -248,6 +250,51 @@ fn a_window_that_others_shut_opens_when_they_are_gone() {
     let seg = first.say(flag::ACK, 5000);
     s.send(&[(first.key, seg, &data[..5000])]);
     assert_eq!(s.collect().last().unwrap().seg.ack, first.nxt);
+}
+
+/// A guest that asks whether its far end is there is answered by us, who do not know: its socket asks as often.
+#[test]
+fn who_asks_whether_the_far_end_is_there_has_it_asked() {
+    let mut s = Scene::new(&plan());
+    let mut t = s.open(key4(5));
+    let end = Scene::end(t.end);
+    let probe =
+        Segment { seq: t.nxt.minus(1), ack: t.ack, flags: flag::ACK, window: 100, ..Segment::default() };
+    // Too soon: something was lost. Then as Linux asks, more often, as others ask (a byte once more), and less often.
+    for (wait, byte, alive) in
+        [(0, 0, &[][..]), (60, 0, &[60]), (30, 0, &[60, 30]), (10, 1, &[60, 30, 10]), (40, 0, &[60, 30, 10])]
+    {
+        s.pass(Duration::from_secs(wait));
+        s.send(&[(t.key, probe, &b"x"[..byte])]);
+        let got = s.collect();
+        assert_eq!((got.len(), got[0].seg.ack), (1, t.nxt), "it is answered");
+        assert_eq!(end.borrow().alive, alive);
+    }
+    // A window that is shut is asked for in the same way.
+    end.borrow_mut().room = 0;
+    for _ in 0..10 {
+        let seg = t.say(flag::ACK, 60_000);
+        s.send(&[(t.key, seg, &vec![3; 60_000])]);
+        t.nxt = s.collect().last().unwrap().seg.ack;
+    }
+    s.pass(Duration::from_secs(5));
+    s.collect();
+    s.send(&[(t.key, Segment { seq: t.nxt.minus(1), ..probe }, &[])]);
+    assert_eq!(end.borrow().alive.len(), 3);
+}
+
+#[test]
+fn a_socket_asks_as_often_as_it_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let same = far.try_clone().unwrap();
+    let mut near = Stream::made(far.into(), true);
+    for (told, interval) in [(600, 75), (5, 5)] {
+        near.keep_alive(told);
+        assert!(getsockopt(&same, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&same, sockopt::TcpKeepIdle).unwrap(), u32::from(told));
+        assert_eq!(getsockopt(&same, sockopt::TcpKeepInterval).unwrap(), interval);
+    }
 }
 
 #[test]

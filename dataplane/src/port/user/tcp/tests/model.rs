@@ -36,6 +36,8 @@ pub(super) struct End {
     pub(super) starved: bool,
     pub(super) peeks: bool,
     pub(super) calls: usize,
+    /// When the far end is asked whether it is there.
+    pub(super) alive: Vec<u16>,
 }
 
 thread_local! {
@@ -145,6 +147,10 @@ impl Sock for Model {
     fn rewind(&mut self) -> io::Result<()> {
         self.0.borrow_mut().read = 0;
         Ok(())
+    }
+
+    fn keep_alive(&mut self, seconds: u16) {
+        self.0.borrow_mut().alive.push(seconds);
     }
 
     fn finish(&mut self) {
