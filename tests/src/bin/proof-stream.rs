@@ -1,7 +1,7 @@
 //! The guests' end of a transfer, because busybox's nc moves a kilobyte at a time: `proof-stream send ADDR PORT MIB`
 //! writes noise to a peer and the same to standard output, `proof-stream receive ADDR PORT` writes what a peer sends to
 //! standard output, and so does `proof-stream accept ADDR PORT`, which waits for its peer. Whoever wants a digest pipes
-//! that into a program of its own.
+//! that into a program of its own. `proof-stream mirror ADDR PORT` sends a peer what it sends.
 #![allow(clippy::print_stderr, reason = "a program of tests tells its trouble on standard error")]
 
 use netreeve_tests::transfer::{CHUNK, Noise};
@@ -28,9 +28,12 @@ fn run() -> Done {
             let megabytes: usize = megabytes.parse().because("MIB")?;
             send(&mut connect(address, port)?, megabytes * (1 << 20))
         }
+        ["mirror", address, port] => mirror(&mut connect(address, port)?),
         ["receive", address, port] => receive(&mut connect(address, port)?),
         ["accept", address, port] => receive(&mut accept(address, port)?),
-        _ => Err(trouble("usage: proof-stream send ADDR PORT MIB | receive ADDR PORT | accept ADDR PORT")),
+        _ => Err(trouble(
+            "usage: proof-stream send ADDR PORT MIB | receive ADDR PORT | accept ADDR PORT | mirror ADDR PORT",
+        )),
     }
 }
 
@@ -68,5 +71,16 @@ fn receive(peer: &mut TcpStream) -> Done {
             return out.flush().because("write to standard output");
         }
         out.write_all(chunk.get(..n).unwrap_or_default()).because("write to standard output")?;
+    }
+}
+
+fn mirror(peer: &mut TcpStream) -> Done {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let n = peer.read(&mut chunk).because("receive")?;
+        if n == 0 {
+            return Ok(());
+        }
+        peer.write_all(chunk.get(..n).unwrap_or_default()).because("send")?;
     }
 }

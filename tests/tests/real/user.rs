@@ -106,6 +106,7 @@ fn a_guest_gets_addresses_pings_and_streams_without_any_privilege() {
         let address = address.parse().unwrap();
         transfer::to_guest(&home.scene.far, &home.guest, address, 64).unwrap();
         transfer::from_guest(&home.scene.far, &home.guest, address, 64).unwrap();
+        transfer::there_and_back(&home.scene.far, &home.guest, address, 32).unwrap();
     }
     home.end();
 }
