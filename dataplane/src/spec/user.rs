@@ -353,18 +353,28 @@ fn without(f: &mut Fields) -> Result<Vec<Service>, Fault> {
     words.into_iter().map(read).collect()
 }
 
-/// `ADDRESS-MEANT`, both of one family.
+/// One address, and what it stands for.
+fn alias(stands: &str, meant: &str) -> Option<(IpAddr, IpAddr)> {
+    let stands: IpAddr = stands.parse().ok().filter(|a: &IpAddr| !a.is_multicast())?;
+    if meant == "host" {
+        let host = if stands.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        return Some((stands, host));
+    }
+    let meant: IpAddr = meant.parse().ok()?;
+    let good = meant.is_ipv4() == stands.is_ipv4() && !meant.is_multicast() && !meant.is_unspecified();
+    good.then_some((stands, meant))
+}
+
+/// `ADDRESS-MEANT`, both of one family, or `ADDRESS-host`: whatever address the host goes out by.
 fn aliases(f: &mut Fields) -> Result<Vec<(IpAddr, IpAddr)>, Fault> {
     let all = f.every("alias");
     if all.len() > RESOLVERS {
         return Err(f.fault(format!("more than {RESOLVERS} alias="), "one of each family is usual"));
     }
     let read = |text: String| {
-        let pair = text
-            .split_once('-')
-            .and_then(|(a, b)| Some((a.parse::<IpAddr>().ok()?, b.parse::<IpAddr>().ok()?)));
-        let good = pair.filter(|(a, b)| a.is_ipv4() == b.is_ipv4() && !a.is_multicast() && !b.is_multicast());
-        good.ok_or_else(|| f.bad_value("alias", &text, "ADDRESS-MEANT, as in 169.254.1.2-192.0.2.7"))
+        let fix = "ADDRESS-MEANT, as in 169.254.1.2-192.0.2.7, or ADDRESS-host";
+        let pair = text.split_once('-').and_then(|(a, b)| alias(a, b));
+        pair.ok_or_else(|| f.bad_value("alias", &text, fix))
     };
     all.into_iter().map(read).collect()
 }

@@ -328,3 +328,22 @@ fn addresses_as_inet_aton_reads_them() {
         assert_eq!(inet_aton(text), want.map(ip4), "{text}");
     }
 }
+
+#[test]
+fn what_stands_for_another() {
+    let read = |alias: &str| user(&format!(",alias={alias}"));
+    let pair = |a: &str, b: &str| (a.parse().unwrap(), b.parse().unwrap());
+    assert_eq!(read("169.254.1.2-192.0.2.7").unwrap().aliases[0], pair("169.254.1.2", "192.0.2.7"));
+    assert_eq!(read("169.254.1.2-host").unwrap().aliases[0], pair("169.254.1.2", "0.0.0.0"));
+    assert_eq!(read("fd01::2-host").unwrap().aliases[0], pair("fd01::2", "::"));
+    for bad in [
+        "169.254.1.2",
+        "169.254.1.2-::1",
+        "169.254.1.2-0.0.0.0",
+        "224.0.0.1-host",
+        "host-10.0.0.1",
+        "fd01::2-hos",
+    ] {
+        assert!(read(bad).unwrap_err().fix.contains("ADDRESS-host"), "{bad}");
+    }
+}

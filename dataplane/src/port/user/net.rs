@@ -152,8 +152,10 @@ impl Net {
     }
 
     /// Where on the host's side a destination of the guest's is: the host is its loopback, if it is anything, names are the first resolver's,
-    /// an alias is what it means, anything else is where it says. None: nowhere (no resolver; an address of the guest's own network that nobody has;
+    /// an alias is what it means (unspecified: the host's address to the world, which [`Cx::route`] finds), anything else is where it says. None: nowhere (no resolver; an address of the guest's own network that nobody has;
     /// broadcast and multicast).
+    ///
+    /// [`Cx::route`]: super::room::Cx::route
     #[must_use]
     pub fn route(&self, dst: SocketAddr) -> Option<SocketAddr> {
         let ip = dst.ip();

@@ -51,6 +51,7 @@ pub struct Plan {
     /// What the guest does not find on its link, though such a network has it.
     pub without: Vec<Service>,
     /// Addresses by which the guest reaches others of the same family: it names the first, and the second is meant.
+    /// Meant is, if unspecified, the address by which the host speaks to the world when a flow begins.
     pub aliases: Vec<(IpAddr, IpAddr)>,
     /// The first address that is lent by DHCPv6; none: `::15` of the prefix.
     pub lease6: Option<Ipv6Addr>,

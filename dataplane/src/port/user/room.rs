@@ -16,7 +16,7 @@ use super::packet::Packet;
 use super::plan::Limits;
 use super::policy::{Policy, Proto, Verdict};
 use super::poll::{Poll, Ready, Token};
-use super::sockets::is_own;
+use super::sockets::{is_own, outward};
 use super::timers::Timers;
 use crate::frame::Batch;
 use crate::port::Offloads;
@@ -66,7 +66,14 @@ impl Cx {
     /// nowhere is refused; where no socket may be made, every one is dropped, as QEMU's `restrict` has it.
     #[must_use]
     pub fn route(&self, proto: Proto, dst: SocketAddr) -> (SocketAddr, Verdict) {
-        match self.net.route(dst) {
+        let at = match self.net.route(dst) {
+            // An alias of the host's own address: the one that it has as this flow begins.
+            Some(at) if at.ip().is_unspecified() && !self.restrict => {
+                outward(at.ip()).map(|ip| SocketAddr::new(ip, at.port()))
+            }
+            at => at,
+        };
+        match at {
             _ if self.restrict => (dst, Verdict::Drop),
             Some(at) if self.net.is_dns(dst.ip()) => (at, self.policy.may_ask(proto)),
             Some(at) => (at, self.policy.may(proto, at, &|ip| self.is_own(ip))),

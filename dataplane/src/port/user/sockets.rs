@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,9 @@ const DISCARD: u16 = 9;
 const LOOPBACK_MTU: u32 = 65_536;
 const LARGEST4: u32 = 65_535;
 
-/// An address for documentation (RFC 5737): the way there is a stranger's.
+/// Addresses for documentation (RFC 5737, RFC 3849): the way there is a stranger's.
 const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const STRANGER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// The address is one of the host's own: what goes there would come from there. The kernel's routes say so to a datagram
 /// socket that is connected and sends nothing, so an address that came or went a moment ago is judged as it is now. Where
@@ -44,6 +45,14 @@ pub(super) fn is_own(ip: IpAddr) -> bool {
         // There is no way to it, for its flow as little.
         Err(e) => !errors::is_no_way(&e),
     }
+}
+
+/// The address by which the host speaks to the world now, in the family of `like`. None: it has no way there.
+pub(super) fn outward(like: IpAddr) -> Option<IpAddr> {
+    let far: IpAddr = if like.is_ipv4() { STRANGER.into() } else { STRANGER6.into() };
+    let fd = sock::new(Speaks::Udp, far.is_ipv6()).ok()?;
+    sock::connect(fd.as_fd(), SocketAddr::new(far, DISCARD)).ok()?;
+    Some(sock::local(fd.as_fd())?.ip()).filter(|a| !a.is_unspecified() && !a.is_loopback())
 }
 
 /// A socket that is connected there sends by the loopback device, as to all that is the host's own. Some of that is nobody's

@@ -10,7 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
 
 use super::packet::{Ip, Part, Piece};
-use super::policy::{Direction, Policy, Proto, Rule, Verdict};
+use super::policy::{Direction, Policy, Preset, Proto, Rule, Verdict};
 use super::*;
 use crate::frame::HEAD;
 use crate::mem::{Buf, Seg};
@@ -376,6 +376,28 @@ fn what_is_learned_is_bounded_and_the_newest() {
 }
 
 /// What is asked of the kernel about an address: this machine's loopback is its own, and a test address is not.
+/// An alias of the host is its address of now; where there is none, it is nowhere.
+#[test]
+fn an_alias_of_the_host_is_looked_up_for_each_flow() {
+    let aliases = vec![(ip("169.254.1.2"), ip("0.0.0.0")), (ip("fd01::2"), ip("::"))];
+    let cx =
+        context(&Plan { aliases: aliases.clone(), policy: Policy::new(&[], Preset::Qemu, false), ..plan() });
+    let cx = cx.unwrap();
+    for (alias, any, far) in
+        [("169.254.1.2:80", "0.0.0.0:0", "192.0.2.1:9"), ("[fd01::2]:80", "[::]:0", "[2001:db8::1]:9")]
+    {
+        let own = || {
+            let socket = std::net::UdpSocket::bind(any).ok()?;
+            socket.connect(far).ok()?;
+            Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_loopback())
+        };
+        let want = own().map_or((at(alias), Verdict::Refuse), |ip| (SocketAddr::new(ip, 80), Verdict::Pass));
+        assert_eq!(cx.route(Proto::Tcp, at(alias)), want);
+    }
+    let restricted = context(&Plan { aliases, restrict: true, ..plan() }).unwrap();
+    assert_eq!(restricted.route(Proto::Tcp, at("169.254.1.2:80")).1, Verdict::Drop);
+}
+
 #[test]
 fn own_addresses_are_known_by_the_routes() {
     for (own, ip) in [(true, "127.0.0.1"), (true, "::1"), (false, "192.0.2.1"), (false, "2001:db8::1")] {
@@ -399,7 +421,6 @@ fn an_address_is_anothers_only_where_the_kernel_says_so() {
 
 #[test]
 fn ports_that_are_few_are_known_to_the_sandbox() {
-    use super::policy::{Preset, Rule};
     let rules: Vec<Rule> = ["tcp:any:443", "dns"].iter().map(|t| t.parse().unwrap()).collect();
     let last = Rule { verdict: Verdict::Refuse, .."any".parse().unwrap() };
     let policy = Policy::new(&[&rules[..], &[last]].concat(), Preset::Qemu, false);
