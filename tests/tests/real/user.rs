@@ -215,6 +215,8 @@ fn a_restricted_guest_is_reached_by_its_forwards_and_reaches_nobody() {
     let said = heard(&home.scene.far, at);
     assert_eq!(said, "here I am\n");
     home.guest.finish(job, PATIENCE).unwrap();
+    // Nobody told it of a way out; one that it makes up leads nowhere.
+    home.guest.ok("ip route add default via 10.0.2.2").unwrap();
     let ping = ping_from_guest(&home.guest, &format!("-c 1 -W 1 {FAR4}")).unwrap();
     assert_eq!(ping.received, 0);
     assert_ne!(home.guest.run(&format!("echo x | nc -w 1 {FAR4} 22"), PATIENCE).unwrap().code, 0);
