@@ -16,6 +16,7 @@ mod control;
 mod crash;
 mod datagrams;
 mod forwards;
+mod fronts;
 mod hostile;
 mod hub;
 mod l2tp;
