@@ -1,7 +1,7 @@
 # The two commands of a newcomer are `make demo` and `make test`; both work as root on a fresh Debian 12 or 13.
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup build demo test test-unit test-root test-real vmms test-fuzz soak bench bench-quick check fuzz doc deb
+.PHONY: help setup build demo test test-unit test-root test-real vmms fronts test-fuzz soak bench bench-quick check fuzz doc deb
 
 # The profile of the binaries under test: nearly the speed of release, a quarter of its build time.
 PROFILE ?= fast
@@ -49,6 +49,10 @@ test-real: build ## guests, VMMs and other foreign programs
 vmms: build ## the VMM's side with the QEMUs of Debian 12, 13 and testing
 	tests/vmms.sh bookworm trixie forky
 	$(CARGO) test --no-fail-fast --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture vmm::
+
+fronts: build ## libvirt and Podman of Debian 13 on our passt and pasta, in a tree of their own: three minutes once it is made
+	tests/fronts.sh
+	$(CARGO) test --no-fail-fast --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture --include-ignored fronts::
 
 test-fuzz: setup
 	if [ -x tests/fuzz/run ]; then tests/fuzz/run $(FUZZ_SHORT); else echo "no fuzz targets in this tree"; fi
