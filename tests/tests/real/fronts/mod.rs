@@ -4,6 +4,7 @@
 mod libvirt;
 mod podman;
 
+use netreeve_tests::Because;
 use netreeve_tests::bins::root;
 use netreeve_tests::inspect::descendant_named;
 use netreeve_tests::proc::{Outcome, Proc};
@@ -42,7 +43,7 @@ impl<'a> Tree<'a> {
         enter.arg("enter").arg(scene.program("")).args(["catatonit", "-P"]);
         let first = scene.host.spawn("Debian 13", enter).unwrap();
         let init = descendant_named(first.pid(), "catatonit", HEAVY);
-        let init = init.unwrap_or_else(|e| panic!("{e}: {}", first.tail())).to_string();
+        let init = init.because(first.tail()).unwrap().to_string();
         Tree { scene, _first: first, init }
     }
 
@@ -117,10 +118,10 @@ fn answering<T>(listener: &TcpListener, f: impl FnOnce() -> T) -> T {
                         let n = peer.read(&mut text).unwrap_or(0);
                         let _gone = peer.write_all(&text[..n].to_ascii_uppercase());
                     }
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                        std::thread::sleep(Duration::from_millis(5))
+                    Err(e) => {
+                        assert_eq!(e.kind(), ErrorKind::WouldBlock);
+                        std::thread::sleep(Duration::from_millis(5));
                     }
-                    Err(e) => panic!("accept: {e}"),
                 }
             }
         });
