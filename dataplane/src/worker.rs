@@ -22,10 +22,11 @@ pub mod floor;
 pub mod moves;
 pub mod patience;
 mod place;
+mod reg;
 
 use std::io;
 use std::os::fd::{AsFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -39,11 +40,15 @@ use patience::Patience;
 pub use patience::Waits;
 pub use place::BUDGET;
 use place::{Place, Stand, State, arm, nudge, turns};
+use reg::{Reg, mask};
 
 /// Rounds before events are looked for while no lane is watched: only control can wait then.
 const UNWATCHED: u8 = 8;
 /// Events taken at once.
 const EVENTS: usize = 64;
+/// How long a descriptor is left alone that could not be served: for want of descriptors or memory, mostly. In
+/// milliseconds.
+const LATER: u8 = 100;
 /// The epoll token of the hand-over channel.
 const OUTSIDE: u64 = u64::MAX;
 /// The epoll token of the bell.
@@ -76,21 +81,6 @@ pub trait Outside {
 /// Who hears of what a worker finds.
 type Ear<'a> = Option<&'a mut (dyn Outside + 'a)>;
 
-/// One watched descriptor.
-#[derive(Clone, Copy, Debug)]
-struct Reg {
-    fd: RawFd,
-    seat: Seat,
-    /// Its lane's index among the worker's own; none: another worker's lane.
-    place: Option<usize>,
-    gives: bool,
-    takes: bool,
-    room: bool,
-    control: bool,
-    gone: bool,
-    mask: EpollFlags,
-}
-
 /// The event loop.
 pub struct Worker {
     /// Its number; 0 has control.
@@ -106,6 +96,8 @@ pub struct Worker {
     dense: bool,
     /// The bell's count when it last looked.
     heard: u64,
+    /// Some descriptor is not watched until then.
+    later: Option<Instant>,
 }
 
 impl Worker {
@@ -117,7 +109,8 @@ impl Worker {
         let places = floor.lanes_of(me).map(Place::new).collect();
         let (epoll, regs, patience) = (new_epoll()?, Vec::new(), Patience::new(busy_poll));
         let events = [EpollEvent::empty(); EVENTS];
-        Ok(Self { me, epoll, regs, places, events, patience, looking: false, dense: false, heard: 0 })
+        let (looking, dense, heard, later) = (false, false, 0, None);
+        Ok(Self { me, epoll, regs, places, events, patience, looking, dense, heard, later })
     }
 
     /// A worker without control: waits for its bell, then runs for ever. What ends it is left as a note.
@@ -148,6 +141,7 @@ impl Worker {
                 self.read_notes(floor, &mut out)?;
                 rewire = true;
             }
+            rewire |= self.later.is_some_and(|t| t <= Instant::now());
             if std::mem::take(&mut rewire) {
                 self.rebuild(floor, out.as_deref())?;
             }
@@ -275,7 +269,7 @@ impl Worker {
         self.places.iter_mut().for_each(|p| p.count(false));
         let since = self.patience.sleep();
         floor.report(self.me, self.patience.waits());
-        let events = self.events(EpollTimeout::NONE);
+        let events = self.events(self.later.map_or(EpollTimeout::NONE, |_| LATER.into()));
         self.patience.woken(since);
         events
     }
@@ -308,7 +302,7 @@ impl Worker {
                 }
                 result
             });
-            if self.heed(floor, out, reg.seat, result) {
+            if self.heed(floor, out, reg, result) {
                 return true;
             }
         }
@@ -351,17 +345,32 @@ impl Worker {
         false
     }
 
+    /// Does not watch a descriptor for control for a while: until all are watched anew.
+    fn leave(&mut self, reg: Reg) {
+        self.later = Some(Instant::now() + Duration::from_millis(LATER.into()));
+        for (i, r) in self.regs.iter_mut().enumerate().filter(|(_, r)| (r.fd, r.seat) == (reg.fd, reg.seat)) {
+            let (was, none) = (r.mask, EpollFlags::empty());
+            if sys::poll::watch(self.epoll.0.as_fd(), r.fd, was, none, i as u64).is_ok() {
+                (r.control, r.mask) = (false, none);
+            }
+        }
+    }
+
     /// What control came to. Says whether descriptors changed.
-    fn heed(&self, floor: &Floor, out: &mut Ear<'_>, seat: Seat, result: io::Result<Change>) -> bool {
+    fn heed(&mut self, floor: &Floor, out: &mut Ear<'_>, reg: Reg, result: io::Result<Change>) -> bool {
         match result {
             Ok(change) => {
-                if let (Some(out), Some(slot), true) = (out, floor.slot(seat), change != Change::default()) {
+                if change.later {
+                    self.leave(reg);
+                }
+                let slot = floor.slot(reg.seat);
+                if let (Some(out), Some(slot), true) = (out, slot, change != Change::default()) {
                     out.changed(slot, change);
                 }
                 change.rewire
             }
             Err(e) => {
-                self.died(floor, out, seat, e);
+                self.died(floor, out, reg.seat, e);
                 true
             }
         }
@@ -392,6 +401,7 @@ impl Worker {
     /// A new epoll instance with every descriptor that is this worker's to watch now.
     fn rebuild(&mut self, floor: &Floor, outside: Option<&(dyn Outside + '_)>) -> io::Result<()> {
         self.epoll = new_epoll()?;
+        self.later = None;
         self.regs.clear();
         // Lanes come to a floor; none leaves it.
         let (me, known) = (self.me, self.places.len());
@@ -455,24 +465,6 @@ impl Worker {
             }
         }
     }
-}
-
-/// What a lane's state asks of a descriptor.
-fn mask(r: &Reg, p: &Place) -> EpollFlags {
-    let mut m = EpollFlags::empty();
-    if p.unwatched {
-        return if r.control { EpollFlags::EPOLLIN } else { m };
-    }
-    if r.control || r.room || (r.gives && p.stand(r.seat.side).state != State::Full) {
-        m |= EpollFlags::EPOLLIN;
-    }
-    if r.takes && p.stand(r.seat.side.peer()).state == State::Full {
-        m |= EpollFlags::EPOLLOUT;
-    }
-    if r.gone {
-        m |= EpollFlags::EPOLLRDHUP;
-    }
-    m
 }
 
 /// Passes a change on to everybody whom it concerns.

@@ -179,6 +179,25 @@ pub struct Change {
     pub redial: bool,
     /// The link came up or went down, for the peer to tell its own side.
     pub link: Option<bool>,
+    /// What was ready could not be served now, and is to be tried a little later: said of [`Interest::Control`] only.
+    pub later: bool,
+}
+
+/// What it means that nobody could be accepted from a listening socket that is ready, and mostly stays so: the next one is
+/// tried; it is tried later, because descriptors or memory are short, or nobody is there (a UNIX socket that somebody shut
+/// down says so for ever); or the socket is of no use any more.
+///
+/// # Errors
+/// The socket does not listen: the port is dead, and another dataplane gets another one.
+pub fn not_accepted(e: io::Error) -> io::Result<Change> {
+    match e.raw_os_error() {
+        Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK | libc::EOPNOTSUPP) => Err(e),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EPERM | libc::EAGAIN) => {
+            Ok(Change { later: true, ..Change::default() })
+        }
+        // Whoever came went away before its turn (accept(2) passes the network's errors on).
+        _ => Ok(Change::default()),
+    }
 }
 
 /// The far end of a port that has connections.

@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, VsockAddr,
     sockopt,
@@ -31,6 +32,7 @@ const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
+    mode: u32,
     device: u64,
     inode: u64,
 }
@@ -40,6 +42,12 @@ impl SocketFile {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The permission bits that it was made with.
+    #[must_use]
+    pub fn mode(&self) -> u32 {
+        self.mode
     }
 }
 
@@ -155,7 +163,7 @@ pub fn bind(what: &str, path: &Path, mode: u32, kind: SockType) -> Result<(Owned
         other => other.map_err(|e| failed(e.into()))?,
     }
     let about = fs::symlink_metadata(&path).map_err(&failed)?;
-    let file = SocketFile { path: path.clone(), device: about.dev(), inode: about.ino() };
+    let file = SocketFile { path: path.clone(), mode, device: about.dev(), inode: about.ino() };
     // Only what the umask took away is given back.
     Own::socket(&path).and_then(|own| own.mode(bits.bits())).map_err(&failed)?;
     Ok((socket, file))
@@ -263,7 +271,18 @@ pub(crate) fn tcp_socket(address: SocketAddr, keep_alive: bool) -> io::Result<Ow
     Ok(socket)
 }
 
-fn listen(socket: &impl AsFd) -> io::Result<()> {
+/// A listening socket to which nobody can come any more: somebody who holds it has called `shutdown(2)`.
+pub(super) fn is_shut(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    let looked = poll(&mut fds, PollTimeout::ZERO);
+    looked.is_ok() && fds.iter().any(|p| p.revents().is_some_and(|r| r.contains(PollFlags::POLLHUP)))
+}
+
+/// Has connections come to a socket that is bound.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn listen(socket: &impl AsFd) -> io::Result<()> {
     Ok(socket::listen(&socket.as_fd(), Backlog::new(BACKLOG)?)?)
 }
 

@@ -28,6 +28,7 @@ mod late_names;
 mod life;
 pub mod link_watch;
 pub mod listen;
+mod listen_again;
 mod names;
 mod news;
 pub mod overheard;

@@ -282,6 +282,7 @@ impl Slot {
         if let PortPlan::Xsk(plan) = &mut self.plan {
             plan.resume = true;
         }
+        self.listen_again();
         if self.estate.whole().is_some() || self.is_self_made() {
             return;
         }

@@ -38,6 +38,9 @@ struct Stage {
     sources: Vec<Source>,
     control: EventFd,
     changes: AtomicUsize,
+    /// Control cannot be served now; how often that was found.
+    short: AtomicBool,
+    tries: AtomicU64,
     changing: AtomicBool,
     met: AtomicBool,
 }
@@ -57,6 +60,8 @@ impl Stage {
             sources: (0..lanes).map(|_| source()).collect(),
             control: event(),
             changes: AtomicUsize::new(0),
+            short: AtomicBool::new(false),
+            tries: AtomicU64::new(0),
             changing: AtomicBool::new(false),
             met: AtomicBool::new(false),
         })
@@ -138,6 +143,10 @@ impl Port for Gives {
             // None to forget is as well.
             let _ = stage.sources[self.lane].bell.read();
             return Ok(Change::default());
+        }
+        if stage.short.load(Ordering::SeqCst) {
+            stage.tries.fetch_add(1, Ordering::SeqCst);
+            return Ok(Change { later: true, ..Change::default() });
         }
         stage.changing.store(true, Ordering::SeqCst);
         let met = stage.in_turn();
@@ -274,6 +283,24 @@ fn a_change_never_meets_a_turn() {
     for s in &stage.sources {
         assert!(s.rewired.load(Ordering::SeqCst) > 50, "a lane was not told of the changes");
     }
+}
+
+#[test]
+fn what_cannot_be_served_now_is_tried_now_and_then() {
+    let stage = Stage::new(2, 0);
+    stage.short.store(true, Ordering::SeqCst);
+    let tries = || stage.tries.load(Ordering::SeqCst);
+    perform(&stage, 1, false, Duration::ZERO, |_, _| {
+        let began = Instant::now();
+        stage.control.write(1).unwrap();
+        wait_for("it is not tried again", || tries() >= 3);
+        let most = began.elapsed().as_millis() as u64 / u64::from(LATER) + 2;
+        assert!(tries() <= most, "{} times, {most} at most", tries());
+        stage.give(0, 10);
+        wait_for("frames do not come meanwhile", || stage.given(0) == 10);
+        stage.short.store(false, Ordering::SeqCst);
+        wait_for("it is not served in the end", || stage.changes.load(Ordering::SeqCst) == 1);
+    });
 }
 
 #[test]

@@ -231,7 +231,7 @@ impl Port for Dgram {
             self.stats.reconnects += 1;
         }
         self.connected_before = true;
-        Ok(Change { rewire: true, link: Some(true), redial: false })
+        Ok(Change { rewire: true, link: Some(true), ..Change::default() })
     }
 
     fn stats(&self) -> Stats {

@@ -28,7 +28,7 @@ use crate::offload;
 use crate::port::stream::framing::Framing;
 use crate::port::stream::inbox::{Inbox, Next};
 use crate::port::stream::outbox::{Outbox, Stop, is_full, send_packets};
-use crate::port::{Change, FarEnd, Interest, Offloads, OpenError, Port, Queues, Traits, Watch};
+use crate::port::{Change, FarEnd, Interest, Offloads, OpenError, Port, Queues, Traits, Watch, not_accepted};
 use crate::sandbox::call::{Call, Cond, NEVER_WAITS};
 use crate::stats::{Reason, Stats};
 use crate::sys::fd::set_nonblocking;
@@ -167,7 +167,7 @@ impl Stream {
             self.stats.reconnects += 1;
         }
         self.connected_before = true;
-        Change { rewire: true, link: Some(true), redial: false }
+        Change { rewire: true, link: Some(true), ..Change::default() }
     }
 
     /// The connection is over. Its end is handled when its descriptor is ready, which shutting it down makes sure of.
@@ -184,7 +184,8 @@ impl Stream {
         self.lost = false;
         self.inbox.reset();
         self.outbox.reset();
-        Change { rewire: true, link: Some(false), redial: self.plan.redial && !self.plan.server }
+        let redial = self.plan.redial && !self.plan.server;
+        Change { rewire: true, link: Some(false), redial, later: false }
     }
 
     /// Reads once. True: bytes came.
@@ -445,8 +446,7 @@ impl Port for Stream {
                 self.from = from;
                 Ok(change)
             }
-            // The client went away before its turn, or descriptors are short: the next one, or later.
-            Err(_) => Ok(Change::default()),
+            Err(e) => not_accepted(e),
         }
     }
 

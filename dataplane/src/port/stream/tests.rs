@@ -125,7 +125,7 @@ fn empty_frames_are_passed_over_and_oversize_ends_the_connection() {
     let mut w = Watch::default();
     p.watch(&mut w);
     let gone = p.event(w.fds()[0].0, Interest::Gives).unwrap();
-    assert_eq!(gone, Change { rewire: true, redial: true, link: Some(false) });
+    assert_eq!(gone, Change { rewire: true, redial: true, link: Some(false), later: false });
     assert!(!p.traits().up);
     let (again, mut peer) = UnixStream::pair().unwrap();
     assert_eq!(p.connect(again.into()).unwrap().link, Some(true));
@@ -309,7 +309,11 @@ fn a_server_serves_one_client_after_the_other() {
     };
     let (listening, why) = fd(p.as_ref());
     assert_eq!(why, Interest::Control);
-    assert_eq!(p.event(listening, why).unwrap(), Change::default(), "nobody is there");
+    assert_eq!(
+        p.event(listening, why).unwrap(),
+        Change { later: true, ..Change::default() },
+        "nobody is there"
+    );
     let mut first = UnixStream::connect(&path).unwrap();
     let mut second = UnixStream::connect(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
@@ -323,7 +327,7 @@ fn a_server_serves_one_client_after_the_other() {
     assert!(recv(p.as_mut(), &mut b).is_empty());
     let (conn, why) = fd(p.as_ref());
     let gone = p.event(conn, why).unwrap();
-    assert_eq!(gone, Change { rewire: true, redial: false, link: Some(false) });
+    assert_eq!(gone, Change { rewire: true, link: Some(false), ..Change::default() });
     assert!(p.event(listening, Interest::Control).unwrap().rewire);
     assert_eq!(recv(p.as_mut(), &mut b), [[2; 30]]);
     assert_eq!(p.stats().reconnects, 1);
@@ -521,4 +525,28 @@ fn what_a_peer_leaves_undone_is_said() {
     peer.write_all(&wire(&frame)).unwrap();
     plain.recv(&mut b).unwrap();
     assert!(b.frames()[1].vnet.is_plain());
+}
+
+#[test]
+fn a_listener_that_was_shut_keeps_nobody_busy() {
+    let dir = std::env::temp_dir().join(format!("netreeve-stream-shut-{}", std::process::id()));
+    let _gone = std::fs::remove_file(&dir);
+    let plan = Plan { server: true, redial: false, ..CLIENT };
+    let unix: OwnedFd = UnixListener::bind(&dir).unwrap().into();
+    let tcp: OwnedFd = std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
+    let later = Change { later: true, ..Change::default() };
+    for (fd, dies) in [(unix, false), (tcp, true)] {
+        let (raw, copy) = (fd.as_raw_fd(), fd.try_clone().unwrap());
+        let mut p = open(&plan, vec![fd]).unwrap().pop().unwrap();
+        assert_eq!(p.event(raw, Interest::Control).unwrap(), later, "nobody has come");
+        shutdown(copy.as_raw_fd(), Shutdown::Both).unwrap();
+        // Either way it is not looked at over and over: it is ready for ever.
+        match p.event(raw, Interest::Control) {
+            Ok(change) => assert!(change == later && !dies),
+            Err(_) => assert!(dies),
+        }
+    }
+    std::fs::remove_file(&dir).unwrap();
+    let short = io::Error::from_raw_os_error(libc::ENFILE);
+    assert_eq!(not_accepted(short).unwrap(), later);
 }

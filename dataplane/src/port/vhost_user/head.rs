@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Plan;
 use super::session::{Session, Shared};
-use crate::port::{Change, Left};
+use crate::port::{Change, Left, not_accepted};
 use crate::stats::{Reason, Stats};
 use crate::sys;
 
@@ -41,20 +41,23 @@ impl Head {
     /// The connection is over.
     pub(super) fn end(&mut self) -> Change {
         self.session = None;
-        Change { rewire: true, redial: !self.plan.server, link: None }
+        Change { rewire: true, redial: !self.plan.server, ..Change::default() }
     }
 
     /// Takes the next front end that waits.
-    pub(super) fn accept(&mut self, shared: &Arc<Shared>, stats: &mut Stats) -> Change {
+    pub(super) fn accept(&mut self, shared: &Arc<Shared>, stats: &mut Stats) -> io::Result<Change> {
         let Some(l) = self.listener.as_ref().filter(|_| self.session.is_none()) else {
-            return Change::default();
+            return Ok(Change::default());
         };
-        let Ok(fd) = sys::io::accept(l.as_fd()) else { return Change::default() };
+        let fd = match sys::io::accept(l.as_fd()) {
+            Ok(fd) => fd,
+            Err(e) => return not_accepted(e),
+        };
         if self.begin(fd, shared).is_err() {
-            return Change::default();
+            return Ok(Change::default());
         }
         self.count(stats);
-        Change { rewire: true, ..Change::default() }
+        Ok(Change { rewire: true, ..Change::default() })
     }
 
     pub(super) fn count(&mut self, stats: &mut Stats) {

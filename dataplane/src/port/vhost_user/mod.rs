@@ -434,7 +434,7 @@ impl Port for VhostUser {
                 Some(c) => c,
                 None => match &mut self.head {
                     Some(h) if h.session.is_some() => h.serve(&mut self.stats),
-                    Some(h) => h.accept(&self.shared, &mut self.stats),
+                    Some(h) => h.accept(&self.shared, &mut self.stats)?,
                     None => Change::default(),
                 },
             },
