@@ -92,6 +92,7 @@ impl Live {
             cut: false,
             waits: false,
             max_frame: 69632,
+            undone: None,
         };
         self.add(slot, &PortPlan::Dgram(plan), &[theirs.into()]);
         self.place(slot + 1, slot);

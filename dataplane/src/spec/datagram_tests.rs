@@ -17,7 +17,7 @@ fn host(host: &str, port: u16) -> Host {
 }
 
 fn dgram(ends: Ends) -> Kind {
-    Kind::Dgram(Dgram { ends, strict: false })
+    Kind::Dgram(Dgram { ends, strict: false, undone: None })
 }
 
 const UDP: &str =
@@ -35,7 +35,15 @@ fn every_form_of_dgram() {
     let json = r#"{"type":"dgram","id":"a","local":{"type":"unix","path":"/l"},"remote":{"type":"unix","path":"/r"}}"#;
     let table = [
         (UDP.to_owned(), dgram(udp.clone())),
-        (format!("{UDP},strict=on"), Kind::Dgram(Dgram { ends: udp.clone(), strict: true })),
+        (format!("{UDP},strict=on"), Kind::Dgram(Dgram { ends: udp.clone(), strict: true, undone: None })),
+        (
+            format!("{UDP},finish=on"),
+            Kind::Dgram(Dgram { ends: udp.clone(), strict: false, undone: Some(1500) }),
+        ),
+        (
+            format!("{UDP},finish=on,mtu=9000"),
+            Kind::Dgram(Dgram { ends: udp.clone(), strict: false, undone: Some(9000) }),
+        ),
         (format!("{UDP},local.ipv6=off"), dgram(Ends::Udp(v4, host("p", 2)))),
         (UNIX.to_owned(), dgram(unix("/l", UnixName::Path("/r".into())))),
         (format!("{UNIX},remote.abstract=on"), dgram(unix("/l", UnixName::Abstract(b"/r".to_vec())))),

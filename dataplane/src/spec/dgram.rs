@@ -1,8 +1,8 @@
 //! `dgram`: a frame in each datagram, over UDP, multicast, a UNIX socket or an inherited descriptor, as netdev or as
 //! device.
 //!
-//! Which of `local` and `remote` are needed is QEMU's rule (net/dgram.c), word by word; IPv6, `strict=` and the abstract
-//! namespace are ours.
+//! Which of `local` and `remote` are needed is QEMU's rule (net/dgram.c), word by word; IPv6, `strict=`, `finish=` and the
+//! abstract namespace are ours.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use crate::fault::{Exit, Fault};
 use crate::spec::addr::{self, MAX_PATH};
 use crate::spec::fields::Fields;
+use crate::spec::stream;
 
 /// A UNIX socket's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct Dgram {
     pub ends: Ends,
     /// Take datagrams from the peer's address only.
     pub strict: bool,
+    /// The peer leaves checksums and segmentation undone; the MTU in bytes that segments are made for.
+    pub undone: Option<u16>,
 }
 
 /// One address as it was written.
@@ -76,6 +79,7 @@ const FIX: &str = "give local.type=inet,local.host=,local.port=,remote.type=inet
 pub fn read(f: &mut Fields, device: bool) -> Result<Dgram, Fault> {
     let (remote, local) = (end(f, "remote")?, end(f, "local")?);
     let strict = f.flag("strict")?;
+    let undone = stream::undone(f)?;
     if let Some(End::Inet(host)) = &remote
         && let Some(group) = group(f, host)?
     {
@@ -89,7 +93,7 @@ pub fn read(f: &mut Fields, device: bool) -> Result<Dgram, Fault> {
             Some(End::Unix(_)) => return Err(f.fault("only support inet or fd type for local", FIX)),
         };
         no_strict(f, strict, "a group has many members")?;
-        return Ok(Dgram { ends: Ends::Multicast(group, interface), strict: false });
+        return Ok(Dgram { ends: Ends::Multicast(group, interface), strict: false, undone });
     }
     let ends = match (local, remote) {
         (None, _) => return Err(f.fault("dgram requires local= parameter", FIX)),
@@ -110,7 +114,7 @@ pub fn read(f: &mut Fields, device: bool) -> Result<Dgram, Fault> {
         }
         _ => {}
     }
-    Ok(Dgram { ends, strict: strict.unwrap_or(false) })
+    Ok(Dgram { ends, strict: strict.unwrap_or(false), undone })
 }
 
 fn no_strict(f: &Fields, strict: Option<bool>, why: &str) -> Result<(), Fault> {

@@ -58,7 +58,7 @@ pub fn read(f: &mut Fields) -> Result<Socket, Fault> {
         }
         _ => return Err(f.fault("localaddr= is mandatory with udp=", FIX)),
     };
-    Ok(Socket::Datagrams(Dgram { ends, strict: false }))
+    Ok(Socket::Datagrams(Dgram { ends, strict: false, undone: None }))
 }
 
 fn multicast(f: &Fields, text: &str, local: Option<&str>) -> Result<Ends, Fault> {

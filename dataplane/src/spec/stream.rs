@@ -54,11 +54,19 @@ pub fn read(f: &mut Fields) -> Result<Stream, Fault> {
     if framing == Framing::Packets && matches!(addr, Addr::Inet(_) | Addr::Vsock(..)) {
         return Err(f.fault("framing=seqpacket needs a UNIX socket", "give addr.type=unix or addr.type=fd"));
     }
+    Ok(Stream { addr, server, reconnect_ms, framing, undone: undone(f)? })
+}
+
+/// `finish=` and `mtu=`: the peer leaves checksums and segmentation undone; the MTU in bytes that segments are made for.
+///
+/// # Errors
+/// An MTU without anything to finish.
+pub(super) fn undone(f: &mut Fields) -> Result<Option<u16>, Fault> {
     let finish = f.flag("finish")?.unwrap_or(false);
     let mtu = f.number16("mtu", 576, 65_000)?;
     if mtu.is_some() && !finish {
         let fix = "give finish=on beside it, or set the MTU in the guest";
         return Err(f.fault("mtu= is only used to finish what a peer leaves undone", fix));
     }
-    Ok(Stream { addr, server, reconnect_ms, framing, undone: finish.then_some(mtu.unwrap_or(MTU)) })
+    Ok(finish.then_some(mtu.unwrap_or(MTU)))
 }

@@ -89,18 +89,26 @@ impl Aim {
 /// # Errors
 /// The address cannot be had.
 pub fn open(what: &str, spec: &Dgram, inherited: Vec<OwnedFd>, mode: u32) -> Result<Opened, Fault> {
-    match &spec.ends {
-        Ends::Udp(local, remote) => udp(what, local, remote, spec.strict, None),
-        Ends::Multicast(group, interface) => multicast(what, *group, *interface),
-        Ends::Unix(local, remote) => unix(what, local, remote, mode),
+    let mut opened = match &spec.ends {
+        Ends::Udp(local, remote) => udp(what, local, remote, spec.strict, None)?,
+        Ends::Multicast(group, interface) => multicast(what, *group, *interface)?,
+        Ends::Unix(local, remote) => unix(what, local, remote, mode)?,
         Ends::Visitors(path) => {
             let (reception, file) = Reception::open(what, path, mode)?;
-            let plan =
-                Plan { sources: Sources::Any, l2tp: None, cut: false, waits: true, max_frame: MAX_FRAME };
-            Ok(Opened { sockets: vec![], plan, aim: None, reception: Some(reception), file: Some(file) })
+            let plan = Plan {
+                sources: Sources::Any,
+                l2tp: None,
+                cut: false,
+                waits: true,
+                max_frame: MAX_FRAME,
+                undone: None,
+            };
+            Opened { sockets: vec![], plan, aim: None, reception: Some(reception), file: Some(file) }
         }
-        Ends::Fd(n) => handed(what, *n, inherited),
-    }
+        Ends::Fd(n) => handed(what, *n, inherited)?,
+    };
+    opened.plan.undone = spec.undone;
+    Ok(opened)
 }
 
 fn fault(what: &str, doing: &str, e: &io::Error) -> Fault {
@@ -129,7 +137,7 @@ pub fn udp(
     let doing = format!("UDP from {local} to {remote}");
     let sockets = udp_sockets(local, remote).map_err(|e| fault(what, &doing, &e))?;
     let sources = if strict { Sources::Only(remote) } else { Sources::Any };
-    let plan = Plan { sources, l2tp, cut: true, waits: false, max_frame: MAX_FRAME };
+    let plan = Plan { sources, l2tp, cut: true, waits: false, max_frame: MAX_FRAME, undone: None };
     Ok(Opened { sockets, plan, aim: None, reception: None, file: None })
 }
 
@@ -161,6 +169,7 @@ pub fn l2tp(what: &str, spec: &L2tpv3, asker: &mut Asker) -> Result<Opened, Faul
         cut: false,
         waits: false,
         max_frame: MAX_FRAME,
+        undone: None,
     };
     Ok(Opened { sockets: vec![socket], plan, aim: None, reception: None, file: None })
 }
@@ -244,8 +253,14 @@ pub fn multicast(what: &str, group: SocketAddr, interface: Option<IpAddr>) -> Re
         let fix = "give the address of an interface of this machine (local.host= or localaddr=), or a route to the group";
         Fault::new(Exit::Unavailable, format!("{what}: {doing}"), e, fix)
     })?;
-    let plan =
-        Plan { sources: Sources::NotFrom(us), l2tp: None, cut: true, waits: false, max_frame: MAX_FRAME };
+    let plan = Plan {
+        sources: Sources::NotFrom(us),
+        l2tp: None,
+        cut: true,
+        waits: false,
+        max_frame: MAX_FRAME,
+        undone: None,
+    };
     Ok(Opened { sockets, plan, aim: None, reception: None, file: None })
 }
 
@@ -318,7 +333,14 @@ fn unix(what: &str, local: &UnixName, remote: &UnixName, mode: u32) -> Result<Op
     let mut aim =
         Aim { socket: socket.try_clone().map_err(failed)?, at: at.map_err(|e| failed(e.into()))?, due: now };
     aim.step(now);
-    let plan = Plan { sources: Sources::Any, l2tp: None, cut: false, waits: false, max_frame: MAX_FRAME };
+    let plan = Plan {
+        sources: Sources::Any,
+        l2tp: None,
+        cut: false,
+        waits: false,
+        max_frame: MAX_FRAME,
+        undone: None,
+    };
     Ok(Opened { sockets: vec![socket], plan, aim: Some(aim), reception: None, file })
 }
 
@@ -342,7 +364,14 @@ pub fn handed(what: &str, n: i32, inherited: Vec<OwnedFd>) -> Result<Opened, Fau
     if inet {
         let _older = setsockopt(&fd, sockopt::UdpGroSegment, &true);
     }
-    let plan = Plan { sources: Sources::Any, l2tp: None, cut: inet, waits: false, max_frame: MAX_FRAME };
+    let plan = Plan {
+        sources: Sources::Any,
+        l2tp: None,
+        cut: inet,
+        waits: false,
+        max_frame: MAX_FRAME,
+        undone: None,
+    };
     Ok(Opened { sockets: vec![fd], plan, aim: None, reception: None, file: None })
 }
 

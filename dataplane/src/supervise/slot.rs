@@ -311,7 +311,7 @@ fn inherited_kind(what: &str, n: i32, fds: &[OwnedFd]) -> Result<Kind, Fault> {
     let about = fds.first().map(|fd| fdkind::socket(fd.as_fd()));
     match about.and_then(Result::ok).map(|s| s.kind) {
         Some(libc::SOCK_STREAM) => Ok(Kind::Stream(Stream::plain(Addr::Fd(n), false))),
-        Some(libc::SOCK_DGRAM) => Ok(Kind::Dgram(Dgram { ends: Ends::Fd(n), strict: false })),
+        Some(libc::SOCK_DGRAM) => Ok(Kind::Dgram(Dgram { ends: Ends::Fd(n), strict: false, undone: None })),
         _ => {
             let why = "it must be either SOCK_DGRAM or SOCK_STREAM";
             let fix = "pass a connected socket";

@@ -83,7 +83,7 @@ fn hosts_talk_over_a_multicast_group() {
     let (a, b) = link();
     let of = |ns: &Netns, ip: &str| {
         let ends = Ends::Multicast("239.8.8.8:4000".parse().unwrap(), Some(ip.parse().unwrap()));
-        let spec = Dgram { ends, strict: false };
+        let spec = Dgram { ends, strict: false, undone: None };
         ns.enter(|| port(datagram::open("m", &spec, vec![], 0o600).unwrap())).unwrap()
     };
     let far = of(&b, "10.8.0.2");

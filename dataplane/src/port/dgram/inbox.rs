@@ -11,8 +11,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::frame::{Batch, MAX_FRAME};
 use crate::mem::{Buf, Seg};
-use crate::port::dgram::l2tp::{MAX_HEADER, Session};
-use crate::port::dgram::{Sources, is_wait};
+use crate::offload;
+use crate::port::dgram::l2tp::MAX_HEADER;
+use crate::port::dgram::{Plan, Sources, is_wait};
 use crate::stats::{Reason, Stats};
 use crate::sys::mmsg::{Got, Incoming, MESSAGES};
 
@@ -104,7 +105,7 @@ impl Inbox {
     }
 
     /// Gives frames as room allows.
-    pub(super) fn give(&mut self, b: &mut Batch, l2tp: Option<&Session>, stats: &mut Stats) {
+    pub(super) fn give(&mut self, b: &mut Batch, plan: &Plan, stats: &mut Stats) {
         while b.room() > 0
             && let Some((slot, got)) = self.got.get(self.next)
         {
@@ -115,7 +116,7 @@ impl Inbox {
                 self.next += 1;
                 self.at = 0;
             }
-            let frame = l2tp.map_or(Ok(message), |s| s.open(&message));
+            let frame = plan.l2tp.as_ref().map_or(Ok(message), |s| s.open(&message));
             let frame = frame.and_then(|f| match f.len() {
                 0 => Err(Reason::Runt),
                 n if n > MAX_FRAME => Err(Reason::Oversize),
@@ -132,6 +133,9 @@ impl Inbox {
             f.len = seg.len();
             f.set_lead(seg);
             let n = f.head_from(&seg);
+            if let Some(mtu) = plan.undone {
+                offload::recognise(f, mtu);
+            }
             b.push_seg(seg.skip(n));
             stats.rx_frames += 1;
             stats.rx_bytes += u64::from(seg.len());

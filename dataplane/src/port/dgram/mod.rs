@@ -5,7 +5,8 @@
 //! that only receives: from whom the first is not connected to, or from a multicast group.
 //!
 //! Trust: none in who sends. Promise: what the network refuses, cannot reach or does not hold is counted, and ends
-//! nothing; back-pressure without loss where the kernel says that it is full; the wire's bytes are QEMU's.
+//! nothing; back-pressure without loss where the kernel says that it is full; the wire's bytes are QEMU's. A peer of whom
+//! the plan says that it leaves work undone ([`Plan::undone`]) has its frames looked at.
 #![forbid(unsafe_code)]
 
 mod inbox;
@@ -23,7 +24,7 @@ use crate::frame::Batch;
 use crate::port::dgram::inbox::Inbox;
 use crate::port::dgram::l2tp::Session;
 use crate::port::dgram::outbox::Outbox;
-use crate::port::{Change, Interest, OpenError, Port, Queues, Traits, Watch};
+use crate::port::{Change, Interest, Offloads, OpenError, Port, Queues, Traits, Watch};
 use crate::sandbox::call::{Call, Cond, NEVER_WAITS};
 use crate::stats::{Reason, Stats};
 use crate::sys::fd::set_nonblocking;
@@ -54,13 +55,16 @@ pub struct Plan {
     pub waits: bool,
     /// The largest frame in bytes that the peer takes.
     pub max_frame: u32,
+    /// The peer leaves checksums and segmentation to do, and has no header to say so; the MTU in bytes that segments are
+    /// made for.
+    pub undone: Option<u16>,
 }
 
 impl Plan {
     /// A UNIX socket that the supervisor connects, again if it must: a port of a switch.
     #[must_use]
     pub fn plugged(max_frame: u32) -> Self {
-        Self { sources: Sources::Any, l2tp: None, cut: false, waits: true, max_frame }
+        Self { sources: Sources::Any, l2tp: None, cut: false, waits: true, max_frame, undone: None }
     }
 }
 
@@ -159,6 +163,7 @@ impl Port for Dgram {
         Traits {
             min_frame: 1,
             max_frame: self.plan.max_frame,
+            gives: if self.plan.undone.is_some() { Offloads::ALL } else { Offloads::NONE },
             joinable: true,
             up: !self.sockets.is_empty(),
             ..Traits::default()
@@ -175,8 +180,8 @@ impl Port for Dgram {
     }
 
     fn recv(&mut self, b: &mut Batch) -> io::Result<()> {
-        let (l2tp, sources) = (self.plan.l2tp.as_ref(), &self.plan.sources);
-        self.inbox.give(b, l2tp, &mut self.stats);
+        let (plan, sources) = (&self.plan, &self.plan.sources);
+        self.inbox.give(b, plan, &mut self.stats);
         for _ in 0..TRIES {
             if !b.is_empty() || self.inbox.is_ready() {
                 return Ok(());
@@ -196,7 +201,7 @@ impl Port for Dgram {
             if !came {
                 return Ok(());
             }
-            self.inbox.give(b, l2tp, &mut self.stats);
+            self.inbox.give(b, plan, &mut self.stats);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::spec::dgram::Host;
 use crate::supervise::datagram;
 
 const PLAIN: Plan =
-    Plan { sources: Sources::Any, l2tp: None, cut: false, waits: false, max_frame: MAX_FRAME };
+    Plan { sources: Sources::Any, l2tp: None, cut: false, waits: false, max_frame: MAX_FRAME, undone: None };
 
 fn port(plan: &Plan, fds: Vec<OwnedFd>) -> Box<dyn Port> {
     open(plan, fds).unwrap().pop().unwrap()
@@ -325,4 +325,26 @@ fn what_is_no_datagram_socket_is_refused() {
     assert!(!waits.traits().up);
     assert_eq!(waits.connect(pair()).unwrap().link, Some(true));
     assert!(waits.traits().up);
+}
+
+#[test]
+fn what_a_peer_leaves_undone_is_said() {
+    let mut frame = vec![2; 12];
+    frame.extend([8, 0, 0x45, 0, 0x20, 0x28, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame.extend([0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    frame.resize(14 + 0x2028, 0);
+    for mtu in [None, Some(1500), Some(9000)] {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let mut p = port(&Plan { undone: mtu, ..PLAIN }, vec![ours.into()]);
+        let gives = if mtu.is_some() { Offloads::ALL } else { Offloads::NONE };
+        assert_eq!((p.traits().gives, p.traits().takes), (gives, Offloads::NONE));
+        theirs.send(&frame).unwrap();
+        let mut b = Batch::new();
+        p.recv(&mut b).unwrap();
+        let v = b.frames()[0].vnet;
+        assert_eq!(v.is_plain(), mtu != Some(1500), "it is no super-frame where it fits");
+        if mtu == Some(1500) {
+            assert_eq!((v.gso_size, v.csum_start, v.csum_offset, v.needs_csum()), (1460, 34, 16, true));
+        }
+    }
 }
