@@ -23,6 +23,8 @@ mod streams;
 mod support;
 #[path = "root_ports/tap.rs"]
 mod tap;
+#[path = "root_ports/undone.rs"]
+mod undone;
 #[path = "root_ports/user.rs"]
 mod user;
 #[path = "root_ports/xsk.rs"]
