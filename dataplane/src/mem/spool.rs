@@ -1,7 +1,7 @@
 //! A spool: records that one process writes and another reads, in memory that both map, so that neither waits for the
 //! other. The dataplane writes; what it does not find room for it counts and lets go.
 //!
-//! One memfd holds a **section** for each writer (a queue): a page of positions, then [`ROOM`] bytes of records. The
+//! One memfd holds a **section** for each writer (a queue): a page of positions, then [`room`] bytes of records. The
 //! positions are free-running; a record lies in one piece, at a multiple of eight, and never across the end: what is left
 //! there is passed over ([`PASS`]). A record's first four bytes are its length. One eventfd, the **bell**, serves all
 //! sections; it is rung only for a reader that says that it sleeps.
@@ -10,8 +10,10 @@
 //! every position and length that is read is checked against what is mapped, and what cannot be true ends the reading.
 //! Promise: neither side reads or writes outside its section whatever the other does; the memory's size is sealed.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -23,12 +25,25 @@ use crate::mem::Seg;
 use crate::mem::map::Shared;
 use crate::sys;
 
-/// Bytes of records in a section: at 10 Gbit/s, what comes in three milliseconds.
-pub const ROOM: u32 = 4 << 20;
+/// Most bytes of records in a section: at 10 Gbit/s, what comes in three milliseconds.
+pub const MOST: u32 = 4 << 20;
+/// Least bytes of records in a section.
+pub const LEAST: u32 = 512 << 10;
+/// Bytes of records in all sections, where that leaves each the least.
+const ALL: u32 = 16 << 20;
 /// Bytes before them.
 const PAGE: u32 = 4096;
-/// Longest record in bytes, its length included.
-pub const LONGEST: u32 = ROOM / 4;
+/// Longest record in bytes, its length included: the largest frame, and several in the least room.
+pub const LONGEST: u32 = LEAST / 4;
+
+/// Bytes of records in each of so many sections: many queues share what comes, and all of it is memory at once.
+#[must_use]
+pub const fn room(sections: u16) -> u32 {
+    let share = ALL / if sections == 0 { 1 } else { sections as u32 };
+    let room = if share > MOST { MOST } else { share };
+    // Of a power of two, positions may run freely.
+    if room < LEAST { LEAST } else { 1 << room.ilog2() }
+}
 /// Instead of a length: the next record is at the start.
 const PASS: u32 = u32::MAX;
 
@@ -45,6 +60,8 @@ mod at {
     pub(super) const HEAD: usize = 128;
     /// The reader sleeps.
     pub(super) const ASLEEP: usize = 136;
+    /// In the first section: bytes of records in each.
+    pub(super) const ROOM: usize = 256;
 }
 
 /// The memory of `sections` writers.
@@ -54,9 +71,12 @@ mod at {
 pub fn memory(sections: u16) -> io::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let fd = memfd_create(c"netreeve-spool", flags)?;
-    let bytes = i64::from(sections.max(1)) * i64::from(PAGE + ROOM);
+    let bytes = i64::from(sections.max(1)) * i64::from(PAGE + room(sections));
     // All of it now: a page that cannot be had later would end whoever touches it.
     fallocate(&fd, FallocateFlags::empty(), 0, bytes)?;
+    let fd = File::from(fd);
+    fd.write_all_at(&room(sections).to_ne_bytes(), at::ROOM as u64)?;
+    let fd = OwnedFd::from(fd);
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(fd)
@@ -75,13 +95,20 @@ pub fn bell() -> io::Result<OwnedFd> {
 #[derive(Debug)]
 struct Section {
     map: Shared,
+    /// Bytes of records.
+    room: u32,
 }
 
 impl Section {
-    fn map(memory: &OwnedFd, section: u16) -> io::Result<Self> {
-        let bytes = u64::from(PAGE + ROOM);
-        let map = Shared::map_lazily(memory.as_fd(), (PAGE + ROOM) as usize, u64::from(section) * bytes)?;
-        Ok(Self { map })
+    fn map(memory: &OwnedFd, section: u16, room: u32) -> io::Result<Self> {
+        let bytes = PAGE + room;
+        let at = u64::from(section) * u64::from(bytes);
+        Ok(Self { map: Shared::map_lazily(memory.as_fd(), bytes as usize, at)?, room })
+    }
+
+    /// Where in the room a position is.
+    fn place(&self, position: u64) -> u32 {
+        u32::try_from(position % u64::from(self.room)).unwrap_or(0)
     }
 
     fn long(&self, at: usize) -> Option<&AtomicU64> {
@@ -110,15 +137,10 @@ impl Section {
     fn bytes(&self, position: u64) -> Seg {
         // SAFETY: the records' room lies behind the page, inside the mapping.
         let start = unsafe { self.map.at.as_ptr().add(PAGE as usize) };
-        // SAFETY: ROOM bytes are mapped there for as long as self lives.
-        let room = unsafe { Seg::new(start, ROOM) };
-        room.skip(place(position))
+        // SAFETY: so many bytes are mapped there for as long as self lives.
+        let room = unsafe { Seg::new(start, self.room) };
+        room.skip(self.place(position))
     }
-}
-
-/// Where in the room a position is.
-fn place(position: u64) -> u32 {
-    u32::try_from(position % u64::from(ROOM)).unwrap_or(0)
 }
 
 /// The writing side of a section. One thread's at a time.
@@ -141,21 +163,27 @@ impl Writer {
     /// Writes to a section of `memory` that nobody has written to before.
     ///
     /// # Errors
-    /// The kernel's, from mapping it.
+    /// The kernel's, from mapping it; it is no spool's.
     pub fn new(memory: &OwnedFd, section: u16, bell: Arc<OwnedFd>) -> io::Result<Self> {
-        let section = Section::map(memory, section)?;
+        // The supervisor has said it, and nobody else has had the memory.
+        let first = Section { map: Shared::map_lazily(memory.as_fd(), PAGE as usize, 0)?, room: 0 };
+        let room = first.word(at::ROOM).map_or(0, |r| r.load(Ordering::Relaxed));
+        if !(LEAST..=MOST).contains(&room) || !room.is_power_of_two() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let section = Section::map(memory, section, room)?;
         Ok(Self { section, bell, tail: 0, open: 0, head: 0, seen: 0, lost: 0 })
     }
 
     /// Bytes that lie between the reader and the end of what is open.
     fn fits(&self, need: u64) -> bool {
-        self.open.wrapping_sub(self.head).saturating_add(need) <= u64::from(ROOM)
+        self.open.wrapping_sub(self.head).saturating_add(need) <= u64::from(self.section.room)
     }
 
     /// Room for a record of `len` bytes, which begin behind the record's length; none: there is none now.
     pub fn reserve(&mut self, len: u32) -> Option<Seg> {
         let whole = len.checked_add(4).filter(|n| *n <= LONGEST)?.next_multiple_of(8);
-        let left = ROOM - place(self.open);
+        let left = self.section.room - self.section.place(self.open);
         let pass = if left < whole { left } else { 0 };
         let need = u64::from(whole) + u64::from(pass);
         if !self.fits(need) {
@@ -249,12 +277,12 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads a section of `memory` from its start.
+    /// Reads a section of `memory`, which has so many, from its start.
     ///
     /// # Errors
     /// The kernel's, from mapping it.
-    pub fn new(memory: &OwnedFd, section: u16) -> io::Result<Self> {
-        Ok(Self { section: Section::map(memory, section)?, head: 0, tail: 0 })
+    pub fn new(memory: &OwnedFd, section: u16, sections: u16) -> io::Result<Self> {
+        Ok(Self { section: Section::map(memory, section, room(sections))?, head: 0, tail: 0 })
     }
 
     /// The next record without its length, which stays until [`Reader::pass`]; none: there is none now.
@@ -265,7 +293,10 @@ impl Reader {
         loop {
             if self.head == self.tail {
                 let tail = self.section.load(at::TAIL, Ordering::Acquire);
-                if tail < self.head || tail - self.head > u64::from(ROOM) || !tail.is_multiple_of(8) {
+                if tail < self.head
+                    || tail - self.head > u64::from(self.section.room)
+                    || !tail.is_multiple_of(8)
+                {
                     return Err(Broken);
                 }
                 self.tail = tail;
@@ -273,7 +304,7 @@ impl Reader {
                     return Ok(None);
                 }
             }
-            let left = ROOM - place(self.head);
+            let left = self.section.room - self.section.place(self.head);
             let len = self.length()?;
             if len != PASS {
                 let whole = len.checked_next_multiple_of(8).filter(|n| len >= 4 && *n <= left.min(LONGEST));

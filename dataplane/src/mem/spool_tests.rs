@@ -4,10 +4,15 @@ use super::*;
 use proptest::prelude::*;
 
 fn both() -> (Writer, Reader, OwnedFd) {
-    let memory = memory(2).unwrap();
+    of(2)
+}
+
+/// The last of so many sections.
+fn of(sections: u16) -> (Writer, Reader, OwnedFd) {
+    let memory = memory(sections).unwrap();
     let bell = bell().unwrap();
-    let w = Writer::new(&memory, 1, Arc::new(bell.try_clone().unwrap())).unwrap();
-    (w, Reader::new(&memory, 1).unwrap(), bell)
+    let w = Writer::new(&memory, sections - 1, Arc::new(bell.try_clone().unwrap())).unwrap();
+    (w, Reader::new(&memory, sections - 1, sections).unwrap(), bell)
 }
 
 fn put(w: &mut Writer, bytes: &[u8]) -> bool {
@@ -37,6 +42,26 @@ fn the_size_is_sealed() {
 }
 
 #[test]
+fn many_sections_are_smaller_and_each_holds_the_largest_frames() {
+    let mib = |sections: u16| (u64::from(sections) * u64::from(room(sections))) >> 20;
+    assert_eq!([1, 2, 4, 8, 32, 256].map(mib), [4, 8, 16, 16, 16, 128]);
+    for sections in [3, 5, 16, 100] {
+        let (mut w, mut r, _bell) = of(sections);
+        assert!((LEAST..=MOST).contains(&room(sections)) && room(sections).is_power_of_two());
+        let record = vec![sections as u8; 69632 + 24];
+        let fit = (0..1000).take_while(|_| put(&mut w, &record)).count();
+        assert!(fit >= 7, "{fit} of the largest");
+        for _ in 0..fit {
+            assert_eq!(get(&mut r).unwrap(), record);
+        }
+    }
+    // What nobody has made for it is no spool.
+    let other = memfd_create(c"other", MFdFlags::empty()).unwrap();
+    nix::unistd::ftruncate(&other, 1 << 23).unwrap();
+    assert!(Writer::new(&other, 0, Arc::new(bell().unwrap())).is_err());
+}
+
+#[test]
 fn a_full_spool_takes_no_more_and_what_is_read_makes_room() {
     let (mut w, mut r, _bell) = both();
     let record = vec![7; 100_000];
@@ -44,7 +69,7 @@ fn a_full_spool_takes_no_more_and_what_is_read_makes_room() {
     while put(&mut w, &record) {
         n += 1;
     }
-    assert_eq!(n, ROOM / (100_004_u32).next_multiple_of(8));
+    assert_eq!(n, room(2) / (100_004_u32).next_multiple_of(8));
     assert_eq!(get(&mut r).unwrap(), record);
     assert!(!put(&mut w, &record), "not given back");
     r.give_back();
@@ -114,12 +139,12 @@ proptest! {
     /// A writer that writes anything anywhere is at worst said to be broken.
     #[test]
     fn a_hostile_writer_is_found_out(
-        tail in prop::sample::select(vec![0, 8, 16, 64, 4096, u64::from(ROOM), u64::from(ROOM) + 8, u64::MAX - 7, 3]),
+        tail in prop::sample::select(vec![0, 8, 16, 64, 4096, u64::from(MOST), u64::from(MOST) + 8, u64::MAX - 7, 3]),
         words in prop::collection::vec((0_u32..200, prop::sample::select(vec![0, 1, 4, 5, 12, 64, LONGEST, LONGEST + 1, PASS, PASS - 1])), 0..40),
     ) {
         let memory = memory(1).unwrap();
-        let mut r = Reader::new(&memory, 0).unwrap();
-        let s = Section::map(&memory, 0).unwrap();
+        let mut r = Reader::new(&memory, 0, 1).unwrap();
+        let s = Section::map(&memory, 0, room(1)).unwrap();
         for (at, word) in words {
             s.bytes(u64::from(at) * 8).copy_in(&word.to_le_bytes());
         }

@@ -100,7 +100,7 @@ fn look(fake: Fake, queue: Queue, keep: u32) -> Look {
     let capture = Capture::new(Plan { queue, keep }, &memory, 0, bell).unwrap();
     let mut port: Box<dyn Port> = Box::new(fake);
     attach(&mut port, 1, None, Box::new(capture));
-    Look { reader: Reader::new(&memory, 0).unwrap(), port }
+    Look { reader: Reader::new(&memory, 0, 1).unwrap(), port }
 }
 
 fn bytes_of(record: &Seg) -> Vec<u8> {
@@ -241,7 +241,7 @@ fn what_finds_no_room_is_counted_and_said_with_the_next_one() {
     for _ in 0..8 {
         assert_eq!(l.port.send(&b).unwrap(), 10, "traffic does not wait");
     }
-    let fits = u64::from(spool::ROOM / 60_032);
+    let fits = u64::from(spool::MOST / 60_032);
     assert_eq!(l.reader.counts(), spool::Counts { seen: 80, lost: 80 - fits });
     for _ in 0..fits {
         assert_eq!(l.next().unwrap().0.lost, 0);

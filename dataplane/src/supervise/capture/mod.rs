@@ -152,7 +152,8 @@ impl Capture {
     /// No memory.
     pub fn spool(&mut self) -> io::Result<Spool> {
         let (memory, bell) = (spool::memory(self.queues)?, spool::bell()?);
-        let readers = || (0..self.queues).map(|q| Reader::new(&memory, q)).collect::<io::Result<Vec<_>>>();
+        let readers =
+            || (0..self.queues).map(|q| Reader::new(&memory, q, self.queues)).collect::<io::Result<Vec<_>>>();
         self.past = self.counts();
         self.counts = readers()?;
         // A thread that has ended needs no spool, and its capture is over.
