@@ -251,14 +251,10 @@ fn port(f: &Fields, name: &str, ids: &[String], why: &str) -> Result<usize, Faul
 }
 
 fn dump(f: &mut Fields, id: String, port: usize, queue: Queue, on: bool) -> Result<Dump, Fault> {
-    if !on {
-        let fix = "leave the object out, and add it to the running netreeve when it is wanted";
-        return Err(f.fault("status=off of filter-dump is not in this version", fix));
-    }
     let output = output(f)?;
     let format = format(f, &output)?;
     let maxlen = f.number32("maxlen", 1, u32::try_from(U32).unwrap_or(u32::MAX))?.unwrap_or(MAXLEN);
-    let plan = Plan { queue, keep: maxlen };
+    let plan = Plan { queue, keep: maxlen, on };
     Ok(Dump { id, port, plan, maxlen, format, output })
 }
 
@@ -392,7 +388,7 @@ mod tests {
         Dump {
             id: "f0".into(),
             port: 0,
-            plan: Plan { queue: Queue::All, keep: 65536 },
+            plan: Plan { queue: Queue::All, keep: 65536, on: true },
             maxlen: 65536,
             format: Format::Pcap,
             output: Output::File("x.pcap".into()),
@@ -403,17 +399,21 @@ mod tests {
     fn every_option_of_filter_dump() {
         for (text, want) in [
             ("filter-dump,id=f0,netdev=n0,file=x.pcap", dump()),
+            (
+                r#"{"qom-type":"filter-dump","id":"f0","netdev":"n0","file":"x.pcap","status":"off"}"#,
+                Dump { plan: Plan { queue: Queue::All, keep: 65536, on: false }, ..dump() },
+            ),
             (r#"{"qom-type":"filter-dump","id":"f0","netdev":"n0","file":"x.pcap","status":"on"}"#, dump()),
             ("qom-type=filter-dump,id=f0,netdev=d0,file=x.pcap", Dump { port: 4, ..dump() }),
             (
                 "filter-dump,id=f0,netdev=n0,file=x.pcap,maxlen=64,queue=rx,position=tail,insert=behind",
-                Dump { plan: Plan { queue: Queue::Rx, keep: 64 }, maxlen: 64, ..dump() },
+                Dump { plan: Plan { queue: Queue::Rx, keep: 64, on: true }, maxlen: 64, ..dump() },
             ),
             (
                 "filter-dump,id=f0,netdev=n1,fd=7,queue=tx,format=pcap-ns",
                 Dump {
                     port: 1,
-                    plan: Plan { queue: Queue::Tx, keep: 65536 },
+                    plan: Plan { queue: Queue::Tx, keep: 65536, on: true },
                     format: Format::PcapNs,
                     output: Output::Fd(7),
                     ..dump()
@@ -442,7 +442,6 @@ mod tests {
             ("netdev=n0,file=x,fd=3", "file= and fd= exclude each other"),
             ("netdev=n0,file=x,maxlen=0", "Parameter 'maxlen' expects a value from 1 to 4294967295"),
             ("netdev=n0,file=x,queue=both", "Parameter 'queue' does not accept value 'both'"),
-            ("netdev=n0,file=x,status=off", "status=off of filter-dump is not in this version"),
             ("netdev=n0,file=x,status=of", "Parameter 'status' does not accept value 'of'"),
             ("netdev=n0,file=x,position=first", "filter position must be 'head', 'tail' or 'id=<id>'"),
             ("netdev=n0,file=x,position=id=g", "filter 'g' not found"),

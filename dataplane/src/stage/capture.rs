@@ -26,6 +26,8 @@ pub struct Plan {
     pub queue: Queue,
     /// Most bytes that are kept of a frame.
     pub keep: u32,
+    /// Frames are captured; else they pass unseen.
+    pub on: bool,
 }
 
 /// A capture of one queue.
@@ -91,7 +93,7 @@ impl Capture {
 
 impl Filter for Capture {
     fn given(&mut self, b: &Batch, again: usize) -> Option<usize> {
-        if !self.plan.queue.tx() || b.len() <= again {
+        if !(self.plan.on && self.plan.queue.tx()) || b.len() <= again {
             return None;
         }
         let (time, mut seen, mut lost) = (now(), 0, 0);
@@ -110,7 +112,7 @@ impl Filter for Capture {
 
     fn offered(&mut self, b: &Batch) -> Option<usize> {
         self.n = 0;
-        if !self.plan.queue.rx() {
+        if !(self.plan.on && self.plan.queue.rx()) {
             return None;
         }
         let time = now();
@@ -144,5 +146,9 @@ impl Filter for Capture {
             }
             None => self.spool.forget(),
         }
+    }
+
+    fn set_on(&mut self, on: bool) {
+        self.plan.on = on;
     }
 }

@@ -97,7 +97,7 @@ struct Look {
 
 fn look(fake: Fake, queue: Queue, keep: u32) -> Look {
     let (memory, bell) = (spool::memory(1).unwrap(), Arc::new(spool::bell().unwrap()));
-    let capture = Capture::new(Plan { queue, keep }, &memory, 0, bell).unwrap();
+    let capture = Capture::new(Plan { queue, keep, on: true }, &memory, 0, bell).unwrap();
     let mut port: Box<dyn Port> = Box::new(fake);
     attach(&mut port, 1, None, Box::new(capture));
     Look { reader: Reader::new(&memory, 0, 1).unwrap(), port }
@@ -256,7 +256,7 @@ fn what_finds_no_room_is_counted_and_said_with_the_next_one() {
 fn the_stage_goes_with_its_last_filter() {
     let mut l = look(Fake::new(true), Queue::All, 64);
     let (memory, bell) = (spool::memory(1).unwrap(), Arc::new(spool::bell().unwrap()));
-    let more = Capture::new(Plan { queue: Queue::All, keep: 9 }, &memory, 0, bell).unwrap();
+    let more = Capture::new(Plan { queue: Queue::All, keep: 9, on: true }, &memory, 0, bell).unwrap();
     attach(&mut l.port, 2, None, Box::new(more));
     assert!(!detach(&mut l.port, 3));
     assert!(detach(&mut l.port, 1) && l.reader.has_ended());

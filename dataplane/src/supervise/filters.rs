@@ -118,7 +118,7 @@ impl Applied {
         match &mut self.plan {
             FilterPlan::Divert(p) => p.on = on,
             FilterPlan::Hold(p) => p.on = on,
-            FilterPlan::Capture(_) => {}
+            FilterPlan::Capture(p) => p.on = on,
         }
     }
 
@@ -127,7 +127,7 @@ impl Applied {
             FilterPlan::Divert(p) if p.takes => ("filter-redirector", p.queue, p.on),
             FilterPlan::Divert(p) => ("filter-mirror", p.queue, p.on),
             FilterPlan::Hold(p) => ("filter-buffer", p.queue, p.on),
-            FilterPlan::Capture(p) => ("filter-dump", p.queue, true),
+            FilterPlan::Capture(p) => ("filter-dump", p.queue, p.on),
         }
     }
 }
@@ -266,6 +266,7 @@ impl Supervisor {
     /// A filter was turned on or off.
     pub(super) fn filter_is(&mut self, number: u16, on: bool) {
         self.chain.steps.iter_mut().filter(|a| a.number == number).for_each(|a| a.set_on(on));
+        self.captures.iter_mut().filter(|c| c.number == number).for_each(|c| c.plan.on = on);
     }
 
     /// A port goes, and its filters with it.
@@ -279,7 +280,9 @@ impl Supervisor {
     pub(super) fn filters_report(&self) -> Value {
         let name = |slot: u16| self.slots.get(slot).map(|s| s.id.clone());
         let one = |(number, id, slot): (u16, String, u16)| {
-            let mut out = json!({ "id": id, "port": name(slot), "type": "filter-dump", "status": "on" });
+            let dumps = !self.captures.iter().any(|c| c.number == number && !c.plan.on);
+            let status = if dumps { "on" } else { "off" };
+            let mut out = json!({ "id": id, "port": name(slot), "type": "filter-dump", "status": status });
             let Some(a) = self.chain.step(number) else { return out };
             let (kind, queue, on) = a.kind();
             let mut add = |key: &str, value: Value| out.as_object_mut().map(|m| m.insert(key.into(), value));

@@ -138,15 +138,9 @@ pub(in crate::supervise) fn qom_set(
     let value = arguments.0.remove("value");
     arguments.end()?;
     let id = path.strip_prefix("/objects/").unwrap_or(&path);
-    let found = s.chain.steps.iter().find(|a| a.id == id).map(|a| (a.number, a.slot));
-    let Some((number, slot)) = found else {
-        if s.captures.iter().any(|c| c.name.id == id && !c.ends) {
-            return Err(Refusal::generic(
-                "the status of a filter-dump is not to be set: delete it, and add it again",
-            ));
-        }
-        return Err(Refusal::no_device(&path));
-    };
+    let mut steps = s.chain.steps.iter().filter(|a| a.id == id).map(|a| (a.number, a.slot));
+    let mut dumps = s.captures.iter().filter(|c| c.name.id == id && !c.ends).map(|c| (c.number, c.slot));
+    let (number, slot) = steps.next().or_else(|| dumps.next()).ok_or_else(|| Refusal::no_device(&path))?;
     if property != "status" {
         return Err(Refusal::generic(format!("Property '{property}' cannot be set while frames pass")));
     }

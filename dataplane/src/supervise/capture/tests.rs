@@ -14,7 +14,7 @@ fn about(queues: u16) -> About {
 
 fn capture(queues: u16, output: OwnedFd) -> Capture {
     let target = Target { id: "f0".into(), number: 1, slot: 0 };
-    Capture::start(target, Plan { queue: Queue::All, keep: 65536 }, about(queues), output).unwrap()
+    Capture::start(target, Plan { queue: Queue::All, keep: 65536, on: true }, about(queues), output).unwrap()
 }
 
 fn put(w: &mut Writer, time: u64, bytes: &[u8]) -> bool {
