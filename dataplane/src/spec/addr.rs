@@ -39,11 +39,31 @@ pub struct Inet {
     pub ipv4: bool,
     /// Use IPv6 addresses.
     pub ipv6: bool,
-    /// `SO_KEEPALIVE`.
-    pub keep_alive: bool,
+    /// How its connections are.
+    pub options: TcpOptions,
     /// What the host's name was found to be, if that is not to be asked again: the ports mean nothing.
     pub found: Vec<SocketAddr>,
 }
+
+/// How TCP's connections are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpOptions {
+    /// A peer that is silent is asked whether it is there (`SO_KEEPALIVE`).
+    pub keep_alive: bool,
+    /// How often it is asked in vain; 0: as the kernel has it. This and the following only with `keep_alive`, as in QEMU.
+    pub count: u32,
+    /// After how many seconds; 0: as the kernel has it.
+    pub idle: u32,
+    /// And then every so many seconds; 0: as the kernel has it.
+    pub interval: u32,
+    /// By Multipath TCP, where the peer speaks that (RFC 8684).
+    pub mptcp: bool,
+}
+
+/// The most that the kernel takes of probes, and of seconds before and between them (`MAX_TCP_KEEPCNT`,
+/// `MAX_TCP_KEEPIDLE`, `MAX_TCP_KEEPINTVL`).
+const MAX_PROBES: u32 = 127;
+const MAX_SECONDS: u32 = 32767;
 
 /// Takes the group `addr.*`.
 ///
@@ -84,12 +104,14 @@ fn inet(f: &mut Fields) -> Result<Inet, Fault> {
     if !ipv4 && !ipv6 {
         return Err(f.fault("Cannot disable IPv4 and IPv6 at same time", ""));
     }
-    let keep_alive = f.flag("addr.keep-alive")?.unwrap_or(false);
-    let later = "it is not in this version";
-    for key in ["addr.keep-alive-count", "addr.keep-alive-idle", "addr.keep-alive-interval", "addr.mptcp"] {
-        f.refuse(key, later, "leave it out: the kernel's defaults apply")?;
-    }
-    Ok(Inet { host, port, to, ipv4, ipv6, keep_alive, found: Vec::new() })
+    let options = TcpOptions {
+        keep_alive: f.flag("addr.keep-alive")?.unwrap_or(false),
+        count: f.number32("addr.keep-alive-count", 0, MAX_PROBES)?.unwrap_or(0),
+        idle: f.number32("addr.keep-alive-idle", 0, MAX_SECONDS)?.unwrap_or(0),
+        interval: f.number32("addr.keep-alive-interval", 0, MAX_SECONDS)?.unwrap_or(0),
+        mptcp: f.flag("addr.mptcp")?.unwrap_or(false),
+    };
+    Ok(Inet { host, port, to, ipv4, ipv6, options, found: Vec::new() })
 }
 
 fn unix(f: &mut Fields) -> Result<Addr, Fault> {

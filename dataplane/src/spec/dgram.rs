@@ -88,7 +88,7 @@ pub fn read(f: &mut Fields, device: bool) -> Result<Dgram, Fault> {
             Some(End::Inet(at)) => Some(interface(f, &at.host)?),
             Some(End::Fd(_)) => {
                 let fix = "give local.type=inet with the interface's address, or leave local out";
-                return Err(f.fault("local.type=fd with a multicast remote is not in this version", fix));
+                return Err(f.fault("local.type=fd with a multicast remote is refused: QEMU puts a socket of its own in its place", fix));
             }
             Some(End::Unix(_)) => return Err(f.fault("only support inet or fd type for local", FIX)),
         };

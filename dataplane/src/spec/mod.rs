@@ -456,7 +456,15 @@ fn kind(role: Role, f: &mut Fields) -> Result<Kind, Fault> {
 fn socket(f: &mut Fields) -> Result<Kind, Fault> {
     let stream = |h: Host, server| {
         let Host { host, port, ipv4, ipv6 } = h;
-        let inet = addr::Inet { host, port, to: None, ipv4, ipv6, keep_alive: false, found: Vec::new() };
+        let inet = addr::Inet {
+            host,
+            port,
+            to: None,
+            ipv4,
+            ipv6,
+            options: addr::TcpOptions::default(),
+            found: Vec::new(),
+        };
         Kind::Stream(stream::Stream::plain(Addr::Inet(inet), server))
     };
     Ok(match socket::read(f)? {

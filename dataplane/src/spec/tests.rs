@@ -4,7 +4,7 @@ use netreeve_shared::ifname::IfName;
 use netreeve_shared::request::{BridgeRequest, Request, Steer, TapRequest, XdpMode, XskRequest};
 use proptest::prelude::*;
 
-use super::addr::{Addr, Inet};
+use super::addr::{Addr, Inet, TcpOptions};
 use super::stream::Stream;
 use super::tap::Tap;
 use super::vhost_user::VhostUser;
@@ -60,7 +60,7 @@ fn inet() -> Inet {
         to: None,
         ipv4: true,
         ipv6: true,
-        keep_alive: false,
+        options: TcpOptions::default(),
         found: Vec::new(),
     }
 }
@@ -159,6 +159,15 @@ fn af_xdp_requests_pass_the_helpers_own_check() {
 }
 
 #[test]
+fn a_silent_peer_is_asked_as_was_said() {
+    let text = "stream,id=n,addr.type=inet,addr.host=h,addr.port=80,addr.keep-alive=on,addr.keep-alive-count=3,\
+                addr.keep-alive-idle=60,addr.keep-alive-interval=10,addr.mptcp=on";
+    let options = TcpOptions { keep_alive: true, count: 3, idle: 60, interval: 10, mptcp: true };
+    let want = Stream::plain(Addr::Inet(Inet { options, ..inet() }), false);
+    assert_eq!(netdev(text).unwrap().0, Kind::Stream(want));
+}
+
+#[test]
 fn every_option_of_stream() {
     let kind = Kind::Stream;
     let tcp = |i: Inet| kind(Stream::plain(Addr::Inet(i), false));
@@ -194,8 +203,8 @@ fn every_option_of_stream() {
             "stream,id=n,addr.type=inet,addr.host=h,addr.port=80,addr.ipv4=off",
             tcp(Inet { ipv4: false, ..inet() }),
         ),
-        ("stream,id=n,addr.type=inet,addr.host=h,addr.port=80,addr.to=90,addr.keep-alive=on", {
-            tcp(Inet { to: Some(90), keep_alive: true, ..inet() })
+        ("stream,id=n,addr.type=inet,addr.host=h,addr.port=80,addr.to=90", {
+            tcp(Inet { to: Some(90), ..inet() })
         }),
         ("stream,id=n,addr.type=inet,addr.host=::1,addr.port=80,addr.numeric=on", {
             tcp(Inet { host: "::1".into(), ..inet() })
@@ -397,8 +406,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("stream,id=a,addr.type=inet,addr.host=x,addr.port=1,addr.ipv4=off,addr.ipv6=off", {
         "Cannot disable IPv4 and IPv6 at same time"
     }),
-    ("stream,id=a,addr.type=inet,addr.host=x,addr.port=1,addr.mptcp=on", {
-        "addr.mptcp= is refused: it is not in this version"
+    ("stream,id=a,addr.type=inet,addr.host=x,addr.port=1,addr.keep-alive-count=128", {
+        "Parameter 'addr.keep-alive-count' expects a value from 0 to 127"
     }),
     ("stream,id=a,addr.type=vsock,addr.port=1", "Parameter 'addr.cid' is missing"),
     ("stream,id=a,addr.type=unix,addr.path=/x,framing=x", "Parameter 'framing' does not accept value 'x'"),

@@ -244,7 +244,7 @@ impl Dialler {
             Target::Tcp(inet) => {
                 let address = *self.found.get(self.next).ok_or(io::ErrorKind::AddrNotAvailable)?;
                 self.next += 1;
-                start(listen::tcp_socket(address, inet.keep_alive)?, &SockaddrStorage::from(address))
+                start(listen::tcp_socket(address, inet.options)?, &SockaddrStorage::from(address))
             }
             Target::Vsock(cid, port) => {
                 let fd = socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
@@ -293,7 +293,7 @@ mod tests {
 
     fn inet(host: &str, port: u16) -> Inet {
         let host = host.into();
-        Inet { host, port, to: None, ipv4: true, ipv6: true, keep_alive: false, found: Vec::new() }
+        Inet { host, port, to: None, ipv4: true, ipv6: true, options: Default::default(), found: Vec::new() }
     }
 
     fn finish(d: &mut Dialler) -> Step {
@@ -325,7 +325,7 @@ mod tests {
     fn a_connection_to_itself_is_none() {
         for at in ["127.0.0.1:0", "[::1]:0"] {
             let any: SocketAddr = at.parse().unwrap();
-            let fd = listen::tcp_socket(any, false).unwrap();
+            let fd = listen::tcp_socket(any, Default::default()).unwrap();
             socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(any)).unwrap();
             let own: SockaddrStorage = socket::getsockname(fd.as_raw_fd()).unwrap();
             let here = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -343,7 +343,7 @@ mod tests {
             assert!(!is_its_own_peer(&fd));
             d.state = State::Going(fd, now + PATIENCE);
             assert!(matches!(d.step(now), Step::Connected(_)), "what is somebody's is kept");
-            let own = listen::tcp_socket(any, false).unwrap();
+            let own = listen::tcp_socket(any, Default::default()).unwrap();
             socket::bind(own.as_raw_fd(), &SockaddrStorage::from(any)).unwrap();
             let _met = socket::connect(
                 own.as_raw_fd(),

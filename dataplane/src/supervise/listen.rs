@@ -22,7 +22,8 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, chown, geteuid};
 
 use crate::fault::{Exit, Fault};
-use crate::spec::addr::Inet;
+use crate::spec::addr::{Inet, TcpOptions};
+use crate::sys;
 
 /// Connections that may wait for us.
 const BACKLOG: i32 = 16;
@@ -240,7 +241,7 @@ pub fn tcp(what: &str, inet: &Inet, addresses: &[SocketAddr]) -> Result<OwnedFd,
     for port in inet.port..=inet.to.unwrap_or(inet.port) {
         for mut address in addresses.iter().copied() {
             address.set_port(port);
-            match tcp_at(address, inet.keep_alive) {
+            match tcp_at(address, inet.options) {
                 Ok(socket) => return Ok(socket),
                 Err(e) => last = e,
             }
@@ -251,8 +252,8 @@ pub fn tcp(what: &str, inet: &Inet, addresses: &[SocketAddr]) -> Result<OwnedFd,
     Err(Fault::new(exit, at, last, "choose another addr.port, or give addr.to= for a range"))
 }
 
-fn tcp_at(address: SocketAddr, keep_alive: bool) -> io::Result<OwnedFd> {
-    let socket = tcp_socket(address, keep_alive)?;
+fn tcp_at(address: SocketAddr, options: TcpOptions) -> io::Result<OwnedFd> {
+    let socket = tcp_socket(address, options)?;
     socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     if address.is_ipv6() {
         socket::setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
@@ -263,11 +264,24 @@ fn tcp_at(address: SocketAddr, keep_alive: bool) -> io::Result<OwnedFd> {
 }
 
 /// A TCP socket whose connections send at once: a frame waits for no other. (Accepted ones inherit that on Linux.)
-pub(crate) fn tcp_socket(address: SocketAddr, keep_alive: bool) -> io::Result<OwnedFd> {
+pub(crate) fn tcp_socket(address: SocketAddr, options: TcpOptions) -> io::Result<OwnedFd> {
     let family = SockaddrStorage::from(address).family().unwrap_or(AddressFamily::Inet);
-    let socket = socket::socket(family, SockType::Stream, FLAGS, None)?;
+    let socket = match options.mptcp {
+        true => sys::fd::mptcp_socket(address.is_ipv6())?,
+        false => socket::socket(family, SockType::Stream, FLAGS, None)?,
+    };
     socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
-    socket::setsockopt(&socket, sockopt::KeepAlive, &keep_alive)?;
+    socket::setsockopt(&socket, sockopt::KeepAlive, &options.keep_alive)?;
+    let said = |n: u32| options.keep_alive && n != 0;
+    if said(options.count) {
+        socket::setsockopt(&socket, sockopt::TcpKeepCount, &options.count)?;
+    }
+    if said(options.idle) {
+        socket::setsockopt(&socket, sockopt::TcpKeepIdle, &options.idle)?;
+    }
+    if said(options.interval) {
+        socket::setsockopt(&socket, sockopt::TcpKeepInterval, &options.interval)?;
+    }
     Ok(socket)
 }
 
@@ -360,19 +374,42 @@ mod tests {
         fs::remove_dir_all(dir).unwrap();
     }
 
+    fn inet(port: u16, to: Option<u16>, options: TcpOptions) -> Inet {
+        Inet { host: "h".into(), port, to, ipv4: true, ipv6: true, options, found: Vec::new() }
+    }
+
+    #[test]
+    fn an_accepted_connection_sends_at_once_and_is_as_was_said() {
+        let plain = TcpOptions::default();
+        let kept = TcpOptions { keep_alive: true, count: 3, idle: 60, interval: 10, mptcp: false };
+        // By Multipath TCP to whom does not speak it.
+        let many = TcpOptions { mptcp: true, ..plain };
+        for (host, options) in [("127.0.0.1", plain), ("::1", kept), ("127.0.0.1", many)] {
+            let at = SocketAddr::new(host.parse().unwrap(), 0);
+            let listener = tcp("t", &inet(0, None, options), &[at]);
+            if options.mptcp && sys::fd::mptcp_socket(false).is_err() {
+                listener.unwrap_err();
+                continue;
+            }
+            let listener = std::net::TcpListener::from(listener.unwrap());
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (fd, from) = sys::io::accept_from(listener.as_fd()).unwrap();
+            assert_eq!(from, Some(client.local_addr().unwrap()));
+            assert!(socket::getsockopt(&fd, sockopt::TcpNoDelay).unwrap());
+            assert_eq!(socket::getsockopt(&fd, sockopt::KeepAlive).unwrap(), options.keep_alive);
+            if options.keep_alive {
+                assert_eq!(socket::getsockopt(&fd, sockopt::TcpKeepCount).unwrap(), 3);
+                assert_eq!(socket::getsockopt(&fd, sockopt::TcpKeepIdle).unwrap(), 60);
+                assert_eq!(socket::getsockopt(&fd, sockopt::TcpKeepInterval).unwrap(), 10);
+            }
+        }
+    }
+
     #[test]
     fn a_range_of_ports_is_tried() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let inet = |to| Inet {
-            host: "127.0.0.1".into(),
-            port,
-            to,
-            ipv4: true,
-            ipv6: false,
-            keep_alive: false,
-            found: vec![],
-        };
+        let inet = |to| inet(port, to, TcpOptions::default());
         let at = [SocketAddr::from(([127, 0, 0, 1], port))];
         assert!(tcp("t", &inet(None), &at).is_err());
         assert!(tcp("t", &inet(Some(port.saturating_add(20))), &at).is_ok());

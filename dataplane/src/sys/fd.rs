@@ -141,6 +141,22 @@ pub fn lock_filter(fd: BorrowedFd<'_>, program: &[Instruction]) -> Result<()> {
     set(libc::SO_LOCK_FILTER, (&raw const lock).cast(), size_of_val(&lock))
 }
 
+/// A socket of Multipath TCP, close-on-exec and non-blocking.
+///
+/// # Errors
+/// The kernel's: it has none.
+pub fn mptcp_socket(ipv6: bool) -> Result<OwnedFd> {
+    let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(family, kind, libc::IPPROTO_MPTCP) };
+    if fd < 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A raw IP socket of a protocol, close-on-exec and non-blocking. Needs `CAP_NET_RAW`.
 ///
 /// # Errors
