@@ -80,14 +80,18 @@ fn hosts_talk_over_tunnels_of_every_carrier() {
 
 #[test]
 fn hosts_talk_over_a_multicast_group() {
-    let (a, b) = link();
-    let of = |ns: &Netns, ip: &str| {
-        let ends = Ends::Multicast("239.8.8.8:4000".parse().unwrap(), Some(ip.parse().unwrap()));
-        let spec = Dgram { ends, strict: false, undone: None };
-        ns.enter(|| port(datagram::open("m", &spec, vec![], 0o600).unwrap())).unwrap()
-    };
-    let far = of(&b, "10.8.0.2");
-    hosts_talk(&a, &b, of(&a, "10.8.0.1"), far);
+    for (group, one, other) in
+        [("239.8.8.8:4000", "10.8.0.1", "10.8.0.2"), ("[ff15::8:8]:4000", "fd08::1", "fd08::2")]
+    {
+        let (a, b) = link();
+        let of = |ns: &Netns, ip: &str| {
+            let ends = Ends::Multicast(group.parse().unwrap(), Some(ip.parse().unwrap()));
+            let spec = Dgram { ends, strict: false, undone: None };
+            ns.enter(|| port(datagram::open("m", &spec, vec![], 0o600).unwrap())).unwrap()
+        };
+        let far = of(&b, other);
+        hosts_talk(&a, &b, of(&a, one), far);
+    }
 }
 
 #[test]

@@ -12,6 +12,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod dump;
+mod families;
 mod filters;
 mod hotplug;
 mod reconnect;
