@@ -107,6 +107,8 @@ pub(super) struct Up {
     pub(super) hold: Hold,
     /// Bytes of the store that it was promised.
     pub(super) claim: u32,
+    /// Bytes that the socket took, as far as that can be counted here.
+    pub(super) passed: u32,
     pub(super) end: End,
     /// The socket takes nothing until it says so.
     pub(super) blocked: bool,
@@ -206,6 +208,7 @@ impl<S: Sock> Flow<S> {
             scale: SCALE,
             hold: Hold::new(Purse { guest, up: true }),
             claim: 0,
+            passed: 0,
             end: End::No,
             blocked: false,
             broken: false,

@@ -66,6 +66,7 @@ impl<S: Sock> Flow<S> {
                 }
             };
             let mut n = u32::try_from(taken).unwrap_or(u32::MAX);
+            self.up.passed = self.up.passed.saturating_add(n);
             while let Some(s) = parts.get_mut(at).filter(|s| s.len() <= n) {
                 n -= s.len();
                 at += 1;
@@ -177,6 +178,8 @@ impl<S: Sock> Flow<S> {
         let free = tools.store.unclaimed(purse).saturating_add(self.up.claim);
         let large = free.saturating_sub(tools.store.size(purse) / 2) / SHARE;
         if self.up.hold.is_empty() && !self.up.blocked {
+            // Whoever sent little is promised little, for a promise lasts as long as the connection: idle ones would take all.
+            let large = large.min(self.up.passed.saturating_mul(2).max(OPEN_HANDED));
             return large.max((free / MANY).clamp(NARROW, OPEN_HANDED)).min(tools.each);
         }
         large.min(tools.each).saturating_sub(self.up.hold.len())

@@ -139,3 +139,21 @@ fn many_that_wait_for_room_take_turns() {
         assert_eq!(s.cx.stats.drops, [0; Reason::COUNT]);
     }
 }
+
+/// Connections that say little are promised little: who sends much has a wide window beside hundreds of them.
+#[test]
+fn who_sends_much_has_a_wide_window_beside_many_that_do_not() {
+    let mut s = Scene::new(&crowded(1000));
+    let take_all = |t: &Talk| Scene::end(t.end).borrow_mut().room = 1 << 30;
+    for i in 0..500 {
+        let mut idle = Sender::new(s.open(key4(1000 + i)));
+        take_all(&idle.talk);
+        assert_eq!(idle.push(&mut s, 500), 500);
+    }
+    let mut busy = Sender::new(s.open(key4(5)));
+    take_all(&busy.talk);
+    for _ in 0..20 {
+        busy.push(&mut s, u32::MAX);
+    }
+    assert!(busy.room >= 512 << 10, "{}", busy.room);
+}
