@@ -106,12 +106,14 @@ pub struct Flows {
     pub resent: u64,
     /// Times that one stood still though it could have gone on, and was made to.
     pub healed: u64,
+    /// Times that a socket of the port's, of whatever protocol, said that something was possible, and nothing was.
+    pub idle: u64,
 }
 
 impl Flows {
     /// Every number with the name it has in output; what is true now comes first.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 10] {
+    pub fn named(&self) -> [(&'static str, u64); 11] {
         [
             ("now", self.now),
             ("half_open", self.half_open),
@@ -123,6 +125,7 @@ impl Flows {
             ("broken", self.broken),
             ("resent", self.resent),
             ("healed", self.healed),
+            ("idle", self.idle),
         ]
     }
 }

@@ -101,6 +101,7 @@ const FLOWS: &[(&str, &str, &str, &str)] = &[
     ("netreeve_port_flows_broken", "counter", "broken", "Connections that were broken off."),
     ("netreeve_port_flows_resent", "counter", "resent", "Times that something was sent again to a guest."),
     ("netreeve_port_flows_healed", "counter", "healed", "Times that one that stood still was made to go on."),
+    ("netreeve_port_flows_idle", "counter", "idle", "Times that a socket woke the port for nothing."),
 ];
 
 fn connections(out: &mut String, all: &[Instance]) {

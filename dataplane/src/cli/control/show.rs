@@ -173,7 +173,7 @@ fn describe(p: &Value) -> Vec<String> {
         let of = |key: &str| f.get(key).map_or_else(|| "-".into(), text);
         let [now, half, most] = ["now", "half_open", "most"].map(of);
         add("flows", format!("{now} of at most {most}, {half} of them half open"));
-        let rest = ["opened", "refused", "limited", "evicted", "broken", "resent", "healed"];
+        let rest = ["opened", "refused", "limited", "evicted", "broken", "resent", "healed", "idle"];
         add("", rest.map(|key| format!("{key} {}", of(key))).join(", "));
     }
     let drops: Vec<String> = get(p, "drops")

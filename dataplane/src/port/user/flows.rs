@@ -4,7 +4,8 @@
 //! too many; finding a flow is one look-up.
 //!
 //! Trust: none in who makes flows. Promise: never more than the limit, and never more of one owner's than its share; an
-//! index with a generation names one flow for ever.
+//! index with a generation names one flow, until 65,536 others were at its place: an event or a timer that waited for so
+//! long finds another, whom it tells to look and nothing else.
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, HashSet, VecDeque};

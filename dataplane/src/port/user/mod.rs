@@ -146,6 +146,7 @@ fn context(plan: &Plan) -> io::Result<Cx> {
         now,
         gives: Offloads::NONE,
         own: Cell::new(None),
+        idle: 0,
     })
 }
 
@@ -333,7 +334,9 @@ impl Port for User {
     }
 
     fn stats(&self) -> Stats {
-        Stats { flows: Some(self.rooms.tcp.flows()), ..self.cx.stats }
+        let mut flows = self.rooms.tcp.flows();
+        flows.idle += self.cx.idle;
+        Stats { flows: Some(flows), ..self.cx.stats }
     }
 
     fn stats_mut(&mut self) -> &mut Stats {

@@ -50,6 +50,8 @@ pub struct Cx {
     pub gives: Offloads,
     /// What was found of an address last, whether it is the host's own, and when.
     pub own: Cell<Option<(IpAddr, bool, Instant)>>,
+    /// Times that a socket that is not TCP's said that something was possible, and nothing was.
+    pub idle: u64,
 }
 
 impl Cx {

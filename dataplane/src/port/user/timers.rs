@@ -1,7 +1,8 @@
 //! Timers of the port: any number on one descriptor, in steps of [`STEP`].
 //!
 //! There is no cancelling: whoever's time has come looks whether that still means anything. A room keeps one timer for a
-//! flow at a time and sets the next when it has come, however often its deadline moves in between.
+//! flow at a time and sets the next when it has come, however often its deadline moves in between; where many of a room's
+//! mean nothing any more, it sweeps them out ([`Timers::sweep`]).
 //!
 //! Trust: none needed. Promise: never early, late by a step at most while the port runs; nobody is woken while no timer is
 //! set.
@@ -18,6 +19,17 @@ use crate::sys::timer::Timer;
 /// What times are rounded up to.
 pub const STEP: Duration = Duration::from_millis(10);
 
+/// Whether a timer means something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// It does.
+    Yes,
+    /// It does not.
+    No,
+    /// The one that comes then does.
+    At(Instant),
+}
+
 /// The timers.
 #[derive(Debug)]
 pub struct Timers {
@@ -25,6 +37,8 @@ pub struct Timers {
     start: Instant,
     /// By their step since the start.
     due: BTreeMap<u64, Vec<Token>>,
+    /// How many.
+    held: usize,
     /// What the descriptor is set to.
     armed: Option<u64>,
 }
@@ -35,7 +49,7 @@ impl Timers {
     /// # Errors
     /// The kernel's.
     pub fn new(now: Instant) -> io::Result<Self> {
-        Ok(Self { timer: Timer::new()?, start: now, due: BTreeMap::new(), armed: None })
+        Ok(Self { timer: Timer::new()?, start: now, due: BTreeMap::new(), held: 0, armed: None })
     }
 
     /// To be watched for reading, edge-triggered.
@@ -52,6 +66,28 @@ impl Timers {
     pub fn at(&mut self, when: Instant, token: Token) {
         let step = self.step(when);
         self.due.entry(step).or_default().push(token);
+        self.held += 1;
+    }
+
+    /// Timers that are set.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Forgets timers: `keep` says of each whether it means something, by its token.
+    pub(super) fn sweep(&mut self, keep: impl Fn(Token) -> Kept) {
+        let mut due = std::mem::take(&mut self.due);
+        due.retain(|step, tokens| {
+            tokens.retain(|t| match keep(*t) {
+                Kept::Yes => true,
+                Kept::No => false,
+                Kept::At(when) => self.step(when) == *step,
+            });
+            tokens.shrink_to_fit();
+            !tokens.is_empty()
+        });
+        self.held = due.values().map(Vec::len).sum();
+        self.due = due;
     }
 
     /// One whose time has come.
@@ -62,6 +98,7 @@ impl Timers {
             return None;
         }
         let token = first.get_mut().pop();
+        self.held = self.held.saturating_sub(1);
         if first.get().is_empty() {
             first.remove();
         }

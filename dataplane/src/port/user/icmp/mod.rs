@@ -54,6 +54,8 @@ const EXPIRY: u8 = 1;
 struct Flow {
     fd: OwnedFd,
     queued: bool,
+    /// It was said to have something, and was not read since.
+    fresh: bool,
     source: Source,
     manner: Manner,
 }
@@ -131,7 +133,13 @@ impl Icmp {
         }
         match self.dial(at, cx) {
             Ok(fd) => {
-                let flow = Flow { fd, queued: false, source: Source::default(), manner: Manner::default() };
+                let flow = Flow {
+                    fd,
+                    queued: false,
+                    fresh: false,
+                    source: Source::default(),
+                    manner: Manner::default(),
+                };
                 self.flows.insert(key, flow, cx.now, QUIET)
             }
             Err(e) => {
@@ -208,7 +216,7 @@ impl Icmp {
         let Some((key, flow)) = self.flows.get(index) else { return false };
         match self.inbox.recv(flow.fd.as_fd(), FEW) {
             Ok((n, asked)) => {
-                flow.queued = n >= asked;
+                (flow.queued, flow.fresh) = (n >= asked, false);
                 for i in 0..n {
                     self.inbox.keep(i, key);
                 }
@@ -219,6 +227,7 @@ impl Icmp {
                 true
             }
             Err(_) => {
+                cx.idle += u64::from(std::mem::take(&mut flow.fresh));
                 flow.queued = false;
                 false
             }
@@ -297,13 +306,13 @@ impl Room for Icmp {
     fn ready(&mut self, at: Token, ready: Ready, cx: &mut Cx) {
         let places = self.flows.places();
         let Some((key, flow)) = self.flows.named(at.index, at.generation).filter(|_| at.kind == FLOW) else {
+            cx.idle += 1;
             return;
         };
-        if ready.error {
-            errors::pass_on(cx, flow.fd.as_fd(), key, Carries::Echoes);
-        }
+        let told = ready.error && errors::pass_on(cx, flow.fd.as_fd(), key, Carries::Echoes);
+        cx.idle += u64::from(!told && !ready.read);
         if ready.read && !flow.queued {
-            flow.queued = true;
+            (flow.queued, flow.fresh) = (true, !told);
             queue(&mut self.ready, at.index, places);
         }
     }

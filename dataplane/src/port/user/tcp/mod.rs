@@ -38,8 +38,9 @@ use netreeve_shared::vnet::Vnet;
 use super::bay::Bay;
 use super::packet::Packet;
 use super::plan::{Forward, GuestForward, Plan};
-use super::poll::{Ready, Token};
+use super::poll::{Ready, Token, Who};
 use super::room::{Cx, Room};
+use super::timers::Kept;
 use crate::frame::Batch;
 use crate::stats::{Flows, Reason};
 use ended::Ended;
@@ -52,7 +53,10 @@ use intake::Intake;
 use segment::{Key, Said, Segment, flag};
 use shares::{Origin, Shares};
 use sock::{Sock, Stream};
-use table::Table;
+use table::{FLOW, Table};
+
+/// Timers that may mean nothing, beside one for each flow.
+const SPARE: usize = 4096;
 
 /// What happened, for whoever wonders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -168,6 +172,7 @@ impl<S: Sock> Tcp<S> {
             broken: c.broken,
             resent: c.again,
             healed: c.healed,
+            idle: c.idle,
         }
     }
 
@@ -247,6 +252,17 @@ impl<S: Sock> Tcp<S> {
         }
         if let Some(when) = f.timer(cx.now) {
             cx.timers.at(when, token);
+            self.sweep(cx);
+        }
+    }
+
+    /// Timers of flows that are over, or that came to have a nearer one, are not kept beyond so many as there are flows.
+    fn sweep(&self, cx: &mut Cx) {
+        if cx.timers.held() > 2 * self.table.len() + SPARE {
+            cx.timers.sweep(|t| match (t.who, t.kind) {
+                (Who::Tcp, FLOW) => self.table.armed(t).map_or(Kept::No, Kept::At),
+                _ => Kept::Yes,
+            });
         }
     }
 

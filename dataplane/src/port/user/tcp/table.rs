@@ -1,7 +1,7 @@
 //! All flows: found by their ends, or by the number that events and timers carry.
 //!
 //! Trust: none in guests, who choose half of a key: the map's hash is keyed at random. Promise: bounded; a token finds the
-//! flow that it was made for or none.
+//! flow that it was made for or none (or one that came to its place 65,536 flows later, which then looks for nothing).
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -62,6 +62,12 @@ impl<S> Table<S> {
     pub(super) fn get(&mut self, token: Token) -> Option<&mut Flow<S>> {
         let slot = self.slots.get_mut(usize::try_from(token.index).ok()?)?;
         slot.flow.as_deref_mut().filter(|_| slot.generation == token.generation)
+    }
+
+    /// When the timer of a flow comes that means something to it.
+    pub(super) fn armed(&self, token: Token) -> Option<Instant> {
+        let slot = usize::try_from(token.index).ok().and_then(|i| self.slots.get(i));
+        slot.filter(|s| s.generation == token.generation)?.flow.as_ref()?.armed
     }
 
     /// Adds a flow that knows its token. None: there is no room, or it is there already.

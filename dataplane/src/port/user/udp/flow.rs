@@ -30,6 +30,8 @@ pub(super) const MANY: usize = 16;
 pub(super) struct Listener {
     pub(super) forward: Forward,
     pub(super) fd: OwnedFd,
+    /// It was said to have something, and was not read since.
+    pub(super) fresh: bool,
 }
 
 /// Whose flow it is.
@@ -60,6 +62,8 @@ pub(super) struct Flow {
     pub(super) answered: bool,
     /// It is among those that have something to be read.
     pub(super) queued: bool,
+    /// It was said to have something, and was not read since.
+    pub(super) fresh: bool,
     /// Messages that the next call asks for.
     pub(super) expect: usize,
     /// The kernel joins datagrams.
@@ -81,6 +85,7 @@ impl Flow {
             way,
             answered: false,
             queued: false,
+            fresh: false,
             expect: FEW,
             joins: false,
             source: Source::default(),
@@ -91,7 +96,7 @@ impl Flow {
     /// So many messages came of as many as were asked for: asks for more or fewer the next time. Says whether there may
     /// be more now.
     pub(super) fn came(&mut self, n: usize, asked: usize) -> bool {
-        self.answered = true;
+        (self.answered, self.fresh) = (true, false);
         self.expect = (2 * n).clamp(FEW, MANY);
         if n >= 4
             && !self.joins

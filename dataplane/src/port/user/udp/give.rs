@@ -111,6 +111,7 @@ impl Udp {
                 true
             }
             Err(_) => {
+                cx.idle += u64::from(std::mem::take(&mut flow.fresh));
                 flow.queued = false;
                 false
             }
@@ -119,12 +120,16 @@ impl Udp {
 
     /// Reads what has come to a forward. True: there may be more.
     fn read_listener(&mut self, id: u16, cx: &mut Cx) -> bool {
-        let Some(l) = self.listeners.iter().find(|l| l.forward.id == id) else { return false };
-        let guest = l.forward.guest;
+        let Some(l) = self.listeners.iter_mut().find(|l| l.forward.id == id) else { return false };
+        let (guest, fresh) = (l.forward.guest, std::mem::take(&mut l.fresh));
         let (n, asked) = match self.inbox.recv(l.fd.as_fd(), MANY) {
             Ok(got) => got,
-            // Of an answer that was sent; there may be datagrams behind it.
-            Err(e) => return errors::reason(&e).is_some(),
+            Err(e) => {
+                // Of an answer that was sent; there may be datagrams behind it.
+                let more = errors::reason(&e).is_some();
+                cx.idle += u64::from(fresh && !more);
+                return more;
+            }
         };
         for i in 0..n {
             let Some(peer) = self.inbox.got(i).and_then(|(_, from)| from) else { continue };

@@ -116,7 +116,7 @@ impl Udp {
                 watched.iter().for_each(|l| drop(cx.poll.remove(l.fd.as_fd())));
                 return Err(e);
             }
-            watched.push(Listener { forward, fd });
+            watched.push(Listener { forward, fd, fresh: false });
         }
         let stays = |l: &Listener| kept.iter().any(|(f, _)| f.id == l.forward.id);
         for gone in self.listeners.extract_if(.., |l| !stays(l)) {
@@ -286,17 +286,17 @@ impl Room for Udp {
         match at.kind {
             FLOW => {
                 if self.flows.named(at.index, at.generation).is_none() {
+                    cx.idle += 1;
                     return;
                 }
-                if ready.error {
-                    self.tell_errors(at.index, cx);
-                }
+                let told = ready.error && self.tell_errors(at.index, cx);
+                cx.idle += u64::from(!told && !ready.read);
                 let places = self.flows.places() + self.listeners.len();
                 if let Some((_, flow)) = self.flows.get(at.index)
                     && ready.read
                     && !flow.queued
                 {
-                    flow.queued = true;
+                    (flow.queued, flow.fresh) = (true, !told);
                     queue(&mut self.ready, Source::Flow(at.index), places);
                 }
             }
@@ -305,6 +305,11 @@ impl Room for Udp {
                 if let Ok(source) = source
                     && !self.ready.contains(&source)
                 {
+                    if let Source::Listener(id) = source
+                        && let Some(l) = self.listeners.iter_mut().find(|l| l.forward.id == id)
+                    {
+                        l.fresh = true;
+                    }
                     self.ready.push_back(source);
                 }
             }

@@ -277,6 +277,36 @@ fn thousands_of_flows_are_no_more_than_the_limit() {
     assert_eq!(cx.stats.drops, [0; Reason::COUNT]);
 }
 
+/// A socket that wakes the port for nothing is counted, be it a flow's, a forward's, or nobody's any more.
+#[test]
+fn who_is_woken_for_nothing_counts_it() {
+    let s = server("127.0.0.1:0");
+    let mut cx = link(|_| {});
+    let (mut room, there) = forwarded(&mut cx, "127.0.0.1:0", "10.0.2.15:53");
+    send(&mut room, &mut cx, &[udp(at(GUEST4), seen(&s), b"x")]);
+    let (_, from) = s.recv_from(&mut [0; 10]).unwrap();
+    s.send_to(b"answer", from).unwrap();
+    assert_eq!(given(&mut room, &mut cx, true).len(), 1);
+    s.send_to(b"call", there).unwrap();
+    assert_eq!(given(&mut room, &mut cx, true).len(), 1);
+    assert_eq!(cx.idle, 0, "there was something each time");
+    let token = |kind, index, generation| Token { who: Who::Udp, kind, index, generation };
+    let read = Ready { read: true, ..Ready::default() };
+    let error = Ready { error: true, ..Ready::default() };
+    let woken = [
+        (token(FLOW, 0, 0), read),
+        (token(LISTENER, 7, 0), read),
+        (token(FLOW, 0, 0), error),
+        (token(FLOW, 0, 9), read),
+    ];
+    for (n, (at, ready)) in (1..).zip(woken) {
+        room.ready(at, ready, &mut cx);
+        room.give(&mut Bay::default(), &mut Batch::new(), &mut cx);
+        assert_eq!(cx.idle, n, "{at:?}");
+    }
+    assert!(!room.has_more());
+}
+
 #[test]
 fn flows_end_when_nobody_speaks() {
     let s = server("127.0.0.1:0");

@@ -299,12 +299,12 @@ impl Relay {
         if at.kind != DNS_LINE {
             return self.stream_ready(i, at.generation, cx);
         }
-        for _ in 0..BURST {
+        for n in 0..BURST {
             let line = self.lines.get(i).and_then(Option::as_ref);
             let Some(line) = line.filter(|l| l.generation == at.generation) else { return };
             match sock::read_from(line.fd.as_fd(), &mut self.answer) {
-                Ok((n, _)) => self.line_answers(i, n, cx),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Ok((len, _)) => self.line_answers(i, len, cx),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return cx.idle += u64::from(n == 0),
                 Err(_) => self.line_fails(i, cx),
             }
         }

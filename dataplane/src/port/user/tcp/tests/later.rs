@@ -50,6 +50,9 @@ fn a_window_that_opens_while_there_is_no_room_to_say_so_is_said_later() {
     end.borrow_mut().room = 1 << 20;
     let token = s.token(&key).unwrap();
     s.ready(token, false, true);
+    assert_eq!(s.tcp.flows().idle, 0);
+    s.ready(token, false, true);
+    assert_eq!(s.tcp.flows().idle, 1, "woken for nothing");
     assert!(end.borrow().got.len() >= 200 << 10 && s.tcp.has_more());
     s.cx.out = Out::default();
     let got = s.collect();
@@ -250,6 +253,31 @@ fn a_window_that_others_shut_opens_when_they_are_gone() {
     let seg = first.say(flag::ACK, 5000);
     s.send(&[(first.key, seg, &data[..5000])]);
     assert_eq!(s.collect().last().unwrap().seg.ack, first.nxt);
+}
+
+/// However many connections come and go in the minute that the timer of one lasts, no more timers are kept than twice as many
+/// as there are connections, and some; and no time that means something is missed.
+#[test]
+fn timers_of_those_who_are_gone_do_not_pile_up() {
+    let p = plan();
+    let limits = Limits { tcp: 1000, ..p.limits };
+    let mut s = Scene::new(&crate::port::user::Plan { limits, ..p });
+    let stays = s.open(key4(5));
+    Scene::end(stays.end).borrow_mut().queue.extend(vec![7; 100]);
+    let token = s.token(&stays.key).unwrap();
+    s.ready(token, true, false);
+    assert_eq!(s.collect().len(), 1);
+    let mut most = 0;
+    for i in 0..12_000 {
+        let t = s.open(key4(1000 + i % 100));
+        let rst = Segment { seq: t.nxt, flags: flag::RST, ..Segment::default() };
+        s.send(&[(t.key, rst, &[])]);
+        most = most.max(s.cx.timers.held());
+    }
+    assert!(most > 4000 && most <= 4096 + 4, "{most}");
+    assert_eq!(s.tcp.connections(), 1);
+    s.pass(Duration::from_millis(1100));
+    assert_eq!(s.collect()[0].bytes.len(), 100, "it is sent again in time");
 }
 
 /// A guest that asks whether its far end is there is answered by us, who do not know: its socket asks as often.
