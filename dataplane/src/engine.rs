@@ -327,6 +327,15 @@ impl Engine {
         }
     }
 
+    /// Nobody is at the far end of a slot any more.
+    fn alone(&mut self, floor: &Floor, slot: u16) {
+        let Some(seat) = floor.seat(slot) else { return };
+        // A port that waits for nobody has nothing to do with it.
+        if let Ok(change) = floor.change(0, seat, |l| l.port(seat.side).alone()) {
+            self.changed(slot, change);
+        }
+    }
+
     /// Goes on where the dataplane before was killed; if that cannot be, the peer has to come again.
     fn inherit(&mut self, floor: &Floor, slot: u16, left: Left) {
         let Some(seat) = floor.seat(slot) else { return };
@@ -396,6 +405,7 @@ impl Outside for Engine {
             ToDataplane::Fds { slot } => self.changes.hold(slot, fds),
             ToDataplane::Stats { slot } => self.stats(floor, slot)?,
             ToDataplane::Quit => return Ok(false),
+            ToDataplane::Alone { slot } => self.alone(floor, slot),
             ToDataplane::Keep { slot } => self.keep(floor, slot),
             ToDataplane::Filter { ask, slot, filter: number, before, plan } => {
                 let handed = filters::Handed { slot, number, before, plan, fds };

@@ -154,6 +154,12 @@ pub enum ToDataplane {
     },
     /// End in order: flush, close, exit 0.
     Quit,
+    /// Whoever was at the far end of a port that waits for connections is gone: it has no peer until a new connection
+    /// comes ([`ToDataplane::Fds`]).
+    Alone {
+        /// The slot.
+        slot: u16,
+    },
 }
 
 /// From dataplane to supervisor.

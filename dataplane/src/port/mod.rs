@@ -330,6 +330,15 @@ pub trait Port: Send {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Whoever was at the far end is gone, as the supervisor has found out: there is nobody until [`Port::connect`]. Only
+    /// the first queue's port is told.
+    ///
+    /// # Errors
+    /// It is no port that waits for connections.
+    fn alone(&mut self) -> io::Result<Change> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Gives to `keep` what the next dataplane needs to go on with this port's connection unnoticed. False: there is
     /// none, or it is in the middle of something. Only the first queue's port is asked.
     ///

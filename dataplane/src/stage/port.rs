@@ -121,6 +121,12 @@ impl Port for Stage {
         Ok(change)
     }
 
+    fn alone(&mut self) -> io::Result<Change> {
+        let change = self.inner.alone()?;
+        self.follow(change);
+        Ok(change)
+    }
+
     fn estate(&self, keep: &mut Keep<'_>) -> io::Result<bool> {
         self.inner.estate(keep)
     }

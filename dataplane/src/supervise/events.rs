@@ -195,10 +195,11 @@ impl Supervisor {
             Some(vde::Step::Plugged(socket)) => {
                 s.fresh = if runs { socket.try_clone().ok() } else { None };
                 s.kept = vec![socket];
+                s.alone = false;
                 return;
             }
             Some(vde::Step::Lost) => {
-                (s.kept, s.fresh) = (Vec::new(), None);
+                (s.kept, s.fresh, s.alone) = (Vec::new(), None, true);
                 s.gone |= s.plug.as_ref().is_none_or(|p| !p.persists());
                 format!("port '{}': the switch is gone", s.id)
             }
@@ -216,8 +217,12 @@ impl Supervisor {
             if let Some(aim) = &mut s.aim {
                 aim.step(now);
             }
-            if let Some(client) = s.reception.as_mut().and_then(|r| r.step(now, &mut s.file)) {
-                s.fresh = Some(client);
+            if let Some(reception) = &mut s.reception {
+                let came = reception.step(now, &mut s.file);
+                s.alone |= reception.has_left();
+                if came.is_some() {
+                    s.fresh = came;
+                }
             }
             match s.dialler.as_mut().map(|d| d.step(now)) {
                 Some(Step::Connected(fd)) => {

@@ -397,6 +397,10 @@ impl Supervisor {
             if self.changes.adds(slot) {
                 continue;
             }
+            // A new connection takes the place of one that is gone.
+            if s.alone {
+                s.alone = s.fresh.is_none() && d.tell(&ToDataplane::Alone { slot }, &[]).is_err();
+            }
             let Some(fd) = s.fresh.take() else { continue };
             // One that does not read now is told in a later turn; a dead one's successor gets it at its start.
             if d.tell(&ToDataplane::Fds { slot }, &[fd.as_fd()]).is_err() {

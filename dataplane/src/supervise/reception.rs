@@ -3,9 +3,9 @@
 //! Whoever sends first is the client: the socket is connected to the sender's address and then handed over. A first
 //! datagram of the four bytes `VFKT` is a greeting and no frame. There is one client at a time; four times a second it is
 //! looked whether it is still there, and when it is gone, a new socket takes the place of the old one at the same path
-//! (the dataplane has the old one until the next client comes, and nobody can reach that any more). A client that comes in
-//! the quarter of a second before that is refused; but if the dataplane has already sent to nobody, the kernel lets him in
-//! at the old socket, where he is heard but not answered until he comes again.
+//! (the dataplane is told, lets the old one go, and has none until the next client comes). A client that comes in the
+//! quarter of a second before that is refused; but if the dataplane has already sent to nobody, the kernel lets him in
+//! at the old socket, where he is heard but not answered until that is gone and he comes again.
 //!
 //! Trust: none in the client, but that it could reach the path. Promise: a client that does not name itself, or is gone
 //! before it is answered, changes nothing.
@@ -39,6 +39,8 @@ pub struct Reception {
     mode: u32,
     socket: Option<OwnedFd>,
     client: Option<UnixAddr>,
+    /// One was found gone since that was asked.
+    left: bool,
     due: Instant,
 }
 
@@ -51,7 +53,10 @@ impl Reception {
         let (socket, file) = listen::bind(what, path, mode, SockType::Datagram)?;
         queues(&socket);
         let (what, path) = (what.to_owned(), path.to_owned());
-        Ok((Self { what, path, mode, socket: Some(socket), client: None, due: Instant::now() }, file))
+        Ok((
+            Self { what, path, mode, socket: Some(socket), client: None, left: false, due: Instant::now() },
+            file,
+        ))
     }
 
     /// To be watched for being readable: nobody has come yet.
@@ -91,12 +96,18 @@ impl Reception {
         None
     }
 
+    /// A client has gone since this was asked last.
+    pub fn has_left(&mut self) -> bool {
+        std::mem::take(&mut self.left)
+    }
+
     fn look(&mut self, file: &mut Option<SocketFile>) {
         if let (Some(socket), Some(client)) = (&self.socket, &self.client)
             && socket::connect(socket.as_raw_fd(), client).is_ok()
         {
             return;
         }
+        self.left |= self.client.is_some();
         // Its file first, so that the path is free.
         (self.client, self.socket, *file) = (None, None, None);
         // What cannot be had now is tried again.
@@ -183,9 +194,11 @@ mod tests {
             now += LOOK;
             assert!(r.step(now, &mut file).is_none());
             assert!(r.copy().is_some() && r.fd().is_none(), "it is still there");
+            assert!(!r.has_left());
             drop(c);
             now += LOOK;
             assert!(r.step(now, &mut file).is_none());
+            assert!(r.has_left() && !r.has_left());
             assert!(r.copy().is_none() && r.fd().is_some(), "it is gone");
             assert!(ours.send(b"x").is_err());
         }

@@ -75,6 +75,8 @@ pub struct Slot {
     pub far: Option<SocketAddr>,
     /// A connection that is not yet handed over.
     pub fresh: Option<OwnedFd>,
+    /// Whoever was at the other end is gone, which the dataplane was not told yet.
+    pub alone: bool,
     /// What is kept of a connection that was handed over.
     pub estate: Estate,
     /// Makes connections, if the port dials.
@@ -215,6 +217,7 @@ impl Slot {
             connected: false,
             far: None,
             fresh: None,
+            alone: false,
             estate: Estate::default(),
             dialler: None,
             aim: None,
@@ -283,6 +286,7 @@ impl Slot {
             plan.resume = true;
         }
         self.listen_again();
+        self.alone = false;
         if self.estate.whole().is_some() || self.is_self_made() {
             return;
         }

@@ -325,7 +325,14 @@ pub(crate) const NETDEVS: &[Row] = &[
         takes: to(1, RAW_TUNNEL),
         ..INET
     },
-    Row { kind: "vde", form: "client", stand: stand::vde, takes: to(1, 1518), ..DGRAM },
+    Row {
+        kind: "vde",
+        form: "client",
+        stand: stand::vde,
+        takes: to(1, 1518),
+        goes: Goes::Down(None),
+        ..DGRAM
+    },
     Row {
         kind: "vde",
         form: "server=on",
@@ -352,7 +359,7 @@ pub(crate) const DEVICES: &[Row] = &[
     Row { form: "u16be client", stand: stand::unix_client, options: ",framing=u16be", ..SHORT },
     Row { form: "seqpacket", stand: stand::packets_server, ..MESSAGES },
     Row { form: "vnet", options: ",framing=vnet", ..STREAM },
-    Row { form: "visitors", stand: stand::visitors, ..DGRAM },
+    Row { form: "visitors", stand: stand::visitors, goes: Goes::Down(None), is_waited_for: true, ..DGRAM },
     Row { form: "unix", stand: stand::unix_datagrams, ..DGRAM },
     Row { form: "udp", stand: stand::udp, ..INET },
 ];

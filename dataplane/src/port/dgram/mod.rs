@@ -239,6 +239,17 @@ impl Port for Dgram {
         Ok(Change { rewire: true, link: Some(true), ..Change::default() })
     }
 
+    fn alone(&mut self) -> io::Result<Change> {
+        if !self.plan.waits {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        // What has been received is still given.
+        let had = !self.sockets.is_empty();
+        self.sockets.clear();
+        self.turn = 0;
+        Ok(Change { rewire: had, link: had.then_some(false), ..Change::default() })
+    }
+
     fn stats(&self) -> Stats {
         self.stats
     }

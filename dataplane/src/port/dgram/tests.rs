@@ -323,6 +323,14 @@ fn what_is_no_datagram_socket_is_refused() {
     assert!(p.connect(pair()).is_err());
     let mut waits = port(&Plan { waits: true, ..PLAIN }, vec![]);
     assert!(!waits.traits().up);
+    assert_eq!(waits.alone().unwrap(), Change::default(), "nobody was there");
+    assert_eq!(waits.connect(pair()).unwrap().link, Some(true));
+    let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    theirs.send(&[7; 60]).unwrap();
+    assert_eq!(waits.connect(ours.into()).unwrap().link, Some(true));
+    assert!(waits.traits().up && p.alone().is_err());
+    assert_eq!(waits.alone().unwrap(), Change { rewire: true, link: Some(false), ..Change::default() });
+    assert!(!waits.traits().up && theirs.send(&[7; 60]).is_err(), "it has let it go");
     assert_eq!(waits.connect(pair()).unwrap().link, Some(true));
     assert!(waits.traits().up);
 }
