@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# libvirt and Podman of Debian 13 beside the system, for `make fronts`: a tree of their own, made by debootstrap, in which
+# libvirt, Podman and a DHCPv6 client of Debian 13 beside the system, for `make fronts`: a tree of their own, made by debootstrap, in which
 # programs run with namespaces of their own; nothing of it is installed here. About 120 MB to fetch, 800 MB on disk, three
 # minutes. A tree that is there stays as it is: remove its folder to make it anew. Debian 12's own will not do: its libvirt
 # (9.0) refuses `<backend type='passt'/>`, its Podman (4.3) has no pasta.
@@ -14,7 +14,7 @@ suite=trixie
 tree=${NETREEVE_CACHE:-$root/target/guest}/fronts/$suite
 packages=(
   libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86
-  podman crun uidmap catatonit iproute2 procps busybox-static netcat-openbsd
+  podman crun uidmap catatonit iproute2 procps busybox-static netcat-openbsd isc-dhcp-client
 )
 # The tests' user (tests/src/scene.rs), who has more of them for containers.
 user=64001

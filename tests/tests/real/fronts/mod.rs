@@ -1,6 +1,7 @@
 //! What starts a passt or a pasta by itself, unmodified, and gets ours: libvirt and rootless Podman of Debian 13, in a tree
 //! beside the system (`tests/fronts.sh`). All of it runs as the ordinary user of these proofs.
 
+mod dhcp6;
 mod libvirt;
 mod podman;
 
