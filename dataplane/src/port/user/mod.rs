@@ -290,8 +290,13 @@ impl Port for User {
             }
             self.udp_first = !self.udp_first;
         }
+        // What can wait goes along with what goes, and last words with what was given before them.
+        self.rooms.tcp.say_late(!b.is_empty(), cx);
+        if !cx.out.is_empty() {
+            cx.out.give(bay, b, &cx.net, &mut cx.stats);
+        }
         self.seen_to = !again && !b.is_empty();
-        cx.timers.arm(cx.now)
+        cx.timers.arm(cx.now, self.rooms.tcp.owes_by())
     }
 
     fn send(&mut self, b: &Batch) -> io::Result<usize> {
@@ -312,7 +317,7 @@ impl Port for User {
         }
         self.rooms.tcp.flush(&mut self.cx);
         self.rooms.udp.flush(&mut self.cx);
-        self.cx.timers.arm(self.cx.now)?;
+        self.cx.timers.arm(self.cx.now, self.rooms.tcp.owes_by())?;
         Ok(b.frames().len())
     }
 

@@ -281,7 +281,7 @@ fn timers_come_in_their_order_and_never_early() {
     let poll = Poll::new().unwrap();
     poll.add(t.fd(), token(0), Want::READ).unwrap();
     t.at(Instant::now() + Duration::from_millis(30), token(4));
-    t.arm(Instant::now()).unwrap();
+    t.arm(Instant::now(), Some(Instant::now() + Duration::from_secs(9))).unwrap();
     let mut events = Vec::new();
     while events.is_empty() {
         poll.events(&mut events).unwrap();

@@ -39,8 +39,8 @@ pub struct Timers {
     due: BTreeMap<u64, Vec<Token>>,
     /// How many.
     held: usize,
-    /// What the descriptor is set to.
-    armed: Option<u64>,
+    /// When the descriptor becomes readable.
+    armed: Option<Instant>,
 }
 
 impl Timers {
@@ -105,18 +105,20 @@ impl Timers {
         token
     }
 
-    /// Has the descriptor become readable when the first timer's time comes.
+    /// Has the descriptor become readable when the first timer's time comes, or at `soon`. It may become so earlier, once for
+    /// each time that it was set: a time that has become needless is left, which costs less than to set another.
     ///
     /// # Errors
     /// The kernel's.
-    pub(super) fn arm(&mut self, now: Instant) -> io::Result<()> {
-        let Some((&first, _)) = self.due.first_key_value() else { return Ok(()) };
-        if self.armed == Some(first) {
+    pub(super) fn arm(&mut self, now: Instant, soon: Option<Instant>) -> io::Result<()> {
+        let step = u64::try_from(STEP.as_millis()).unwrap_or(10);
+        let at = |(&n, _): (&u64, _)| self.start + Duration::from_millis(n.saturating_mul(step));
+        let first = self.due.first_key_value().map(at);
+        let Some(when) = first.into_iter().chain(soon).min() else { return Ok(()) };
+        if self.armed.is_some_and(|at| at <= when) {
             return Ok(());
         }
-        self.armed = Some(first);
-        let step = u64::try_from(STEP.as_millis()).unwrap_or(10);
-        let when = self.start + Duration::from_millis(first.saturating_mul(step));
+        self.armed = Some(when);
         self.timer.set(when.saturating_duration_since(now))
     }
 

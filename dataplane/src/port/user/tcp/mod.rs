@@ -17,6 +17,7 @@ mod flow;
 mod forward;
 mod hold;
 mod intake;
+mod late;
 mod open;
 mod segment;
 mod seq;
@@ -50,6 +51,7 @@ use flow::{Fate, State, Tools, Turn};
 use forward::{DOOR, Forwards, LISTENER};
 use hold::{CHUNK, Purse, Store};
 use intake::Intake;
+use late::Late;
 use segment::{Key, Said, Segment, flag};
 use shares::{Origin, Shares};
 use sock::{Sock, Stream};
@@ -112,7 +114,13 @@ impl<S: Sock> Tcp<S> {
         store.share(!forwards.is_empty());
         Ok(Self {
             table: Table::new(cx.limits.tcp),
-            tools: Tools { store, each: plan.limits.held_each, parts: Vec::new(), waiting: VecDeque::new() },
+            tools: Tools {
+                store,
+                each: plan.limits.held_each,
+                parts: Vec::new(),
+                waiting: VecDeque::new(),
+                late: Late::default(),
+            },
             intake: Intake::new()?,
             giving: VecDeque::new(),
             last: None,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::super::segment::{Segment, flag};
 use super::super::sock::Sock;
-use super::{End, Flow, State};
+use super::{End, Flow, Owed, State};
 
 /// Acknowledgements in a row without news that mean a loss (RFC 5681 §3.2).
 const REPEATS: u8 = 3;
@@ -67,7 +67,7 @@ impl<S: Sock> Flow<S> {
             self.down.una = s.ack;
             self.down.said = (s.seq, s.ack);
             self.state = State::Open;
-            self.up.owed = true;
+            self.up.owed = Owed::Now;
             (self.tries, self.progress) = (0, now);
         }
         Act::None
@@ -97,20 +97,25 @@ impl<S: Sock> Flow<S> {
                 return Act::Broken;
             }
             // Somebody guesses, or it is late: whoever means it says it again, in its place (RFC 5961 §3.2).
-            self.up.owed |= s.seq.since(self.up.next) < self.up.edge.since(self.up.next);
+            if s.seq.since(self.up.next) < self.up.edge.since(self.up.next) {
+                self.up.owed = Owed::Now;
+            }
             return Act::None;
         }
         if s.has(flag::SYN) {
             let first = self.state == State::Answered && !s.has(flag::ACK) && s.seq.plus(1) == self.up.next;
             // A new one in the place of this: the guest answers with a reset if it does not know this one (RFC 5961 §4.2).
-            self.up.owed |= !first;
-            return if first { Act::Answer } else { Act::None };
+            if first {
+                return Act::Answer;
+            }
+            self.up.owed = Owed::Now;
+            return Act::None;
         }
         if !s.has(flag::ACK) {
             return Act::None;
         }
         if self.down.max.before(s.ack) {
-            self.up.owed = true;
+            self.up.owed = Owed::Now;
             return Act::None;
         }
         if self.state == State::Answered {
@@ -164,14 +169,16 @@ impl<S: Sock> Flow<S> {
         let span = s.span();
         if span == 0 {
             // Not where it belongs: it asks whether we are there, or what our window is.
-            up.owed |= s.seq != up.next;
+            if s.seq != up.next {
+                up.owed = Owed::Now;
+            }
             return Act::None;
         }
         if up.next.before(s.seq) {
             up.strays = up.strays.saturating_add(1);
             return Act::None;
         }
-        up.owed = true;
+        let before = std::mem::replace(&mut up.owed, Owed::Now);
         let behind = up.next.since(s.seq);
         if behind >= span || up.end != End::No {
             return Act::None;
@@ -185,6 +192,11 @@ impl<S: Sock> Flow<S> {
             // The end takes no room, and may lie behind a window that is full.
             up.edge = up.edge.max(up.next);
             up.end = End::Seen;
+            // Nobody waits for it to be acknowledged: the guest has no more to say. But where the other end has come before, this
+            // is the last word.
+            if behind == 0 && before == Owed::No && self.down.fin.is_none() {
+                up.owed = Owed::Soon;
+            }
         }
         if len == 0 { Act::None } else { Act::Take { skip, len } }
     }

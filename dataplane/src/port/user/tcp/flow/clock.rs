@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::super::super::room::Cx;
 use super::super::segment::flag;
 use super::super::sock::Sock;
-use super::{Fate, Flow, State, Tools};
+use super::{Fate, Flow, Owed, State, Tools};
 
 /// What a guest has to acknowledge something in (RFC 6298 §2.1); twice as long each time.
 const RTO: Duration = Duration::from_secs(1);
@@ -102,8 +102,8 @@ impl<S: Sock> Flow<S> {
             self.flush(tools);
             healed |= self.up.hold.len() < held;
         }
-        if self.is_shut() && !self.up.owed && self.widened(tools) {
-            self.up.owed = true;
+        if self.is_shut() && self.up.owed == Owed::No && self.widened(tools) {
+            self.up.owed = Owed::Now;
             healed = true;
         }
         if !self.down.readable && !self.down.end && !self.up.broken {

@@ -14,7 +14,7 @@ use super::super::super::room::Cx;
 use super::super::hold::CHUNK;
 use super::super::segment::{self, HEADER, Said, flag};
 use super::super::sock::Sock;
-use super::{Flow, State, Tools, Turn};
+use super::{Flow, Owed, State, Tools, Turn};
 use crate::frame::Batch;
 use crate::mem::Seg;
 use crate::port::offload_bits as bits;
@@ -45,7 +45,8 @@ impl<S: Sock> Flow<S> {
     pub(in super::super) fn may_give(&self) -> bool {
         let d = &self.down;
         let end = d.end && (self.up.broken || d.fin.is_none_or(|fin| d.next == fin));
-        self.state == State::Open && (d.again || end || self.up.owed || (self.has_bytes() && self.sendable()))
+        self.state == State::Open
+            && (d.again || end || self.up.owed == Owed::Now || (self.has_bytes() && self.sendable()))
     }
 
     /// The socket, or what was kept of it, has bytes that are to be sent.
@@ -96,7 +97,7 @@ impl<S: Sock> Flow<S> {
 
     /// An acknowledgement that found no room among the small frames.
     fn give_word(&mut self, cx: &mut Cx, tools: &mut Tools) -> Given {
-        let said = !self.up.owed || self.say(cx, tools, self.down.max, flag::ACK);
+        let said = self.up.owed != Owed::Now || self.say(cx, tools, self.down.max, flag::ACK);
         if said { Given::Done } else { Given::Full }
     }
 
@@ -188,7 +189,7 @@ impl<S: Sock> Flow<S> {
             return Ok(Given::Broken);
         };
         bay.close(b, &mut cx.stats, vnet, head.as_ref(), n);
-        self.up.owed = false;
+        self.up.owed = Owed::No;
         self.sent(n, cx);
         Ok(Given::More)
     }

@@ -28,6 +28,7 @@ use super::super::net::Net;
 use super::super::poll::Token;
 use super::super::room::Cx;
 use super::hold::{Hold, Purse, Store};
+use super::late::Late;
 use super::segment::{self, Key, Said, Segment, flag};
 use super::seq::Seq;
 use super::shares::Origin;
@@ -49,6 +50,8 @@ pub(super) struct Tools {
     pub(super) parts: Vec<Seg>,
     /// Those that have something for the guest, and no room to keep it in: the first of them is the first to get some.
     pub(super) waiting: VecDeque<Token>,
+    /// Whose acknowledgements wait for company.
+    pub(super) late: Late,
 }
 
 /// Where a connection stands.
@@ -86,6 +89,17 @@ pub(super) enum Turn {
     Has,
 }
 
+/// Whether the guest is owed an acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Owed {
+    /// It is not.
+    No,
+    /// It is, and that can wait for something to go along with ([`Late`]).
+    Soon,
+    /// It is.
+    Now,
+}
+
 /// What becomes of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -114,8 +128,10 @@ pub(super) struct Up {
     pub(super) blocked: bool,
     /// The socket takes nothing any more.
     pub(super) broken: bool,
-    /// The guest is owed an acknowledgement.
-    pub(super) owed: bool,
+    /// An acknowledgement.
+    pub(super) owed: Owed,
+    /// It stands in the list of those whose acknowledgements wait.
+    pub(super) late: bool,
     /// Seconds of silence after which the guest asks whether the far end is there, as soon as that is known; and whether the
     /// socket is to be told.
     pub(super) alive: Option<u16>,
@@ -212,7 +228,8 @@ impl<S: Sock> Flow<S> {
             end: End::No,
             blocked: false,
             broken: false,
-            owed: false,
+            owed: Owed::No,
+            late: false,
             alive: None,
             asks: false,
             strays: 0,
@@ -280,7 +297,7 @@ impl<S: Sock> Flow<S> {
     /// Nothing is left to be said by either end.
     pub(super) fn is_done(&self) -> bool {
         self.up.end == End::Passed
-            && !self.up.owed
+            && self.up.owed == Owed::No
             && self.down.fin.is_some_and(|fin| self.down.una == fin.plus(1))
             && self.up.hold.is_empty()
     }
@@ -302,7 +319,7 @@ impl<S: Sock> Flow<S> {
         let Some(head) = segment::small(&cx.net, &self.key, &s) else { return false };
         let said = cx.push(Vnet::default(), &[head.as_ref()]);
         if said && flags & flag::ACK != 0 {
-            self.up.owed = false;
+            self.up.owed = Owed::No;
         }
         said
     }

@@ -10,7 +10,7 @@ use super::super::super::room::Cx;
 use super::super::hold::{CHUNK, Store};
 use super::super::segment::flag;
 use super::super::sock::Sock;
-use super::{End, Fate, Flow, State, Tools};
+use super::{End, Fate, Flow, Owed, State, Tools};
 use crate::mem::Seg;
 use crate::stats::Reason;
 use crate::sys::io::MAX_PARTS;
@@ -39,6 +39,7 @@ impl<S: Sock> Flow<S> {
                 let fin = u32::from(self.up.end == End::Seen);
                 self.up.next = self.up.next.minus(lost + fin);
                 self.up.end = End::No;
+                self.up.owed = Owed::Now;
                 cx.stats.drop(Reason::Full);
             }
         }
@@ -223,9 +224,19 @@ impl<S: Sock> Flow<S> {
             self.say(cx, tools, now, flag::ACK);
         }
         // Remembered, for there may be no room for it now, and trying says how far the window goes only once.
-        self.up.owed |= self.widened(tools);
-        if self.up.owed {
-            self.say(cx, tools, now, flag::ACK);
+        if self.widened(tools) {
+            self.up.owed = Owed::Now;
+        }
+        match self.up.owed {
+            Owed::No => {}
+            Owed::Soon if self.up.late => {}
+            Owed::Soon => {
+                self.up.late = true;
+                tools.late.add(self.token, cx.now);
+            }
+            Owed::Now => {
+                self.say(cx, tools, now, flag::ACK);
+            }
         }
         self.discard(tools, false);
         self.fate(tools)

@@ -3,6 +3,7 @@
 mod cases;
 mod endings;
 mod flood;
+mod late;
 mod later;
 mod model;
 mod random;

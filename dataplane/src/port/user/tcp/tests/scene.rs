@@ -156,12 +156,17 @@ impl Scene {
             let before = all.len();
             self.collect_once(&mut all);
             if all.len() == before && self.cx.out.is_empty() {
-                return all;
+                if self.tcp.owes_by().is_none() {
+                    return all;
+                }
+                // What waits for company has waited long enough.
+                self.tcp.say_late(true, &mut self.cx);
             }
         }
         panic!("there is no end of frames");
     }
 
+    /// What it gives in one turn, as the port does it.
     pub(super) fn collect_once(&mut self, all: &mut Vec<Came>) {
         self.batch.clear();
         self.pool.lend(&mut self.batch.landing);
@@ -170,6 +175,8 @@ impl Scene {
         if cx.out.is_empty() {
             self.tcp.give(&mut self.bay, &mut self.batch, cx);
         }
+        self.tcp.say_late(!self.batch.is_empty(), cx);
+        cx.out.give(&mut self.bay, &mut self.batch, &cx.net, &mut cx.stats);
         for f in self.batch.frames() {
             let mut bytes = f.head().to_vec();
             for s in self.batch.body(f) {
