@@ -295,12 +295,17 @@ impl Port for User {
         if !cx.out.is_empty() {
             cx.out.give(bay, b, &cx.net, &mut cx.stats);
         }
+        // Only once what was given has gone, or if there is nothing.
+        if again || b.is_empty() {
+            self.rooms.tcp.pass_ends(cx);
+        }
         self.seen_to = !again && !b.is_empty();
         cx.timers.arm(cx.now, self.rooms.tcp.owes_by())
     }
 
     fn send(&mut self, b: &Batch) -> io::Result<usize> {
         self.cx.now = Instant::now();
+        self.rooms.tcp.pass_ends(&mut self.cx);
         for f in b.frames().iter().filter(|f| !f.dropped) {
             self.cx.stats.tx_frames += 1;
             self.cx.stats.tx_bytes += u64::from(f.len);
@@ -323,7 +328,11 @@ impl Port for User {
 
     fn arm_gives(&mut self) -> bool {
         let rooms = &self.rooms;
-        !self.cx.out.is_empty() || rooms.tcp.has_more() || rooms.udp.has_more() || rooms.icmp.has_more()
+        !self.cx.out.is_empty()
+            || rooms.tcp.has_ends()
+            || rooms.tcp.has_more()
+            || rooms.udp.has_more()
+            || rooms.icmp.has_more()
     }
 
     fn tell(&mut self, what: Told, fds: Vec<OwnedFd>) -> io::Result<()> {

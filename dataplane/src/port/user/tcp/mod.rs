@@ -51,7 +51,7 @@ use flow::{Fate, State, Tools, Turn};
 use forward::{DOOR, Forwards, LISTENER};
 use hold::{CHUNK, Purse, Store};
 use intake::Intake;
-use late::Late;
+use late::{Ends, Late};
 use segment::{Key, Said, Segment, flag};
 use shares::{Origin, Shares};
 use sock::{Sock, Stream};
@@ -120,6 +120,7 @@ impl<S: Sock> Tcp<S> {
                 parts: Vec::new(),
                 waiting: VecDeque::new(),
                 late: Late::default(),
+                ends: Ends::default(),
             },
             intake: Intake::new()?,
             giving: VecDeque::new(),

@@ -76,6 +76,7 @@ impl<S: Sock> Tcp<S> {
         if !self.watch(token, cx) {
             return self.remove(token, cx);
         }
+        self.tools.ends.call();
         if at_once {
             self.decided(token, cx);
         }

@@ -28,7 +28,7 @@ use super::super::net::Net;
 use super::super::poll::Token;
 use super::super::room::Cx;
 use super::hold::{Hold, Purse, Store};
-use super::late::Late;
+use super::late::{Ends, Late};
 use super::segment::{self, Key, Said, Segment, flag};
 use super::seq::Seq;
 use super::shares::Origin;
@@ -52,6 +52,8 @@ pub(super) struct Tools {
     pub(super) waiting: VecDeque<Token>,
     /// Whose acknowledgements wait for company.
     pub(super) late: Late,
+    /// Whose ends wait until somebody was answered.
+    pub(super) ends: Ends,
 }
 
 /// Where a connection stands.

@@ -44,7 +44,9 @@ impl<S: Sock> Flow<S> {
             }
         }
         tools.parts.clear();
-        self.pass_end();
+        if self.ends() && !tools.ends.wait_for_call(self.token) {
+            self.pass_end();
+        }
         self.claim(&mut tools.store);
     }
 
@@ -166,8 +168,14 @@ impl<S: Sock> Flow<S> {
         self.claim(&mut tools.store);
     }
 
-    fn pass_end(&mut self) {
-        if self.up.end == End::Seen && self.up.hold.is_empty() && !self.up.broken {
+    /// The guest's end is what the socket is to hear next.
+    fn ends(&self) -> bool {
+        self.up.end == End::Seen && self.up.hold.is_empty() && !self.up.broken
+    }
+
+    /// Passes the guest's end on, if it is time.
+    pub(in super::super) fn pass_end(&mut self) {
+        if self.ends() {
             self.sock.finish();
             self.up.end = End::Passed;
         }

@@ -2,7 +2,8 @@
 
 use super::scene::{Came, Scene, Talk, key4, key6, plan};
 use crate::port::user::tcp::late::WAIT;
-use crate::port::user::tcp::segment::flag;
+use crate::port::user::tcp::segment::{Segment, flag};
+use crate::port::user::tcp::seq::Seq;
 
 /// What a turn gives.
 fn turn(s: &mut Scene) -> Vec<Came> {
@@ -114,4 +115,38 @@ fn one_that_is_gone_is_owed_nothing() {
     s.send(&[(t.key, broken, &[])]);
     s.pass(WAIT);
     assert!(turn(&mut s).is_empty() && s.tcp.owes_by().is_none());
+}
+
+#[test]
+fn whoever_calls_is_answered_before_ends_are_passed_on() {
+    let mut s = Scene::new(&plan());
+    let (mut one, mut two) = (s.open(key4(1)), s.open(key4(2)));
+    let syn = Segment { seq: Seq(77), flags: flag::SYN, window: 65535, ..Segment::default() };
+    // With a call, and then not; what there is to be said comes first, and then it is passed on as well.
+    let (fin, word) = (one.say(flag::ACK | flag::FIN, 3), two.say(flag::ACK, 1));
+    s.send(&[(one.key, fin, b"end"), (key4(3), syn, &[]), (two.key, word, b"!")]);
+    let end = Scene::end(one.end);
+    assert_eq!((&end.borrow().got[..], end.borrow().got_end), (&b"end"[..], false));
+    assert!(s.tcp.has_ends());
+    let called = s.token(&key4(3)).unwrap();
+    s.ready(called, false, true);
+    let got = turn(&mut s);
+    assert_eq!(got.iter().filter(|f| f.seg.flags == flag::SYN | flag::ACK).count(), 1);
+    assert!(!end.borrow().got_end && s.tcp.has_ends());
+    assert!(turn(&mut s).is_empty() && end.borrow().got_end && !s.tcp.has_ends());
+    // A guest that takes nothing has its ends passed on when it sends again, whatever that be.
+    let fin = two.say(flag::ACK | flag::FIN, 0);
+    s.send(&[(key4(4), syn, &[]), (two.key, fin, &[])]);
+    assert!(!Scene::end(two.end).borrow().got_end);
+    s.send(&[]);
+    assert!(Scene::end(two.end).borrow().got_end && !s.tcp.has_ends());
+    let mut three = s.collect_and_open(key4(5));
+    end_at_once(&mut s, &mut three);
+}
+
+fn end_at_once(s: &mut Scene, t: &mut Talk) {
+    s.send(&[]);
+    let fin = t.say(flag::ACK | flag::FIN, 0);
+    s.send(&[(t.key, fin, &[])]);
+    assert!(Scene::end(t.end).borrow().got_end && !s.tcp.has_ends());
 }

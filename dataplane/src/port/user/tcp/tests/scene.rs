@@ -130,6 +130,7 @@ impl Scene {
 
     /// Gives segments of the guest's to the room as one turn. Each lies in memory that is used again afterwards.
     pub(super) fn send(&mut self, list: &[(Key, Segment, &[u8])]) {
+        self.tcp.pass_ends(&mut self.cx);
         let mut at = 0;
         for (key, s, payload) in list {
             let frame = frame(key, s, payload);
@@ -177,6 +178,9 @@ impl Scene {
         }
         self.tcp.say_late(!self.batch.is_empty(), cx);
         cx.out.give(&mut self.bay, &mut self.batch, &cx.net, &mut cx.stats);
+        if self.batch.is_empty() {
+            self.tcp.pass_ends(cx);
+        }
         for f in self.batch.frames() {
             let mut bytes = f.head().to_vec();
             for s in self.batch.body(f) {
