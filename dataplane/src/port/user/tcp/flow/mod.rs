@@ -113,6 +113,7 @@ pub(super) enum Fate {
 
 /// From the guest.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Up {
     /// What comes next.
     pub(super) next: Seq,
