@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# libvirt, Podman and a DHCPv6 client of Debian 13 beside the system, for `make fronts`: a tree of their own, made by debootstrap, in which
-# programs run with namespaces of their own; nothing of it is installed here. About 120 MB to fetch, 800 MB on disk, three
-# minutes. A tree that is there stays as it is: remove its folder to make it anew. Debian 12's own will not do: its libvirt
-# (9.0) refuses `<backend type='passt'/>`, its Podman (4.3) has no pasta.
+# libvirt, Podman and a DHCPv6 client of Debian 13 beside the system, for `make fronts`: a tree of their own, made by
+# debootstrap, in which programs run with namespaces of their own; nothing of it is installed here. About 120 MB to fetch,
+# 700 MB on disk, four minutes. A tree that is there stays as it is: remove its folder to make it anew. Debian 12's own will
+# not do: its libvirt (9.0) refuses `<backend type='passt'/>`, its Podman (4.3) has no pasta.
 #
 #   tests/fronts.sh                           makes the tree, as root
 #   tests/fronts.sh enter DIR PROGRAM...      runs a program in it, as root, DIR being there too (and DIR/resolv.conf, if
