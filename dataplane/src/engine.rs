@@ -135,8 +135,8 @@ fn start(link: &mut Link) -> Result<Ready, Trouble> {
         let all = fds.iter().flatten().chain(inherited).chain(of_filters);
         let keep: Vec<RawFd> = all.map(AsRawFd::as_raw_fd).chain(ours).collect();
         let more_fds = beyond.fds + if plan.later.is_empty() { MORE_FDS } else { LATER_FDS };
-        let (sockets, files) = (beyond.sockets(), beyond.files);
-        let needs = Needs { at_least: plan.run.at_least, keep: &keep, more_fds, sockets, files };
+        let (sockets, binds, files) = (beyond.sockets(), beyond.binds, beyond.files);
+        let needs = Needs { at_least: plan.run.at_least, keep: &keep, more_fds, sockets, binds, files };
         Some(sandbox::walls(&needs).map_err(|e| Trouble::new(e.to_string()))?)
     };
     let mut calls = vec![CALLS];

@@ -16,6 +16,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 use crate::fault::{Exit, Fault};
+use super::passt::Log;
+use crate::supervise::say;
 use crate::supervise::command::{self, DAEMON_VARIABLE as VARIABLE};
 use crate::sys;
 
@@ -23,7 +25,7 @@ use crate::sys;
 static PIPE: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
 /// Where standard error goes once frames can pass, if not to nowhere.
-static LOG: Mutex<Option<File>> = Mutex::new(None);
+static LOG: Mutex<Option<(File, u64)>> = Mutex::new(None);
 
 fn fault(e: &dyn std::fmt::Display) -> Fault {
     Fault::new(Exit::General, "going to the background (--daemonize)", e, "start it without --daemonize")
@@ -58,14 +60,15 @@ pub(super) fn start() -> Result<u8, Fault> {
 }
 
 /// What is said once frames can pass goes to the end of this file, as `--log-file` of passt has it.
-pub(super) fn log_to(path: Option<&str>) -> Result<(), Fault> {
-    let Some(path) = path else { return Ok(()) };
-    let open = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+pub(super) fn log_to(log: Option<&Log>) -> Result<(), Fault> {
+    let Some(Log { path, most }) = log else { return Ok(()) };
+    // It is read where its oldest lines go.
+    let open = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path);
     let file = open.map_err(|e| {
         Fault::new(Exit::Config, format!("--log-file {path}"), e, "name a file that you may write to")
     })?;
     if let Ok(mut log) = LOG.lock() {
-        *log = Some(file);
+        *log = Some((file, *most));
     }
     Ok(())
 }
@@ -77,8 +80,12 @@ pub(super) fn stay() -> Option<fn()> {
 
 /// Standard error goes to the log. False: there is none.
 fn switch_to_log() -> bool {
-    let file = LOG.lock().ok().and_then(|mut l| l.take());
-    file.is_some_and(|f| dup2_stderr(&f).is_ok())
+    let Some((file, most)) = LOG.lock().ok().and_then(|mut l| l.take()) else { return false };
+    let is_there = dup2_stderr(&file).is_ok();
+    if is_there {
+        say::keep_short(most);
+    }
+    is_there
 }
 
 fn switch() {

@@ -117,7 +117,7 @@ struct Run {
     #[arg(long, value_name = "MODE", default_value = "0600")]
     socket_mode: run::Mode,
     /// Run the dataplane as this user (started as root only).
-    #[arg(long, value_name = "NAME|UID")]
+    #[arg(long, value_name = "NAME|UID[:GROUP]")]
     user: Option<String>,
     /// The dataplane's binary [default: beside this one].
     #[arg(long, value_name = "PATH")]
@@ -140,6 +140,9 @@ struct Run {
     /// The control socket's path [default: where --name has it; without either there is none].
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// A connected socket with a client of the control socket's at its other end.
+    #[arg(long, value_name = "N", hide = true)]
+    control_fd: Option<i32>,
     /// Types of ports that may be added later, or all; the dataplane's filter allows what they need.
     #[arg(long, value_name = "TYPE,...", value_delimiter = ',')]
     hotplug: Vec<String>,
@@ -219,7 +222,7 @@ fn called_passt() -> Result<u8, Fault> {
             return Ok(0);
         }
         passt::Plan::Run(words, log) => {
-            daemon::log_to(log.as_deref())?;
+            daemon::log_to(log.as_ref())?;
             words
         }
     };

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use nix::unistd::{Uid, User, geteuid};
+use nix::unistd::{Group, Uid, User, geteuid};
 
 use crate::cli::{Run, attach, daemon};
 use crate::fault::{Exit, Fault};
@@ -58,7 +58,7 @@ pub(super) fn run(arguments: Run) -> Result<u8, Fault> {
     let mut arguments = arguments;
     config.objects(&arguments.object)?;
     let attached = attach::complete(&mut config, &mut arguments.command)?;
-    let control = Where { name: arguments.name, path: arguments.control };
+    let control = Where { name: arguments.name, path: arguments.control, client: arguments.control_fd };
     let hotplug = hotplug(&arguments.hotplug, &control)?;
     // What is not there yet may come.
     if hotplug.is_empty() {
@@ -226,12 +226,21 @@ fn user(name: Option<&str>, sandbox_off: bool) -> Result<Option<(u32, u32)>, Fau
     if !geteuid().is_root() {
         return Err(fault(Exit::Denied, "only root can run the dataplane as another user", "leave it out"));
     }
+    let (login, group) = name.split_once(':').map_or((name, None), |(l, g)| (l, Some(g)));
     let ids = |u: User| (u.uid.as_raw(), u.gid.as_raw());
-    let found = match name.parse::<u32>() {
+    let found = match login.parse::<u32>() {
         // A number needs no entry in the user database.
         Ok(uid) => User::from_uid(Uid::from_raw(uid)).ok().flatten().map(ids).or(Some((uid, uid))),
-        Err(_) => User::from_name(name).ok().flatten().map(ids),
+        Err(_) => User::from_name(login).ok().flatten().map(ids),
     };
+    let group = group.map(|g| match g.parse::<u32>() {
+        Ok(gid) => Some(gid),
+        Err(_) => Group::from_name(g).ok().flatten().map(|g| g.gid.as_raw()),
+    });
+    if matches!(group, Some(None | Some(0))) {
+        return Err(fault(Exit::Config, "no such group, or root's", "name an unprivileged group, or leave it out"));
+    }
+    let found = found.map(|(uid, gid)| (uid, group.flatten().unwrap_or(gid)));
     match found {
         None => Err(fault(Exit::Config, "no such user", "make it: sudo useradd --system netreeve")),
         Some((0, _)) => {

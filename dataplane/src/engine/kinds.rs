@@ -60,6 +60,8 @@ pub(super) struct Beyond<'a> {
     pub(super) sockets: bool,
     /// And these go out by TCP to no other ports; none: to any.
     pub(super) ports: Option<Vec<u16>>,
+    /// They bind them to addresses.
+    pub(super) binds: bool,
     /// They read files beneath this directory.
     pub(super) files: Option<BorrowedFd<'a>>,
     /// So many descriptors more than others.
@@ -87,6 +89,7 @@ pub(super) fn beyond<'a>(plan: &Plan, fds: &'a [Vec<OwnedFd>]) -> Result<Beyond<
         users.push(slot);
         all.sockets |= !p.restrict;
         all.ports = all.ports.zip(p.tcp_ports()).map(|(a, b)| [a, b].concat());
+        all.binds |= !p.restrict && !p.outbound.is_free();
         all.fds += p.limits.descriptors();
         if p.boot.tftp && all.files.is_some() {
             return Err("only one user network of a dataplane may have a directory for TFTP");
@@ -114,9 +117,11 @@ pub(super) fn of_plan(plan: &Plan) -> Vec<&'static [Call]> {
     let now = plan.ports.iter().flatten().flat_map(|p| match p {
         PortPlan::User(p) => {
             let files = if p.boot.tftp { port::user::FILES } else { &[] };
-            [if p.restrict { port::user::RESTRICTED } else { port::user::CALLS }, files]
+            let bound = !p.restrict && !p.outbound.is_free();
+            let out = if bound { port::user::OUTBOUND } else { &[] };
+            [if p.restrict { port::user::RESTRICTED } else { port::user::CALLS }, files, out]
         }
-        p => [calls(p.kind()), &[]],
+        p => [calls(p.kind()), &[], &[]],
     });
     let later = plan.later.iter().flat_map(|kind| [calls(*kind), opens(*kind)]);
     let filters = plan.filters.then_some(stage::aside::CALLS);

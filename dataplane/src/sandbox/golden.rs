@@ -130,18 +130,24 @@ fn a_dataplane_that_may_get_any_port_later_has_its_calls_on_file() {
 #[test]
 fn a_user_network_makes_internet_sockets_and_nothing_else_that_is_never_allowed() {
     use super::seccomp::NEVER;
-    use port::user::{CALLS, FILES, RESTRICTED};
+    use port::user::{CALLS, FILES, OUTBOUND, RESTRICTED};
     use port::{stream, vhost_user};
-    let open = Licence { sockets: true, files: false };
+    let open = Licence { sockets: true, ..Licence::default() };
     for (file, device) in [("vhost-user+user.txt", vhost_user::CALLS), ("stream+user.txt", stream::CALLS)] {
         let calls = holds_with(file, &[device, CALLS], open);
         assert!(calls <= MOST_USER, "{file}: {calls}");
         assert!(Union::of(&[device, CALLS]).is_err(), "only with a licence");
     }
-    let reading = Licence { sockets: true, files: true };
+    let reading = Licence { sockets: true, binds: false, files: true };
     let calls = holds_with("vhost-user+user-tftp.txt", &[vhost_user::CALLS, CALLS, FILES], reading);
     assert!(calls <= MOST_USER + 2, "{calls}");
     assert!(Union::licensed(&[vhost_user::CALLS, FILES], open).is_err(), "only with a licence");
+    let bound = Licence { sockets: true, binds: true, files: false };
+    let calls = holds_with("vhost-user+user-outbound.txt", &[vhost_user::CALLS, CALLS, OUTBOUND], bound);
+    assert!(calls <= MOST_USER + 1, "{calls}");
+    assert!(Union::licensed(&[vhost_user::CALLS, CALLS, OUTBOUND], open).is_err(), "only with a licence");
+    const ANYWHERE: &[Call] = &[Call::any(libc::SYS_bind)];
+    assert!(Union::licensed(&[ANYWHERE], bound).is_err(), "only of an address");
     let calls = holds("vhost-user+user-restrict.txt", &[vhost_user::CALLS, RESTRICTED]);
     assert!(calls <= MOST_USER - 2, "{calls}");
     let declared: Vec<_> = CALLS.iter().filter(|c| NEVER.contains(&c.nr)).map(|c| c.nr).collect();

@@ -31,12 +31,12 @@ pub(super) enum Fence {
 }
 
 /// Denies all for the calling thread and the threads that it will start, but for `sockets`: going out by UDP, and by TCP to
-/// the ports that it names, or to any (to bind TCP stays denied), and for `files`: reading beneath this directory. Sets
+/// the ports that it names, or to any (to bind TCP stays denied, but with `binds` to the port of the kernel's choice), and for `files`: reading beneath this directory. Sets
 /// no_new_privs.
-pub(super) fn deny(sockets: Sockets<'_>, files: Option<BorrowedFd<'_>>) -> Fence {
-    match restrict(CompatLevel::HardRequirement, sockets, files) {
+pub(super) fn deny(sockets: Sockets<'_>, binds: bool, files: Option<BorrowedFd<'_>>) -> Fence {
+    match restrict(CompatLevel::HardRequirement, sockets, binds, files) {
         Ok(_) => Fence::Whole,
-        Err(why) => match restrict(CompatLevel::BestEffort, sockets, files) {
+        Err(why) => match restrict(CompatLevel::BestEffort, sockets, binds, files) {
             Ok(RulesetStatus::NotEnforced) | Err(_) => {
                 Fence::None(format!("the kernel has none of it ({why})"))
             }
@@ -58,6 +58,7 @@ fn net(abi: ABI, sockets: Sockets<'_>) -> BitFlags<AccessNet> {
 fn restrict(
     needed: CompatLevel,
     sockets: Sockets<'_>,
+    binds: bool,
     files: Option<BorrowedFd<'_>>,
 ) -> Result<RulesetStatus, RulesetError> {
     let rules = Ruleset::default()
@@ -76,5 +77,6 @@ fn restrict(
     };
     let ports = if let Sockets::To(ports) = sockets { ports } else { &[] };
     let rules = ports.iter().try_fold(rules, |r, p| r.add_rule(NetPort::new(*p, AccessNet::ConnectTcp)))?;
+    let rules = if binds { rules.add_rule(NetPort::new(0, AccessNet::BindTcp))? } else { rules };
     Ok(rules.restrict_self()?.ruleset)
 }

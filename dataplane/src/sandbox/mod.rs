@@ -91,6 +91,8 @@ pub struct Needs<'a> {
     pub more_fds: u64,
     /// It makes sockets in the network namespace that it was started in.
     pub sockets: Sockets<'a>,
+    /// And binds them to addresses, without a port.
+    pub binds: bool,
     /// A directory beneath which it may read files.
     pub files: Option<BorrowedFd<'a>>,
 }

@@ -164,6 +164,8 @@ pub const OURS: &[libc::c_long] =
 pub struct Licence {
     /// `socket` of a fixed family, type and protocol, and `connect`.
     pub sockets: bool,
+    /// `bind` to an address of the length of one.
+    pub binds: bool,
     /// `openat2`; what it may open, Landlock says.
     pub files: bool,
 }
@@ -176,6 +178,10 @@ impl Licence {
                 self.sockets && (0..3).all(fixed)
             }
             libc::SYS_connect => self.sockets,
+            libc::SYS_bind => {
+                let fixed = call.only.iter().any(|c| c.arg == 2 && c.mask == 0xffff_ffff);
+                self.sockets && self.binds && fixed
+            }
             libc::SYS_openat2 => self.files,
             _ => false,
         }

@@ -47,7 +47,7 @@ pub(super) fn build(needs: &Needs<'_>) -> Result<Walls, SandboxError> {
     prctl::set_pdeathsig(dies_with_parent)
         .map_err(|e| SandboxError::new("dying with the supervisor", e, REPORT))?;
     limits::set(descriptors)?;
-    let fence = landlock::deny(needs.sockets, needs.files);
+    let fence = landlock::deny(needs.sockets, needs.binds, needs.files);
     if needs.files.is_some() && matches!(fence, Fence::None(_)) {
         let fix = "run a kernel with `landlock` in its list of LSMs, or do without `tftp=`";
         return Err(SandboxError::new("reading files", "only Landlock can keep it to one directory", fix));
@@ -61,7 +61,7 @@ pub(super) fn build(needs: &Needs<'_>) -> Result<Walls, SandboxError> {
             (Level::Seccomp, Some(SandboxError { why: both, ..e }))
         }
     };
-    let licence = Licence { sockets, files: needs.files.is_some() };
+    let licence = Licence { sockets, binds: needs.binds, files: needs.files.is_some() };
     Ok(Walls { level, lacks, licence })
 }
 

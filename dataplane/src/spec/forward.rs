@@ -2,15 +2,19 @@
 //!
 //! | option | text |
 //! |---|---|
-//! | `hostfwd` | `[tcp\|udp]:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT`, `unix:PATH-[GUESTADDR]:GUESTPORT` |
+//! | `hostfwd` | `[PROTO]:[HOSTADDR][%INTERFACE]:HOSTPORT[-LAST]-[GUESTADDR]:GUESTPORT`, `unix:PATH-[GUESTADDR]:GUESTPORT` |
 //! | `guestfwd` | `[tcp]:[SERVER]:PORT-tcp:HOST:PORT`, `[tcp]:[SERVER]:PORT-unix:PATH` |
 //!
-//! IPv6 addresses, which QEMU does not take, stand in brackets. Promise: QEMU's words for what QEMU refuses as well.
+//! `PROTO` is `tcp` or `udp`, perhaps with `+try` (ports that cannot be had are left out) and `+freebind` (the address need
+//! not be there). These, ranges, interfaces, `*` (every address of both families) and IPv6 addresses, which stand in
+//! brackets, are ours; QEMU has none of them. Promise: QEMU's words for what QEMU refuses as well.
 #![forbid(unsafe_code)]
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+
+use netreeve_shared::ifname::IfName;
 
 use crate::port::user::plan::{V4, V6};
 use crate::spec::fields::integer;
@@ -25,13 +29,44 @@ pub struct Bad {
     pub fix: String,
 }
 
+/// Where a forward listens by TCP or UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// The address and the first port; port 0: the kernel's choice.
+    pub at: SocketAddr,
+    /// The last port; the same as the first: no range.
+    pub last: u16,
+    /// It is every address of both families (and `at` has IPv6's).
+    pub both: bool,
+    /// Only what comes in by this interface.
+    pub device: Option<IfName>,
+    /// Ports that cannot be had are left out.
+    pub willing: bool,
+    /// The address need not be one of the host's.
+    pub free: bool,
+}
+
+impl From<SocketAddr> for Bind {
+    fn from(at: SocketAddr) -> Self {
+        Self { at, last: at.port(), both: false, device: None, willing: false, free: false }
+    }
+}
+
+impl Bind {
+    /// How many ports.
+    #[must_use]
+    pub fn ports(&self) -> usize {
+        usize::from(self.last.saturating_sub(self.at.port())) + 1
+    }
+}
+
 /// Where a forward listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// TCP; port 0: the kernel's choice.
-    Tcp(SocketAddr),
-    /// UDP; port 0: the kernel's choice.
-    Udp(SocketAddr),
+    /// TCP.
+    Tcp(Bind),
+    /// UDP.
+    Udp(Bind),
     /// A UNIX stream socket, absolute.
     Unix(PathBuf),
 }
@@ -41,7 +76,7 @@ pub enum Listen {
 pub struct HostForward {
     /// Where it listens.
     pub listen: Listen,
-    /// Where its connections go. The unspecified address of IPv6: to whoever is the guest.
+    /// Where its connections go, those of a range's first port. The unspecified address of IPv6: to whoever is the guest.
     pub guest: SocketAddr,
 }
 
@@ -76,17 +111,16 @@ impl HostForward {
             fix: HOSTFWD.into(),
         };
         let (proto, rest) = text.split_once(':').ok_or_else(|| bad("No : separators"))?;
-        let (listen, guest) = match proto {
+        let (listen, guest) = match proto.split('+').next().unwrap_or_default() {
             "" | "tcp" | "udp" => {
                 let (host, rest) = part(rest, ':').ok_or_else(|| bad("Missing : separator"))?;
-                let host = if host.is_empty() { Some(Ipv4Addr::UNSPECIFIED.into()) } else { address(host) };
-                let host = host.ok_or_else(|| bad("Bad host address"))?;
+                let bind = bind(proto, host).map_err(bad)?;
                 let (port, rest) = rest.split_once('-').ok_or_else(|| bad("Bad host port separator"))?;
-                let port = number(port).ok_or_else(|| bad("Bad host port"))?;
-                let at = SocketAddr::new(host, port);
-                (if proto == "udp" { Listen::Udp(at) } else { Listen::Tcp(at) }, rest)
+                // No address of a guest's holds a '-'.
+                let (last, rest) = rest.split_once('-').map_or((None, rest), |(l, r)| (Some(l), r));
+                (listen(proto, bind, port, last).ok_or_else(|| bad("Bad host port"))?, rest)
             }
-            "unix" => {
+            "unix" if proto == "unix" => {
                 // The guest's end has no '-', a path may.
                 let (path, rest) = rest.rsplit_once('-').ok_or_else(|| bad("Missing - separator"))?;
                 (Listen::Unix(absolute(path).ok_or_else(|| bad("Bad unix socket path"))?), rest)
@@ -98,7 +132,9 @@ impl HostForward {
             "" => None,
             given => Some(address(given).ok_or_else(|| bad("Bad guest address"))?),
         };
-        let port = number(port).filter(|n| *n > 0).ok_or_else(|| bad("Bad guest port"))?;
+        let more = u16::try_from(listen.ports() - 1).unwrap_or(u16::MAX);
+        let port = number(port).filter(|n| *n > 0 && n.checked_add(more).is_some());
+        let port = port.ok_or_else(|| bad("Bad guest port"))?;
         // QEMU's 0.0.0.0 is nobody's address as well.
         let to = match to.filter(|ip| !ip.is_unspecified()) {
             Some(ip) => ip,
@@ -113,7 +149,7 @@ impl HostForward {
 }
 
 impl Listen {
-    /// Reads where a forward listens, to name it: `[tcp|udp]:[HOSTADDR]:HOSTPORT` or `unix:PATH`.
+    /// Reads where a forward listens, to name it: as in a rule, or `unix:PATH`.
     ///
     /// # Errors
     /// QEMU's words.
@@ -124,14 +160,64 @@ impl Listen {
             return absolute(rest).map(Self::Unix).ok_or_else(bad);
         }
         let (host, port) = part(rest, ':').ok_or_else(bad)?;
-        let host = if host.is_empty() { Some(Ipv4Addr::UNSPECIFIED.into()) } else { address(host) };
-        let at = SocketAddr::new(host.ok_or_else(bad)?, number(port).ok_or_else(bad)?);
-        match proto {
-            "" | "tcp" => Ok(Self::Tcp(at)),
-            "udp" => Ok(Self::Udp(at)),
-            _ => Err(bad()),
+        let (port, last) = port.split_once('-').map_or((port, None), |(p, l)| (p, Some(l)));
+        listen(proto, bind(proto, host).map_err(|_| bad())?, port, last).ok_or_else(bad)
+    }
+
+    /// How many sockets it takes.
+    #[must_use]
+    pub fn ports(&self) -> usize {
+        match self {
+            Self::Tcp(b) | Self::Udp(b) => b.ports(),
+            Self::Unix(_) => 1,
         }
     }
+
+    /// Both are the same place, however it is taken.
+    #[must_use]
+    pub fn is_at(&self, other: &Self) -> bool {
+        let place = |b: &Bind| Bind { willing: false, free: false, ..*b };
+        match (self, other) {
+            (Self::Tcp(a), Self::Tcp(b)) | (Self::Udp(a), Self::Udp(b)) => place(a) == place(b),
+            (a, b) => a == b,
+        }
+    }
+}
+
+/// `PROTO` and `[HOSTADDR][%INTERFACE]`, the port left open.
+fn bind(proto: &str, host: &str) -> Result<Bind, &'static str> {
+    let mut words = proto.split('+');
+    if !matches!(words.next(), Some("" | "tcp" | "udp")) {
+        return Err("Bad protocol name");
+    }
+    let (host, device) = host.split_once('%').map_or((host, None), |(h, d)| (h, Some(d)));
+    let device = device.map(str::parse).transpose().map_err(|_| "Bad host interface")?;
+    let ip = match host {
+        "" => Some(Ipv4Addr::UNSPECIFIED.into()),
+        "*" => Some(Ipv6Addr::UNSPECIFIED.into()),
+        given => address(given),
+    };
+    let at = SocketAddr::new(ip.ok_or("Bad host address")?, 0);
+    let mut bind = Bind { both: host == "*", device, ..at.into() };
+    for word in words {
+        match word {
+            "try" => bind.willing = true,
+            "freebind" => bind.free = true,
+            _ => return Err("Bad protocol name"),
+        }
+    }
+    Ok(bind)
+}
+
+/// With its ports.
+fn listen(proto: &str, mut bind: Bind, port: &str, last: Option<&str>) -> Option<Listen> {
+    let first = number(port)?;
+    bind.at.set_port(first);
+    bind.last = match last {
+        None => first,
+        Some(last) => number(last).filter(|last| first > 0 && *last >= first)?,
+    };
+    Some(if proto.starts_with("udp") { Listen::Udp(bind) } else { Listen::Tcp(bind) })
 }
 
 impl GuestForward {
@@ -193,7 +279,10 @@ fn part(text: &str, separator: char) -> Option<(&str, &str)> {
         return text.split_once(separator);
     }
     let end = text.find(']')? + 1;
-    Some((text.get(..end)?, text.get(end..)?.strip_prefix(separator)?))
+    let behind = text.get(end..)?;
+    // An interface may follow.
+    let device = if behind.starts_with('%') { behind.find(separator)? } else { 0 };
+    Some((text.get(..end + device)?, behind.get(device..)?.strip_prefix(separator)?))
 }
 
 fn number(text: &str) -> Option<u16> {
@@ -204,12 +293,28 @@ fn absolute(path: &str) -> Option<PathBuf> {
     path.starts_with('/').then(|| path.into())
 }
 
+impl Bind {
+    fn show(&self, proto: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(proto)?;
+        f.write_str(if self.willing { "+try" } else { "" })?;
+        f.write_str(if self.free { "+freebind" } else { "" })?;
+        match self.at.ip() {
+            _ if self.both => f.write_str(":*"),
+            IpAddr::V4(a) => write!(f, ":{a}"),
+            IpAddr::V6(a) => write!(f, ":[{a}]"),
+        }?;
+        self.device.map_or(Ok(()), |d| write!(f, "%{d}"))?;
+        write!(f, ":{}", self.at.port())?;
+        if self.ports() > 1 { write!(f, "-{}", self.last) } else { Ok(()) }
+    }
+}
+
 /// As it is read.
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(at) => write!(f, "tcp:{at}"),
-            Self::Udp(at) => write!(f, "udp:{at}"),
+            Self::Tcp(bind) => bind.show("tcp", f),
+            Self::Udp(bind) => bind.show("udp", f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }

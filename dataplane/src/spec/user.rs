@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use netreeve_shared::mac::Mac;
 
 use crate::fault::Fault;
-use crate::port::user::plan::{Service, V4, V6};
+use crate::port::user::plan::{Outbound, Service, V4, V6};
 use crate::port::user::policy::{Direction, Preset, Rule, Verdict, WORDS, Where};
 use crate::spec::fields::{Fields, integer};
 use crate::spec::forward::{GuestForward, HostForward};
@@ -56,6 +56,8 @@ pub struct User {
     pub mac: Option<Mac>,
     /// The first address that is lent by DHCPv6.
     pub lease6: Option<Ipv6Addr>,
+    /// How sockets leave the host.
+    pub outbound: Outbound,
 }
 
 /// Least and most of an MTU: IPv6's least, and what a packet of 64 KiB leaves for an Ethernet header (as passt's).
@@ -70,7 +72,7 @@ const SEARCH: usize = 32;
 const RULES: usize = 256;
 /// Most resolvers.
 const RESOLVERS: usize = 8;
-/// Most forwards, each way: as many descriptors travel in one message.
+/// Most forwards, each way: as many fit what a dataplane is told.
 pub const FORWARDS: usize = 128;
 
 /// Reads the options of `user`.
@@ -113,6 +115,10 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
     let without = without(f)?;
     let aliases = aliases(f)?;
     let lease6 = lease6(f, v6.as_ref())?;
+    let outbound = outbound(f)?;
+    if restrict && !outbound.is_free() {
+        return Err(f.fault("with restrict=on nothing leaves", "leave outbound= out"));
+    }
     let forwards = forwards(f, v4.as_ref(), v6.as_ref())?;
     let guest_forwards = guest_forwards(f, v4.as_ref(), v6.as_ref())?;
     Ok(User {
@@ -135,6 +141,7 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
         aliases,
         mac,
         lease6,
+        outbound,
     })
 }
 
@@ -377,6 +384,22 @@ fn aliases(f: &mut Fields) -> Result<Vec<(IpAddr, IpAddr)>, Fault> {
         pair.ok_or_else(|| f.bad_value("alias", &text, fix))
     };
     all.into_iter().map(read).collect()
+}
+
+/// Addresses and interfaces by which sockets leave; of each family the last address.
+fn outbound(f: &mut Fields) -> Result<Outbound, Fault> {
+    let mut out = Outbound::default();
+    for text in f.every("outbound") {
+        let ip = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(&text).parse();
+        match ip {
+            Ok(IpAddr::V4(a)) if !a.is_unspecified() && !a.is_multicast() => out.v4 = Some(a),
+            Ok(IpAddr::V6(a)) if !a.is_unspecified() && !a.is_multicast() => out.v6 = Some(a),
+            _ => return Err(f.bad_value("outbound", &text, "give an address of the host's, as 192.0.2.1")),
+        }
+    }
+    out.device4 = f.parsed("outbound-if4")?;
+    out.device6 = f.parsed("outbound-if6")?;
+    Ok(out)
 }
 
 fn lease6(f: &mut Fields, v6: Option<&V6>) -> Result<Option<Ipv6Addr>, Fault> {

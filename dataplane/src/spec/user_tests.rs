@@ -49,6 +49,7 @@ fn plain() -> User {
         aliases: Vec::new(),
         mac: None,
         lease6: None,
+        outbound: Outbound::default(),
     }
 }
 
@@ -272,6 +273,10 @@ fn forwards_to_the_guest() {
         ("tcp:[::1]:80-[fec0::15]:80", "tcp:[::1]:80-[fec0::15]:80"),
         ("tcp:[::]:80-:80", "tcp:[::]:80-10.0.2.15:80"),
         ("unix:/run/a-b.sock-:22", "unix:/run/a-b.sock-10.0.2.15:22"),
+        ("tcp::8000-8010-:9000", "tcp:0.0.0.0:8000-8010-10.0.2.15:9000"),
+        ("udp+try:*:1-65535-:1", "udp+try:*:1-65535-10.0.2.15:1"),
+        ("tcp+freebind+try:[fd00::9]%eth0:80-:8080", "tcp+try+freebind:[fd00::9]%eth0:80-10.0.2.15:8080"),
+        (":%eth0:80-[fec0::15]:80", "tcp:0.0.0.0%eth0:80-[fec0::15]:80"),
     ];
     for (text, want) in table {
         let u = user(&format!(",hostfwd={text}")).unwrap_or_else(|e| panic!("{e}"));
@@ -284,8 +289,26 @@ fn forwards_to_the_guest() {
     assert_eq!(Listen::read("udp:[::1]:5").unwrap().to_string(), "udp:[::1]:5");
     assert_eq!(Listen::read(":127.0.0.1:5").unwrap().to_string(), "tcp:127.0.0.1:5");
     assert_eq!(Listen::read("unix:/a").unwrap().to_string(), "unix:/a");
-    for bad in ["", "5", "tcp:5", "tcp::x", "unix:a", "sctp::1", "tcp:x:1"] {
+    let range = Listen::read("udp+try:*%e0:5-9").unwrap();
+    assert_eq!((range.to_string().as_str(), range.ports()), ("udp+try:*%e0:5-9", 5));
+    assert!(range.is_at(&Listen::read("udp:*%e0:5-9").unwrap()));
+    for other in ["udp:*%e0:5-8", "udp:*:5-9", "tcp:*%e0:5-9", "udp:[::]%e0:5-9", "unix:/a"] {
+        assert!(!range.is_at(&Listen::read(other).unwrap()), "{other}");
+    }
+    for bad in ["", "5", "tcp:5", "tcp::x", "unix:a", "sctp::1", "tcp:x:1", "tcp::0-5", "tcp::9-8", "tcp+x::1"] {
         assert!(Listen::read(bad).is_err(), "{bad}");
+    }
+    for (text, why) in [
+        ("tcp::65530-65535-:65531", "Bad guest port"),
+        ("tcp::9-8-:1", "Bad host port"),
+        ("tcp::0-8-:1", "Bad host port"),
+        ("tcp+all::8-:1", "Bad protocol name"),
+        ("unix+try:/x-:1", "Bad protocol name"),
+        ("tcp:1.2.3.4%much-too-long-for-one:8-:1", "Bad host interface"),
+        ("tcp:*1:8-:1", "Bad host address"),
+    ] {
+        let fault = user(&format!(",hostfwd={text}")).unwrap_err();
+        assert_eq!(fault.why, format!("Invalid host forwarding rule '{text}' ({why})"));
     }
 }
 

@@ -1,7 +1,7 @@
 //! One dataplane process: started, told what it needs, listened to, ended.
 //!
-//! Trust: once it has read a guest's byte it is hostile. Promise: nothing here waits for it but [`Dataplane::end`], and
-//! that not long; a message that it may not send, or too many of them, end it.
+//! Trust: once it has read a guest's byte it is hostile. Promise: nothing here waits for it but [`Dataplane::end`]
+//! and, before that byte, the hand-over of very many descriptors, and they not long; a message that it may not send, or too many of them, end it.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use netreeve_shared::channel::{self, Channel};
 use netreeve_shared::codec::{self, Header};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::engine::KIND;
 use crate::fault::{Exit, Fault};
@@ -138,12 +139,12 @@ impl Dataplane {
             }
             let fds: Vec<BorrowedFd<'_>> = s.kept.iter().chain(&s.fresh).map(AsFd::as_fd).collect();
             for some in fds.chunks(channel::MAX_FDS) {
-                self.tell(&ToDataplane::Fds { slot }, some)?;
+                self.hand(&ToDataplane::Fds { slot }, some)?;
             }
             s.fresh = None;
             for (piece, fds) in s.estate.whole().into_iter().flatten() {
                 let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                self.tell(&ToDataplane::Inherit { slot, piece: piece.clone() }, &fds)?;
+                self.hand(&ToDataplane::Inherit { slot, piece: piece.clone() }, &fds)?;
             }
         }
         for number in chain.order() {
@@ -153,7 +154,24 @@ impl Dataplane {
                 self.capture(c, 0, None)?;
             }
         }
-        self.tell(&ToDataplane::Begin, &[])
+        self.hand(&ToDataplane::Begin, &[])
+    }
+
+    /// Sends a message of the hand-over; where more is on its way than fits, as soon as something of it was read.
+    fn hand(&self, message: &ToDataplane, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        loop {
+            match self.tell(message, fds) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let left = (self.born + READY_WITHIN).saturating_duration_since(Instant::now());
+                    let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+                    let mut channel = [PollFd::new(self.channel.as_fd(), PollFlags::POLLOUT)];
+                    if poll(&mut channel, wait)? == 0 {
+                        return Err(e);
+                    }
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Gives it a capture, with a spool of its own, before the filter of number `before`.

@@ -172,7 +172,7 @@ impl Host {
     /// # Errors
     /// The kernel's: no descriptors.
     pub fn renew_doors(&mut self, kept: &mut [OwnedFd]) -> io::Result<()> {
-        let table = self.forwards().len();
+        let table = self.sockets();
         for (door, fd) in self.doors.iter_mut().zip(kept.iter_mut().skip(table)) {
             *fd = door.renew()?;
         }

@@ -32,10 +32,12 @@ mod listen_again;
 mod names;
 mod news;
 pub mod overheard;
+mod ports;
 pub mod ready;
 pub mod reception;
 pub mod resolvers;
 pub mod say;
+mod shortage;
 mod signals;
 pub mod slot;
 pub mod slots;
@@ -188,7 +190,7 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     let (slots, wires) = open_ports(config, given, &mut asker, options.socket_mode)?;
     make_room(slots.iter().map(|(_, s)| s.descriptors()).sum::<u64>() + of_captures);
     let watched = slots.iter().any(|(_, s)| s.link.as_ref().is_some_and(|l| l.index.is_some()));
-    let filters = control.is_some() || !chain.steps.is_empty();
+    let filters = control.as_ref().is_some_and(Control::is_open) || !chain.steps.is_empty();
     let plan = Plan { ports: slots.plan(), wires, down: Vec::new(), later, filters, run: options.run };
     let json = options.ready.json;
     Ok(Supervisor {

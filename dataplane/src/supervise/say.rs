@@ -3,7 +3,11 @@
 //! Promise: a dataplane cannot flood the log: what it causes is limited to [`BURST`] lines a second.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::fault::{Fault, plain};
@@ -58,14 +62,65 @@ impl Voice {
     }
 }
 
+/// Most bytes of the file that standard error is; 0: nobody counts.
+static MOST: AtomicU64 = AtomicU64::new(0);
+
+/// Standard error is a log, open for reading as well, that shall have no more bytes than this: the oldest lines go.
+pub fn keep_short(most: u64) {
+    MOST.store(most, Ordering::Relaxed);
+}
+
 /// A line on standard error, without control bytes.
 pub fn say(text: &str) {
-    // There is nobody left to tell if standard error is closed.
-    let _said = writeln!(io::stderr().lock(), "netreeve: {}", plain(text));
+    line(&plain(text));
 }
 
 /// A fault on standard error, in its three parts.
 pub fn fault(fault: &Fault) {
+    line(&fault.to_string());
+}
+
+fn line(text: &str) {
+    let mut error = io::stderr().lock();
     // There is nobody left to tell if standard error is closed.
-    let _said = writeln!(io::stderr().lock(), "netreeve: {fault}");
+    let _said = writeln!(error, "netreeve: {text}");
+    let most = MOST.load(Ordering::Relaxed);
+    if most > 0 {
+        let log = error.as_fd().try_clone_to_owned().map(File::from);
+        // A log that cannot be cut grows.
+        let _cut = log.and_then(|log| shorten(&log, most));
+    }
+}
+
+/// Leaves the newest lines of a log that has grown too long, half of what it may have.
+fn shorten(mut log: &File, most: u64) -> io::Result<()> {
+    let len = log.metadata()?.len();
+    if len <= most {
+        return Ok(());
+    }
+    let mut rest = vec![0; usize::try_from(most / 2).unwrap_or(0)];
+    let n = log.read_at(&mut rest, len - most / 2)?;
+    let rest = rest.get(..n).unwrap_or_default();
+    let begin = rest.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+    log.set_len(0)?;
+    log.write_all(rest.get(begin..).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_loses_its_oldest_lines() {
+        let path = std::env::temp_dir().join(format!("netreeve-say-{}.log", std::process::id()));
+        let log = File::options().read(true).append(true).create(true).open(&path).unwrap();
+        for n in 0..1000 {
+            writeln!(&log, "line {n}").unwrap();
+            shorten(&log, 300).unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.len() <= 300 && text.ends_with(&format!("line {n}\n")), "{text}");
+            assert!(text.starts_with("line "), "{text}");
+        }
+        std::fs::remove_file(path).unwrap();
+    }
 }

@@ -11,47 +11,41 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Instant;
 
 use netreeve_shared::channel::MAX_FDS;
 use netreeve_shared::codec::{self, Header};
-use netreeve_shared::request::{ListenRequest, Request};
-use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::socket::{
-    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, setsockopt,
-    sockopt,
-};
+use nix::sys::socket::{SockType, UnixAddr};
 
 use crate::engine::KIND;
 use crate::fault::{Exit, Fault};
 use crate::handover::PortPlan;
-use crate::port::user::icmp;
-use crate::port::user::plan::{Boot, Forward, GuestForward, Limits, MAC, Plan, To, V4, V6, Way};
+use crate::port::user::plan::{Boot, Forward, GuestForward, Limits, MAC, Plan, Range, To, V4, V6, Way};
 use crate::port::user::policy::Policy;
-use crate::spec::forward::{self, HostForward, Listen, Target};
+use crate::spec::forward::{self, Bind, HostForward, Listen, Target};
 use crate::spec::user::{FORWARDS, User};
-use crate::supervise::ask::{Asker, user_name};
+use crate::supervise::ask::Asker;
 use crate::supervise::doors::{Beyond, Door};
 use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::resolvers::{self, Resolvers};
-use crate::supervise::say;
-use crate::sys::mmsg::tell_local;
+use crate::supervise::ports;
+use crate::supervise::shortage::{room_for, say_limits};
+use ports::{by_helper, remedy, words};
 
-/// Connections that may wait for the guest.
-const BACKLOG: i32 = 128;
 /// Most bytes of a plan: what a message holds less what the other ports need.
 const PLAN: usize = codec::MAX - 512;
 /// The MTU where nobody says another.
 const MTU: u16 = 1500;
-const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 
 /// One forward, open.
 #[derive(Debug)]
 struct Open {
-    id: u16,
+    /// The number of its first socket; the others have those behind it.
+    id: u32,
+    sockets: u32,
     /// As it is bound.
     rule: HostForward,
     /// As it was asked for.
@@ -76,7 +70,7 @@ pub struct Host {
     v6: Option<V6>,
     table: Vec<Open>,
     next: Option<Next>,
-    last_id: u16,
+    next_id: u32,
     /// The host's resolvers.
     pub resolvers: Resolvers,
     /// Doors of guest forwards.
@@ -104,17 +98,20 @@ pub fn open(
         v6: spec.v6,
         table: Vec::new(),
         next: None,
-        last_id: 0,
+        next_id: 1,
         resolvers,
         doors: Vec::new(),
     };
-    say_limits(what, spec.restrict);
+    let ports: usize = spec.forwards.iter().map(|f| f.listen.ports()).sum();
+    room_for(what, ports)?;
+    ports::leaves(what, &spec.outbound)?;
     let mut kept = Vec::new();
     for rule in spec.forwards {
-        let (open, socket) = host.listen(rule, asker)?;
+        let (open, sockets) = host.listen(rule, asker)?;
         host.table.push(open);
-        kept.push(socket);
+        kept.extend(sockets);
     }
+    say_limits(what, spec.restrict, kept.len());
     let mut guest_forwards = Vec::new();
     for g in spec.guest_forwards {
         let (to, beyond) = reach(what, &g, spec.restrict)?;
@@ -141,6 +138,7 @@ pub fn open(
         without: spec.without,
         aliases: spec.aliases,
         lease6: spec.lease6,
+        outbound: spec.outbound,
         limits: Limits::default(),
     };
     fits(what, &plan)?;
@@ -158,42 +156,17 @@ fn fits(what: &str, plan: &Plan) -> Result<(), Fault> {
     Err(Fault::new(Exit::Config, what, why, "join rules by prefixes; give fewer or shorter names"))
 }
 
-/// Says once what a guest's pings will come to, where that is less than what they might.
-fn say_pings(what: &str, (four, six): (bool, bool)) {
-    let of = match (four, six) {
-        (true, true) => return,
-        (false, true) => "IPv4 ",
-        (true, false) => "IPv6 ",
-        (false, false) => "",
-    };
-    say::say(&format!(
-        "{what}: only the gateway answers a guest's {of}pings: the kernel gives this user no socket for others \
-         (sysctl net.ipv4.ping_group_range)"
-    ));
-}
-
-/// Says once what a guest will find less of than elsewhere.
-fn say_limits(what: &str, restrict: bool) {
-    if !restrict {
-        say_pings(what, icmp::allowed());
-    }
-    let limits = Limits::default();
-    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    let most = limits.within(hard).tcp;
-    if most < limits.tcp {
-        say::say(&format!(
-            "{what}: {most} TCP connections at a time, not {}: nothing here may have more than {hard} descriptors \
-             (ulimit -Hn)",
-            limits.tcp
-        ));
-    }
-}
-
 impl Host {
     /// The table in force, as a dataplane knows it.
     #[must_use]
     pub fn forwards(&self) -> Vec<Forward> {
         self.table.iter().map(Open::plan).collect()
+    }
+
+    /// Sockets of the table in force.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        count(&self.table)
     }
 
     /// The table in force, as it is written, with the ports that the kernel chose.
@@ -241,8 +214,8 @@ impl Host {
         let mut table: Vec<Open> = self.table.iter().filter(|o| stays(o)).map(Open::unheld).collect();
         let new: Vec<HostForward> =
             add.iter().filter(|r| !table.iter().any(|o| **r == o.asked || **r == o.rule)).cloned().collect();
-        if new.len() > MAX_FDS {
-            let why = format!("more than {MAX_FDS} new forwards at once");
+        if new.iter().map(|r| r.listen.ports()).sum::<usize>() > MAX_FDS {
+            let why = format!("more than {MAX_FDS} new ports at once");
             return Err(fault(&why, "make the change in several steps"));
         }
         if table.len() + new.len() > FORWARDS {
@@ -250,12 +223,12 @@ impl Host {
         }
         let mut sockets = Vec::new();
         for rule in new {
-            let (open, socket) = match self.again(&rule, &table, kept) {
+            let (open, new) = match self.again(&rule, &table, kept) {
                 Some(again) => again,
                 None => self.listen(rule, asker)?,
             };
             table.push(open);
-            sockets.push(socket);
+            sockets.extend(new);
         }
         self.next = Some(Next { table, sockets });
         Ok(())
@@ -270,22 +243,28 @@ impl Host {
     /// What was prepared is in force: `kept` are the port's descriptors, the table's first.
     pub fn commit(&mut self, kept: &mut Vec<OwnedFd>) {
         let Some(Next { mut table, sockets }) = self.next.take() else { return };
-        let others = kept.split_off(self.table.len().min(kept.len()));
-        let mut old: Vec<(Open, OwnedFd)> = self.table.drain(..).zip(kept.drain(..)).collect();
+        let others = kept.split_off(self.sockets().min(kept.len()));
+        let mut all = kept.drain(..);
+        let mut old: Vec<(Open, Vec<OwnedFd>)> = Vec::new();
+        for open in self.table.drain(..) {
+            let its = all.by_ref().take(number(open.sockets)).collect();
+            old.push((open, its));
+        }
+        drop(all);
         let mut new = sockets.into_iter();
         for open in &mut table {
             let at = old.iter().position(|(o, _)| o.id == open.id);
             match at.map(|n| old.swap_remove(n)) {
-                Some((was, socket)) => {
+                Some((was, sockets)) => {
                     open.file = was.file;
-                    kept.push(socket);
+                    kept.extend(sockets);
                 }
                 None => {
                     // The same socket under another number: its file goes on with it.
                     if let Some((o, _)) = old.iter_mut().find(|(o, _)| o.is_at(&open.rule.listen)) {
                         open.file = open.file.take().or(o.file.take());
                     }
-                    kept.extend(new.next());
+                    kept.extend(new.by_ref().take(number(open.sockets)));
                 }
             }
         }
@@ -298,24 +277,39 @@ impl Host {
         self.next = None;
     }
 
-    /// A rule for another place in the guest at an address that a forward leaves: its socket goes on.
-    fn again(&mut self, rule: &HostForward, stays: &[Open], kept: &[OwnedFd]) -> Option<(Open, OwnedFd)> {
+    /// A rule for another place in the guest at an address that a forward leaves: its sockets go on.
+    fn again(&mut self, rule: &HostForward, stays: &[Open], kept: &[OwnedFd]) -> Option<(Open, Vec<OwnedFd>)> {
         let was = self.table.iter().position(|o| o.is_at(&rule.listen))?;
-        let (open, socket) = (self.table.get(was)?, kept.get(was)?);
+        let (before, open) = (count(self.table.get(..was)?), self.table.get(was)?);
         if stays.iter().any(|o| o.id == open.id) {
             return None;
         }
-        let socket = socket.try_clone().ok()?;
+        let its = kept.get(before..)?.get(..number(open.sockets))?;
+        let sockets: Vec<OwnedFd> = its.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>().ok()?;
         let bound = HostForward { listen: open.rule.listen.clone(), guest: rule.guest };
-        Some((Open { id: self.new_id(), rule: bound, asked: rule.clone(), file: None }, socket))
+        Some((self.opened(bound, rule.clone(), &sockets, None), sockets))
     }
 
-    fn new_id(&mut self) -> u16 {
-        self.last_id = self.last_id.wrapping_add(1);
-        while self.table.iter().any(|o| o.id == self.last_id) {
-            self.last_id = self.last_id.wrapping_add(1);
-        }
-        self.last_id
+    /// A new one of the table, with numbers that no other has.
+    fn opened(
+        &mut self,
+        rule: HostForward,
+        asked: HostForward,
+        sockets: &[OwnedFd],
+        file: Option<SocketFile>,
+    ) -> Open {
+        let sockets = u32::try_from(sockets.len()).unwrap_or(u32::MAX);
+        let taken = |id: u32, end: u32| self.table.iter().any(|o| o.id < end && id < o.id + o.sockets);
+        let mut id = self.next_id;
+        let end = loop {
+            match id.checked_add(sockets) {
+                Some(end) if !taken(id, end) => break end,
+                Some(end) => id = end,
+                None => id = 1,
+            }
+        };
+        self.next_id = end;
+        Open { id, sockets, rule, asked, file }
     }
 
     /// A door that leads there, for the dataplane.
@@ -328,39 +322,60 @@ impl Host {
         Ok(theirs)
     }
 
-    fn listen(&mut self, rule: HostForward, asker: &mut Asker) -> Result<(Open, OwnedFd), Fault> {
+    /// The sockets of a rule.
+    fn listen(&mut self, rule: HostForward, asker: &mut Asker) -> Result<(Open, Vec<OwnedFd>), Fault> {
         let (mut bound, mut file) = (rule.clone(), None);
-        let refused = |e: io::Error, at: SocketAddr, tcp: bool| {
-            let exit = match e.kind() {
-                io::ErrorKind::PermissionDenied => Exit::Denied,
-                _ => Exit::Unavailable,
-            };
-            let why = format!("Could not set up host forwarding rule '{rule}' ({})", words(&e));
-            Fault::new(exit, self.what.clone(), why, remedy(&e, at, tcp))
-        };
-        let socket = match &rule.listen {
-            Listen::Tcp(at) => {
-                let (socket, at) = bind(*at, SockType::Stream)
-                    .or_else(|e| by_helper(&self.what, *at, false, e, asker))
-                    .map_err(|e| refused(e, *at, true))?;
-                bound.listen = Listen::Tcp(at);
-                socket
-            }
-            Listen::Udp(at) => {
-                let (socket, at) = bind(*at, SockType::Datagram)
-                    .or_else(|e| by_helper(&self.what, *at, true, e, asker))
-                    .and_then(|(socket, at)| tell_local(socket.as_fd(), at.is_ipv6()).map(|()| (socket, at)))
-                    .map_err(|e| refused(e, *at, false))?;
-                bound.listen = Listen::Udp(at);
-                socket
-            }
+        let sockets = match &mut bound.listen {
+            Listen::Tcp(bind) => self.bound(&rule, bind, SockType::Stream, asker)?,
+            Listen::Udp(bind) => self.bound(&rule, bind, SockType::Datagram, asker)?,
             Listen::Unix(path) => {
                 let (socket, f) = listen::unix(&self.what, path, self.mode)?;
                 file = Some(f);
-                socket
+                vec![socket]
             }
         };
-        Ok((Open { id: self.new_id(), rule: bound, asked: rule, file }, socket))
+        Ok((self.opened(bound, rule, &sockets, file), sockets))
+    }
+
+    /// A socket at each port, and in `bind` the one that the kernel chose.
+    fn bound(
+        &self,
+        rule: &HostForward,
+        bind: &mut Bind,
+        kind: SockType,
+        asker: &mut Asker,
+    ) -> Result<Vec<OwnedFd>, Fault> {
+        let tcp = kind == SockType::Stream;
+        let (mut sockets, mut first, range) = (Vec::new(), None, bind.ports() > 1);
+        for port in bind.at.port()..=bind.last {
+            let mut one = Bind { last: port, ..*bind };
+            one.at.set_port(port);
+            match ports::bind(&one, kind).or_else(|e| by_helper(&self.what, &one, !tcp, e, asker)) {
+                Ok((socket, chosen)) => {
+                    if !range {
+                        bind.at.set_port(chosen);
+                        bind.last = chosen;
+                    }
+                    sockets.push(socket);
+                }
+                Err(e) if bind.willing && ports::is_another_s(&e) => first = first.or(Some((e, one.at))),
+                Err(e) => return Err(self.refused(rule, &e, one.at, tcp)),
+            }
+        }
+        match first {
+            Some((e, at)) if sockets.is_empty() => Err(self.refused(rule, &e, at, tcp)),
+            _ => Ok(sockets),
+        }
+    }
+
+    fn refused(&self, rule: &HostForward, e: &io::Error, at: SocketAddr, tcp: bool) -> Fault {
+        let exit = match e.kind() {
+            io::ErrorKind::PermissionDenied => Exit::Denied,
+            _ => Exit::Unavailable,
+        };
+        let which = if rule.listen.ports() > 1 { format!("port {}: ", at.port()) } else { String::new() };
+        let why = format!("Could not set up host forwarding rule '{rule}' ({which}{})", words(e));
+        Fault::new(exit, self.what.clone(), why, remedy(e, at, tcp))
     }
 }
 
@@ -371,80 +386,38 @@ impl Open {
             Listen::Udp(_) => Way::Udp,
             Listen::Unix(_) => Way::Unix,
         };
-        Forward { id: self.id, way, guest: self.rule.guest }
+        let range = match self.rule.listen {
+            Listen::Tcp(b) | Listen::Udp(b) if b.ports() > 1 => {
+                Some(Range { first: b.at.port(), sockets: self.sockets })
+            }
+            _ => None,
+        };
+        Forward { id: self.id, way, guest: self.rule.guest, range }
     }
 
     fn is_at(&self, listen: &Listen) -> bool {
-        self.rule.listen == *listen
+        self.rule.listen.is_at(listen)
     }
 
     /// The same, for a table that is not in force.
     fn unheld(&self) -> Self {
-        Self { id: self.id, rule: self.rule.clone(), asked: self.asked.clone(), file: None }
-    }
-}
-
-/// A socket at this address, listening if it is of streams; and its address, with the port that the kernel chose.
-fn bind(at: SocketAddr, kind: SockType) -> io::Result<(OwnedFd, SocketAddr)> {
-    let address = SockaddrStorage::from(at);
-    let socket = socket::socket(address.family().unwrap_or(AddressFamily::Inet), kind, FLAGS, None)?;
-    if at.is_ipv6() {
-        // An address of IPv4 has a rule of its own.
-        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
-    }
-    if kind == SockType::Stream {
-        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    }
-    socket::bind(socket.as_raw_fd(), &address)?;
-    if kind == SockType::Stream {
-        socket::listen(&socket, Backlog::new(BACKLOG)?)?;
-    }
-    let bound: SockaddrStorage = socket::getsockname(socket.as_raw_fd())?;
-    let port = bound.as_sockaddr_in().map(|a| a.port()).or(bound.as_sockaddr_in6().map(|a| a.port()));
-    Ok((socket, SocketAddr::new(at.ip(), port.unwrap_or(at.port()))))
-}
-
-/// A port that is root's, from the helper, if it is there and its policy allows it; else what the kernel said of our try.
-fn by_helper(
-    what: &str,
-    at: SocketAddr,
-    udp: bool,
-    e: io::Error,
-    asker: &mut Asker,
-) -> io::Result<(OwnedFd, SocketAddr)> {
-    if e.raw_os_error() != Some(libc::EACCES) || at.port() == 0 {
-        return Err(e);
-    }
-    let request = Request::Listen(ListenRequest { udp, address: at.ip(), port: at.port() });
-    match asker.socket(what, &request) {
-        Ok(socket) => Ok((socket, at)),
-        Err(fault) if fault.exit == Exit::TryAgain => Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
-        // No helper, or it refuses: what is to be done is the same.
-        Err(_) => Err(e),
-    }
-}
-
-/// The kernel's words, without Rust's number.
-fn words(e: &io::Error) -> String {
-    e.to_string().split(" (os error").next().unwrap_or_default().to_owned()
-}
-
-fn remedy(e: &io::Error, at: SocketAddr, tcp: bool) -> String {
-    let (ip, port) = (at.ip(), at.port());
-    match e.raw_os_error() {
-        Some(libc::EADDRINUSE) => {
-            let list = if tcp { "ss -ltnp" } else { "ss -lunp" };
-            format!("see who has it ({list} sport = {port}), or give another port; 0 takes any that is free")
+        Self {
+            id: self.id,
+            sockets: self.sockets,
+            rule: self.rule.clone(),
+            asked: self.asked.clone(),
+            file: None,
         }
-        Some(libc::EACCES) => format!(
-            "ports below 1024 are root's: give one above, or let root add 'allow user:{} listen {ip} port={port}' to \
-             /etc/netreeve/policy.conf for the helper, or 'sysctl net.ipv4.ip_unprivileged_port_start={port}' for everybody",
-            user_name()
-        ),
-        Some(libc::EADDRNOTAVAIL) => format!("{ip} is no address of this machine (ip address shows them)"),
-        Some(libc::EAFNOSUPPORT) => "this machine has no IPv6: give an IPv4 address".into(),
-        _ => "give another address or port".into(),
     }
+}
+
+/// Sockets of a table.
+fn count(table: &[Open]) -> usize {
+    table.iter().map(|o| number(o.sockets)).sum()
+}
+
+fn number(n: u32) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 /// What a guest forward goes to: an address for a connection each that the dataplane makes, or something to which the

@@ -26,7 +26,7 @@ fn opened(options: &str) -> (Host, Plan, Vec<OwnedFd>) {
 
 fn ports(host: &Host) -> Vec<u16> {
     let port = |o: &Open| match &o.rule.listen {
-        Listen::Tcp(at) | Listen::Udp(at) => at.port(),
+        Listen::Tcp(b) | Listen::Udp(b) => b.at.port(),
         Listen::Unix(_) => 0,
     };
     host.table.iter().map(port).collect()
@@ -95,7 +95,7 @@ fn a_table_changes_as_a_whole() {
     let (mut host, _, mut kept) = opened(",hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:0-:23");
     kept.push(fs::File::open("/dev/null").unwrap().into());
     let [a, b] = ports(&host)[..] else { panic!() };
-    let ids: Vec<u16> = host.table.iter().map(|o| o.id).collect();
+    let ids: Vec<u32> = host.table.iter().map(|o| o.id).collect();
     // One goes, two come; the one that stays is the same socket under the same number.
     let gone = format!("tcp:127.0.0.1:{a}");
     change(&mut host, &mut kept, false, &[&gone], &["tcp:127.0.0.1:0-:80", "udp:127.0.0.1:0-:81"]).unwrap();
@@ -220,4 +220,65 @@ fn another_dataplane_has_doors_of_its_own() {
     }
     TcpStream::connect(("127.0.0.1", ports(&host)[0])).unwrap();
     assert!(fs::File::from(kept.pop().unwrap()).metadata().unwrap().is_dir() && kept.len() == 3);
+}
+
+#[test]
+fn a_range_has_a_socket_for_each_port_that_can_be_had() {
+    // An address that nobody else uses.
+    let taken = TcpListener::bind("127.77.3.1:20005").unwrap();
+    let range = "127.77.3.1:20000-20019-:9000";
+    let f = open("port 'n'", spec(&format!(",hostfwd=tcp:{range}")), 0o600, &mut nobody()).unwrap_err();
+    assert!(f.why.contains("(port 20005: Address already in use)") && f.fix.contains("sport = 20005"), "{f}");
+    let (mut host, plan, mut kept) =
+        opened(&format!(",hostfwd=tcp+try:{range},hostfwd=udp:127.77.3.1:20000-20001-:1,hostfwd=unix:/tmp/netreeve-range-{}-:2", std::process::id()));
+    let [tcp, udp, unix] = plan.forwards[..] else { panic!() };
+    assert_eq!(tcp.range, Some(Range { first: 20000, sockets: 19 }));
+    assert_eq!((tcp.id, udp.id, unix.id, unix.range), (1, 20, 22, None));
+    assert_eq!((kept.len(), plan.descriptors(), plan.sockets()), (22, 22, 22));
+    assert_eq!(host.rules().next().unwrap(), format!("tcp+try:{}", range.replace("-:", "-10.0.2.15:")));
+    let at = |n: u16| ("127.77.3.1", 20000 + n);
+    TcpStream::connect(at(19)).unwrap();
+    // Others go, and what stays is the same.
+    change(&mut host, &mut kept, false, &["udp:127.77.3.1:20000-20001"], &["udp:127.77.3.1:20002-:5"]).unwrap();
+    assert_eq!((host.table.len(), kept.len(), host.sockets()), (3, 21, 21));
+    assert_eq!(host.forwards()[0], tcp);
+    TcpStream::connect(at(0)).unwrap();
+    let many = change(&mut host, &mut kept, false, &[], &["tcp:127.77.3.1:21000-21016-:1"]).unwrap_err();
+    assert!(many.why.contains("more than 16 new ports"), "{many}");
+    change(&mut host, &mut kept, true, &[], &[]).unwrap();
+    assert!(kept.is_empty() && TcpStream::connect(at(19)).is_err());
+    drop(taken);
+}
+
+#[test]
+fn everything_of_both_families_and_what_is_not_there_yet() {
+    let (host, _, kept) = opened(",hostfwd=tcp:*:0-:1,hostfwd=udp+freebind:192.0.2.77:0-:2");
+    assert_eq!(kept.len(), 2);
+    let port = ports(&host)[0];
+    TcpStream::connect(("127.0.0.1", port)).unwrap();
+    if UdpSocket::bind("[::1]:0").is_ok() {
+        TcpStream::connect(("::1", port)).unwrap();
+    }
+    let fault = |options: &str| open("port 'n'", spec(options), 0o600, &mut nobody()).unwrap_err();
+    let f = fault(",hostfwd=tcp:127.0.0.1%nobody-has-it:0-:1");
+    assert!(f.why.contains("No such device") && f.fix.contains("no such interface"), "{f}");
+    for (options, what, why) in [
+        (",outbound=192.0.2.77", "port 'n': outbound=192.0.2.77", "Cannot assign"),
+        (",outbound-if4=nobody-has-it", "port 'n': outbound-if4=nobody-has-it", "No such device"),
+        (",outbound=127.0.0.1,outbound-if4=nobody", "port 'n': outbound-if4=nobody", "No such device"),
+    ] {
+        let f = fault(options);
+        assert_eq!((f.exit, f.what.as_str()), (Exit::Config, what));
+        assert!(f.why.contains(why), "{f}");
+    }
+    let (_, plan, _) = opened(",outbound=127.0.0.1,outbound-if4=lo");
+    assert!(!plan.outbound.is_free());
+}
+
+#[test]
+fn more_ports_than_descriptors_are_refused_with_what_to_do() {
+    // Whatever the limit is: nobody has so many.
+    let all: String = (1..120).map(|n| format!(",hostfwd=udp+try:127.77.4.{n}:1-65535-:1")).collect();
+    let f = open("port 'n'", spec(&all), 0o600, &mut nobody()).unwrap_err();
+    assert!(f.why.contains("listen at 7798665 ports") && f.fix.contains("ulimit -Hn"), "{f}");
 }

@@ -4,7 +4,7 @@
 //! (`port::user::CALLS`).
 
 use std::io::{Error, ErrorKind, Result};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -18,6 +18,8 @@ pub const FLAGS: i32 = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
 pub const SOL_UDP: i32 = 17;
 /// The kernel gives joined datagrams as one.
 pub const UDP_GRO: i32 = 104;
+/// `IP_BIND_ADDRESS_NO_PORT` (linux/in.h).
+const BIND_ADDRESS_NO_PORT: i32 = 24;
 /// `SIOCOUTQ`: bytes that the peer has not acknowledged (linux/sockios.h).
 pub const UNSENT: u32 = 0x5411;
 /// `SIOCINQ`: bytes to be read.
@@ -78,6 +80,28 @@ pub fn connect(fd: BorrowedFd<'_>, to: SocketAddr) -> Result<bool> {
     }
 }
 
+/// `bind(2)` to an address; the port is the kernel's choice.
+///
+/// # Errors
+/// The kernel's: it is no address of the host's.
+pub fn bind(fd: BorrowedFd<'_>, at: IpAddr) -> Result<()> {
+    let name = Name::of(SocketAddr::new(at, 0));
+    // SAFETY: `name` holds an address of the length that is said, and outlives the call.
+    match unsafe { libc::bind(fd.as_raw_fd(), name.as_ptr(), name.len) } {
+        0 => Ok(()),
+        _ => Err(Error::last_os_error()),
+    }
+}
+
+/// Binds to an interface: what it sends goes by it, and only what comes by it is received. Needs no privilege since
+/// Linux 5.7, once for each socket.
+///
+/// # Errors
+/// The kernel's: there is no such interface.
+pub fn to_device(fd: BorrowedFd<'_>, name: &str) -> Result<()> {
+    set_raw(fd, (libc::SOL_SOCKET, libc::SO_BINDTODEVICE), name.as_ptr().cast(), name.len())
+}
+
 /// Options that are numbers. [`Opt::name`] is what the filter lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opt {
@@ -115,11 +139,13 @@ pub enum Opt {
     RecvTtl,
     /// The same, IPv6.
     RecvHops6,
+    /// A socket that is bound to an address without a port gets one when it is connected, either family.
+    PortLater,
 }
 
 impl Opt {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NoDelay,
         Self::KeepAlive,
         Self::KeepIdle,
@@ -137,6 +163,7 @@ impl Opt {
         Self::ReceiveBuffer,
         Self::RecvTtl,
         Self::RecvHops6,
+        Self::PortLater,
     ];
 
     /// Level and number.
@@ -160,6 +187,7 @@ impl Opt {
             Self::ReceiveBuffer => (libc::SOL_SOCKET, libc::SO_RCVBUF),
             Self::RecvTtl => (libc::IPPROTO_IP, libc::IP_RECVTTL),
             Self::RecvHops6 => (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+            Self::PortLater => (libc::IPPROTO_IP, BIND_ADDRESS_NO_PORT),
         }
     }
 }

@@ -276,7 +276,7 @@ fn somebody_comes_from_the_hosts_side_and_a_guest_forward_answers() {
     let home = Home::new(true, |plan| {
         let mut fds = Vec::new();
         for (id, at, guest) in [(1, "127.0.0.1:8080", "10.0.2.15:80"), (2, "[::1]:8080", "[fec0::15]:80")] {
-            plan.forwards.push(Forward { id, way: Way::Tcp, guest: guest.parse().unwrap() });
+            plan.forwards.push(Forward { id, way: Way::Tcp, guest: guest.parse().unwrap(), range: None });
             fds.push(
                 TcpListener::bind(at)
                     .map(|l| {

@@ -62,7 +62,7 @@ pub fn ask(f: impl FnOnce(&mut dyn Write, RawFd) -> i32) -> (End, String) {
 
 /// Enters the walls, or ends the process with the reason on standard error.
 pub fn enter(at_least: Level, keep: &[RawFd]) -> Walls {
-    match walls(&Needs { at_least, keep, more_fds: 64, sockets: Sockets::None, files: None }) {
+    match walls(&Needs { at_least, keep, more_fds: 64, sockets: Sockets::None, binds: false, files: None }) {
         Ok(w) => w,
         Err(e) => give_up(&e.to_string()),
     }

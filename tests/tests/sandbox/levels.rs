@@ -143,6 +143,7 @@ fn below_the_level_asked_for_it_refuses() {
             keep: &[fd],
             more_fds: 0,
             sockets: Sockets::None,
+            binds: false,
             files: None,
         }) {
             Ok(_) => 1,
@@ -181,6 +182,7 @@ fn a_process_with_threads_cannot_enter() {
             keep: &[fd],
             more_fds: 0,
             sockets: Sockets::None,
+            binds: false,
             files: None,
         }) {
             Ok(_) => 1,
@@ -229,6 +231,7 @@ fn descriptors_are_counted() {
             keep: &[fd],
             more_fds: 8,
             sockets: Sockets::None,
+            binds: false,
             files: None,
         })
         .unwrap();

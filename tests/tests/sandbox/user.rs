@@ -22,7 +22,7 @@ const FLAGS: c_int = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
 type Try = (&'static str, fn(RawFd) -> c_long, &'static [c_int]);
 
 fn enter(keep: &[RawFd], sockets: Sockets<'_>, files: Option<BorrowedFd<'_>>) -> Walls {
-    match walls(&Needs { at_least: Level::Full, keep, more_fds: 64, sockets, files }) {
+    match walls(&Needs { at_least: Level::Full, keep, more_fds: 64, sockets, binds: false, files }) {
         Ok(w) => w,
         Err(e) => give_up(&e.to_string()),
     }

@@ -4,7 +4,10 @@
 //! made around the address that is given, and the gateway is an address of it.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::bad;
 use super::options::{Given, Option_ as O};
@@ -160,14 +163,18 @@ fn six(
     Ok(())
 }
 
-/// The address by which this host speaks to the world, in the family of `like`. No packet is sent to find it.
-pub(in crate::cli) fn own(like: IpAddr) -> Option<IpAddr> {
+/// The address by which this host speaks to the world, by this interface if one is named, in the family of `like`. No packet
+/// is sent to find it.
+pub(in crate::cli) fn own_by(like: IpAddr, device: Option<&str>) -> Option<IpAddr> {
     // Of the networks for documentation (RFC 5737, RFC 3849): nobody's, so the default route decides.
     let (any, far) = match like {
         IpAddr::V4(_) => ("0.0.0.0:0", "192.0.2.1:53"),
         IpAddr::V6(_) => ("[::]:0", "[2001:db8::1]:53"),
     };
     let socket = UdpSocket::bind(any).ok()?;
+    if let Some(device) = device {
+        setsockopt(&socket, sockopt::BindToDevice, &OsString::from(device)).ok()?;
+    }
     socket.connect(far).ok()?;
     Some(socket.local_addr().ok()?.ip()).filter(|a| !a.is_unspecified() && !a.is_loopback())
 }

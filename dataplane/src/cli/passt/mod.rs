@@ -17,8 +17,11 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::fault::{Exit, Fault};
-pub(super) use addresses::own;
+pub(super) use addresses::own_by;
 pub(super) use options::{Given, Mode, Option_, read};
+pub(super) use ports::{Ports, Scene, ephemeral};
+#[cfg(test)]
+pub(super) use ports::read as read_ports;
 
 /// What the back-end program conventions of vhost-user want to know.
 const CAPABILITIES: &str = r#"{"type": "net"}"#;
@@ -26,6 +29,9 @@ const CAPABILITIES: &str = r#"{"type": "net"}"#;
 const SOCKETS: &str = "/tmp/passt_";
 /// Most of them.
 const MOST: u32 = 1000;
+/// Bytes of a log where nobody says how many, and the least that may be said.
+const LOG: u64 = 1 << 20;
+const LEAST_LOG: u64 = 4096;
 
 /// The program was called by this name.
 pub(super) fn is_name(program: &OsStr) -> bool {
@@ -39,7 +45,31 @@ pub(super) enum Plan {
     /// Print this and end.
     Say(String),
     /// `netreeve run` with these words; what it says goes to this file once frames can pass.
-    Run(Vec<String>, Option<String>),
+    Run(Vec<String>, Option<Log>),
+}
+
+/// A log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Log {
+    /// Its path.
+    pub(super) path: String,
+    /// Most bytes of it: more, and the oldest lines go.
+    pub(super) most: u64,
+}
+
+/// The log that was asked for.
+///
+/// # Errors
+/// Its size is none.
+pub(super) fn log(given: &Given) -> Result<Option<Log>, Fault> {
+    let most = match given.last(Option_::LogSize) {
+        None => LOG,
+        Some(text) => text.parse().ok().filter(|n| *n >= LEAST_LOG).ok_or_else(|| {
+            let fix = format!("give a number of bytes, at least {LEAST_LOG}");
+            bad(&format!("--log-size {text}"), "it is no size of a log", &fix)
+        })?,
+    };
+    Ok(given.last(Option_::LogFile).map(|path| Log { path: path.to_owned(), most }))
 }
 
 /// Makes words of `netreeve run` out of passt's, its name left out. `free` finds a path for a socket of nobody's.
@@ -64,6 +94,10 @@ pub(super) fn translate(words: &[String], free: impl Fn() -> Option<String>) -> 
             "netreeve, called as passt: see passt(1) for the options, netreeve(1) for what differs".into(),
         ));
     }
+    if let Some(path) = given.last(Option_::RepairPath).filter(|p| *p != "none") {
+        let fix = "leave it out, or give none; connections do not migrate, so nobody repairs them";
+        return Err(bad(&format!("--repair-path {path}"), "it is refused: there is no such socket", fix));
+    }
     let mut out: Vec<String> = vec!["run".into()];
     let mut add = |option: &str, value: Option<&str>| {
         out.push(option.to_owned());
@@ -71,7 +105,7 @@ pub(super) fn translate(words: &[String], free: impl Fn() -> Option<String>) -> 
     };
     add("--netdev", Some(&network(&given, Mode::Passt)?));
     add("--device", Some(&device(&given, free)?));
-    common(&given, &mut add)?;
+    common(&given, &mut add);
     // An inherited connection cannot come again.
     if given.has(Option_::OneOff) || given.has(Option_::Fd) {
         add("--one-off", None);
@@ -79,14 +113,11 @@ pub(super) fn translate(words: &[String], free: impl Fn() -> Option<String>) -> 
     if !given.has(Option_::Foreground) {
         add("--daemonize", None);
     }
-    Ok(Plan::Run(out, given.last(Option_::LogFile).map(str::to_owned)))
+    Ok(Plan::Run(out, log(&given)?))
 }
 
 /// What both programs have, in words of `netreeve run`.
-///
-/// # Errors
-/// `--runas` names a group.
-pub(super) fn common(given: &Given, add: &mut impl FnMut(&str, Option<&str>)) -> Result<(), Fault> {
+pub(super) fn common(given: &Given, add: &mut impl FnMut(&str, Option<&str>)) {
     if let Some(path) = given.last(Option_::Pcap) {
         add("--object", Some(&format!("filter-dump,id=pcap,netdev=net0,file={},format=pcap", escape(path))));
     }
@@ -94,13 +125,8 @@ pub(super) fn common(given: &Given, add: &mut impl FnMut(&str, Option<&str>)) ->
         add("--pid", Some(path));
     }
     if let Some(user) = given.last(Option_::Runas) {
-        if user.contains(':') {
-            let why = "the group is the user's own";
-            return Err(bad(&format!("--runas {user}"), why, "give the user alone, by name or number"));
-        }
         add("--user", Some(user));
     }
-    Ok(())
 }
 
 fn escape(text: &str) -> String {
@@ -141,10 +167,11 @@ pub(super) fn network(given: &Given, mode: Mode) -> Result<String, Fault> {
         (false, true) => add("ipv4", "off"),
         (false, false) => {}
     }
-    let v4 = !given.has(Option_::Ipv6Only);
-    for (key, value) in addresses::keys(given, addresses::own)? {
+    let by = given.last(Option_::Interface);
+    for (key, value) in addresses::keys(given, |like| addresses::own_by(like, by))? {
         add(key, &value);
     }
+    outbound(given, &mut add)?;
     names(given, mode, &mut add);
     if let Some(mac) = given.last(Option_::MacAddr) {
         add("mac", mac);
@@ -161,14 +188,61 @@ pub(super) fn network(given: &Given, mode: Mode) -> Result<String, Fault> {
     if addresses::closed(given) && !loopback(given) {
         add("deny", "loopback");
     }
-    for (option, proto) in [(Option_::TcpPorts, "tcp"), (Option_::UdpPorts, "udp")] {
-        for spec in given.all(option) {
-            for rule in ports::forwards(spec, proto, v4, !given.has(Option_::Ipv4Only))? {
-                add("hostfwd", &rule);
-            }
+    for (scene, ports) in forwards(given, mode, ports::ephemeral())?.iter().filter(|(_, p)| !p.auto) {
+        for rule in ports.rules(scene) {
+            add("hostfwd", &rule);
         }
     }
     Ok(out)
+}
+
+/// All specifications of ports, those that depend on who listens inside included.
+///
+/// # Errors
+/// One is none.
+pub(super) fn forwards(
+    given: &Given,
+    mode: Mode,
+    ephemeral: (u16, u16),
+) -> Result<Vec<(Scene, Ports)>, Fault> {
+    let mut all = Vec::new();
+    for (option, udp) in [(Option_::TcpPorts, false), (Option_::UdpPorts, true)] {
+        let scene = Scene {
+            udp,
+            v4: !given.has(Option_::Ipv6Only),
+            v6: !given.has(Option_::Ipv4Only),
+            free: given.has(Option_::Freebind),
+            auto: mode == Mode::Pasta,
+            ephemeral,
+        };
+        for spec in given.all(option) {
+            all.push((scene, ports::read(spec, &scene)?));
+        }
+    }
+    Ok(all)
+}
+
+/// How connections leave the host. The guest's addresses are its own, so of an interface there remains that they leave by it.
+fn outbound(given: &Given, add: &mut impl FnMut(&str, &str)) -> Result<(), Fault> {
+    for text in given.all(Option_::Outbound) {
+        let known = text.parse::<std::net::IpAddr>().is_ok();
+        if !known {
+            let fix = "give an IPv4 or IPv6 address of the host's";
+            return Err(bad(&format!("--outbound {text}"), "it is no address", fix));
+        }
+        add("outbound", text);
+    }
+    let either = given.last(Option_::Interface);
+    let families = [
+        (Option_::OutboundIf4, Option_::Ipv6Only, "outbound-if4"),
+        (Option_::OutboundIf6, Option_::Ipv4Only, "outbound-if6"),
+    ];
+    for (option, without, key) in families {
+        if let Some(name) = given.last(option).or(either).filter(|_| !given.has(without)) {
+            add(key, name);
+        }
+    }
+    Ok(())
 }
 
 /// An address of the guest's network stands for the host's loopback.

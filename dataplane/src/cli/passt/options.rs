@@ -59,6 +59,15 @@ pub(in crate::cli) enum Option_ {
     NoSplice,
     DhcpDns,
     DhcpSearch,
+    Interface,
+    Outbound,
+    OutboundIf4,
+    OutboundIf6,
+    Freebind,
+    LogSize,
+    RepairPath,
+    /// It allows what is so anyway.
+    AsEver,
 }
 
 /// Which of the two programs is spoken to.
@@ -117,11 +126,20 @@ const KNOWN: &[(&str, char, bool, Option_)] = &[
     ("one-off", '1', false, O::OneOff),
     ("tcp-ports", 't', true, O::TcpPorts),
     ("udp-ports", 'u', true, O::UdpPorts),
+    ("interface", 'i', true, O::Interface),
+    ("outbound", 'o', true, O::Outbound),
+    ("outbound-if4", '\0', true, O::OutboundIf4),
+    ("outbound-if6", '\0', true, O::OutboundIf6),
+    ("freebind", '\0', false, O::Freebind),
+    ("log-size", '\0', true, O::LogSize),
+    ("repair-path", '\0', true, O::RepairPath),
+    // The sandbox steps down by itself where an empty root cannot be had (netreeve-dataplane(8)).
+    ("chroot-fallback", '\0', false, O::AsEver),
 ];
 
 /// Those of the one program that the other does not have.
 const PASST: &[Option_] =
-    &[O::Socket, O::VhostUser, O::Fd, O::OneOff, O::NoDhcpDns, O::NoDhcpSearch, O::Fqdn, O::Hostname];
+    &[O::Socket, O::VhostUser, O::Fd, O::OneOff, O::NoDhcpDns, O::NoDhcpSearch, O::RepairPath];
 const PASTA: &[(&str, char, bool, Option_)] = &[
     ("ns-ifname", 'I', true, O::NsIfname),
     ("ns-mac-addr", '\0', true, O::NsMacAddr),
@@ -136,25 +154,35 @@ const PASTA: &[(&str, char, bool, Option_)] = &[
     ("no-splice", '\0', false, O::NoSplice),
     ("no-copy-routes", '\0', false, O::NoSplice),
     ("no-copy-addrs", '\0', false, O::NoSplice),
+    // The command keeps our processes' numbers.
+    ("no-pidns", '\0', false, O::AsEver),
     ("dhcp-dns", '\0', false, O::DhcpDns),
     ("dhcp-search", '\0', false, O::DhcpSearch),
 ];
 
-/// passt's options that a user network does not have: long name, short name, why not.
-const REFUSED: &[(&str, char, &str)] = &[
-    ("log-size", '\0', "a log has some lines for each guest and is not cut; rotate it by logrotate(8)"),
-    ("interface", 'i', "the guest's network is its own, no interface's addresses are copied"),
-    ("outbound", 'o', "the host's routes decide by which address connections leave"),
-    ("outbound-if4", '\0', "the host's routes decide by which interface connections leave"),
-    ("outbound-if6", '\0', "the host's routes decide by which interface connections leave"),
-    ("freebind", '\0', "forwards are bound to addresses that the host has"),
-    ("repair-path", '\0', "connections do not migrate"),
-    ("migrate-exit", '\0', "connections do not migrate"),
-    ("migrate-no-linger", '\0', "connections do not migrate"),
-    ("conf-path", 'c', "forwards are changed over netreeve's control socket"),
-    ("host-lo-to-ns-lo", '\0', "what comes by a tap cannot come from the loopback"),
-    ("splice-only", '\0', "nothing is spliced past the tap"),
-    ("stats", '\0', "counters are printed on SIGUSR1"),
+/// passt's options that a user network does not have: long name, short name, why not, what to do.
+const REFUSED: &[(&str, char, &str, &str)] = &[
+    ("migrate-exit", '\0', "connections do not migrate", "leave it out"),
+    ("migrate-no-linger", '\0', "connections do not migrate", "leave it out"),
+    (
+        "conf-path",
+        'c',
+        "there is no pesto(1) to talk to",
+        "netreeve run has a control socket (--name, --control), over which netreeve set changes forwards",
+    ),
+    (
+        "host-lo-to-ns-lo",
+        '\0',
+        "what comes by a tap cannot come from the loopback",
+        "let the service listen at the tap's address as well",
+    ),
+    (
+        "splice-only",
+        '\0',
+        "nothing is spliced past the tap",
+        "leave it out, and give --no-tcp, --no-udp and --no-icmp for what shall not pass",
+    ),
+    ("stats", '\0', "counters are not printed by the clock", "send SIGUSR1, which prints them"),
 ];
 
 /// What was given, in order.
@@ -234,14 +262,12 @@ fn value_of<'a>(
 }
 
 fn unknown(option: &str) -> Fault {
-    let is = |(long, short, _): &&(&str, char, &str)| {
+    let is = |(long, short, ..): &&(&str, char, &str, &str)| {
         option.strip_prefix("--") == Some(long)
             || option.strip_prefix('-') == Some(short.to_string().as_str())
     };
     match REFUSED.iter().find(is) {
-        Some((_, _, why)) => {
-            bad(option, &format!("it is refused: {why}"), "leave it out; netreeve(1) tells what there is")
-        }
+        Some((_, _, why, fix)) => bad(option, &format!("it is refused: {why}"), fix),
         None => bad(
             option,
             "passt has no such option, or netreeve does not know it",

@@ -38,7 +38,9 @@ fn the_contracts_of_those_who_start_us() {
     let words: Vec<String> =
         ["--log-file", "/l", "--runas", "nobody", "-f", "-s", "/s"].map(String::from).into();
     let Ok(Plan::Run(out, log)) = translate(&words, || None) else { panic!() };
-    assert_eq!(log.as_deref(), Some("/l"));
+    assert_eq!(log, Some(Log { path: "/l".into(), most: 1 << 20 }));
+    let words: Vec<String> = ["--log-file=/l", "--log-size", "9000", "-s", "/s"].map(String::from).into();
+    assert!(matches!(translate(&words, || None), Ok(Plan::Run(_, Some(Log { most: 9000, .. })))));
     assert!(out.join(" ").ends_with("--user nobody"), "{out:?}");
     // libkrun's tests.
     assert_eq!(
@@ -57,24 +59,25 @@ fn the_contracts_of_those_who_start_us() {
 #[test]
 fn libvirts_whole_line() {
     let line = "--one-off --socket /run/libvirt/qemu/passt/1-vm-net0.socket --mac-addr 52:54:00:7a:5c:01 --mtu 1400 \
-                --log-file /var/log/passt.log --address 172.17.2.4 --netmask 24 --address 2001:db8:ac10:fd01::feed \
-                --tcp-ports 2022:22 --udp-ports 127.0.0.1/5000-5003:6000-6003,~5001-5002 --tcp-ports 2001:db8::1/8080";
+                --interface eth0 --log-file /var/log/passt.log --hostname vm --fqdn vm.example.org --address 172.17.2.4 --netmask 24 --address 2001:db8:ac10:fd01::feed \
+                --tcp-ports 2022:22 --udp-ports 127.0.0.1/5000-5003:6000-6003,~5001-5002 --tcp-ports 2001:db8::1/8080 \
+                --tcp-ports 192.0.2.7%eth0/22-80,~25 --udp-ports %eth0/53:5353 --tcp-ports 7000-8000:9000-10000";
     let words = run(line);
     let netdev = words[2].clone();
     assert_eq!(
         netdev,
         "user,id=net0,preset=qemu,net=172.17.2.4/24,dhcpstart=172.17.2.4,ipv6-prefix=2001:db8:ac10:fd01::,\
-         ipv6-dhcpstart=2001:db8:ac10:fd01::feed,mac=52:54:00:7a:5c:01,mtu=1400,hostfwd=tcp:0.0.0.0:2022-:22,\
-         hostfwd=tcp:[::]:2022-:22,hostfwd=tcp:[2001:db8::1]:8080-:8080,hostfwd=udp:127.0.0.1:5000-:6000,\
-         hostfwd=udp:127.0.0.1:5003-:6003"
+         ipv6-dhcpstart=2001:db8:ac10:fd01::feed,outbound-if4=eth0,outbound-if6=eth0,hostname=vm,\
+         domainname=example.org,mac=52:54:00:7a:5c:01,mtu=1400,hostfwd=tcp:*:2022-:22,\
+         hostfwd=tcp:[2001:db8::1]:8080-:8080,hostfwd=tcp:192.0.2.7%eth0:22-24-:22,\
+         hostfwd=tcp:192.0.2.7%eth0:26-80-:26,hostfwd=tcp:*:7000-8000-:9000,hostfwd=udp:127.0.0.1:5000-:6000,\
+         hostfwd=udp:127.0.0.1:5003-:6003,hostfwd=udp:*%eth0:53-:5353"
     );
     Config::read(&[netdev], &[], None).unwrap();
     let device =
         "stream,netdev=net0,server=on,addr.type=unix,addr.path=/run/libvirt/qemu/passt/1-vm-net0.socket";
     assert_eq!(words[4], device);
     assert_eq!(words[5..], ["--one-off", "--daemonize"]);
-    // What a range of nothing comes to there.
-    assert!(plan("--tcp-ports 1.2.3.4/all").is_err());
 }
 
 #[test]
@@ -115,10 +118,24 @@ fn what_a_network_is_told() {
         ("-6 --no-map-gw --map-host-loopback fd01::1", "ipv4=off,alias=fd01::1-::1,without=host"),
         ("-t none -u none", ""),
         ("-t 127.0.0.1/2222:22", "hostfwd=tcp:127.0.0.1:2222-:22"),
-        ("-4 -t 80,81 -u 53:5353", {
-            "ipv6=off,hostfwd=tcp:0.0.0.0:80-:80,hostfwd=tcp:0.0.0.0:81-:81,hostfwd=udp:0.0.0.0:53-:5353"
-        }),
+        ("-4 -t 80,81 -u 53:5353", "ipv6=off,hostfwd=tcp:0.0.0.0:80-81-:80,hostfwd=udp:0.0.0.0:53-:5353"),
+        ("-6 -t 8080", "ipv4=off,hostfwd=tcp:[::]:8080-:8080"),
         ("-t 22", "hostfwd=tcp:0.0.0.0:22-:22,hostfwd=tcp:[::]:22-:22"),
+        ("-t 2222:22", "hostfwd=tcp:*:2222-:22"),
+        ("-t 1-10000", "hostfwd=tcp:*:1-10000-:1"),
+        ("-u 2000-5000,~3000-3010", "hostfwd=udp:*:2000-2999-:2000,hostfwd=udp:*:3011-5000-:3011"),
+        ("-t 192.0.2.1%eth0/2222", "hostfwd=tcp:192.0.2.1%eth0:2222-:2222"),
+        ("-t %eth0/22 --freebind", "hostfwd=tcp+freebind:*%eth0:22-:22"),
+        ("--freebind -u fd00::9/53", "hostfwd=udp+freebind:[fd00::9]:53-:53"),
+        ("-t 5000:10.0.2.16/6000", "hostfwd=tcp:*:5000-10.0.2.16:6000"),
+        ("-t 0.0.0.0/5000-5001:10.0.2.16", "hostfwd=tcp:0.0.0.0:5000-5001-10.0.2.16:5000"),
+        ("-t [::1]/5000:fec0::16/6000", "hostfwd=tcp:[::1]:5000-[fec0::16]:6000"),
+        ("-t 2222,2222,2223", "hostfwd=tcp:*:2222-2223-:2222"),
+        ("-o 192.0.2.1 -o fd00::9", "outbound=192.0.2.1,outbound=fd00::9"),
+        ("--outbound-if4 a0 --outbound-if6 b0", "outbound-if4=a0,outbound-if6=b0"),
+        ("-i a0 --outbound-if6 b0", "outbound-if4=a0,outbound-if6=b0"),
+        ("-4 -i a0", "ipv6=off,outbound-if4=a0"),
+        ("--repair-path none --chroot-fallback", ""),
         ("-t ::1/8000-8002:9000-9002,~8001", "hostfwd=tcp:[::1]:8000-:9000,hostfwd=tcp:[::1]:8002-:9002"),
     ];
     for (line, want) in table {
@@ -140,30 +157,161 @@ fn what_cannot_be_had_is_refused() {
         ("--quiet=1", "passt: --quiet", "takes no value"),
         ("--fd 3 --socket /s", "passt: --fd and --socket", "mutually exclusive"),
         ("-4 -6", "passt: -4 and -6", "mutually exclusive"),
-        ("--interface eth0", "passt: --interface", "no interface's addresses are copied"),
-        ("-i eth0", "passt: -i", "no interface's addresses are copied"),
         ("-a 1.2.3", "passt: --address 1.2.3", "no address"),
         ("-a fd00::9/48", "passt: --address fd00::9/48", "64 bits"),
         ("-a 10.0.0.9/8 -n 16", "passt: --address and --netmask", "mutually exclusive"),
         ("-g fe80::1", "passt: --gateway fe80::1", "follows from"),
         ("--dns-forward x", "passt: --dns-forward x", "no address"),
-        ("--runas 1:2", "passt: --runas 1:2", "the user's own"),
-        ("--log-size 1", "passt: --log-size", "not cut"),
-        ("-o 192.0.2.1", "passt: -o", "host's routes"),
-        ("-t all", "passt: --tcp-ports all", "every port"),
-        ("-t ~25", "passt: --tcp-ports ~25", "only excludes"),
+        ("--log-size 1", "passt: --log-size 1", "no size"),
+        ("-o eth0", "passt: --outbound eth0", "no address"),
+        ("-t auto", "passt: --tcp-ports auto", "looks into"),
+        ("-t 1-5,~1-9", "passt: --tcp-ports 1-5,~1-9", "every port"),
+        ("-t ~1-65535", "passt: --tcp-ports ~1-65535", "every port"),
+        ("-t 80:x/1", "passt: --tcp-ports 80:x/1", "no address"),
+        ("-t 80:x", "passt: --tcp-ports 80:x", "no address"),
+        ("-t all:x", "passt: --tcp-ports all:x", "no address"),
+        ("--repair-path /r", "passt: --repair-path /r", "no such socket"),
         ("-t 0", "passt: --tcp-ports 0", "no port"),
         ("-t 9-8", "passt: --tcp-ports 9-8", "no port"),
         ("-u 1-3:1-2", "passt: --udp-ports 1-3:1-2", "differ in length"),
-        ("-t 1-65", "passt: --tcp-ports 1-65", "more than 64"),
         ("-t x/22", "passt: --tcp-ports x/22", "no address"),
-        ("-t 1.2.3.4%eth0/22", "passt: --tcp-ports 1.2.3.4%eth0/22", "not bound to interfaces"),
+        ("-t 1.2.3.4%/22", "passt: --tcp-ports 1.2.3.4%/22", "no interface"),
     ] {
         let fault = plan(line).unwrap_err();
         assert_eq!((fault.exit, fault.what.as_str()), (Exit::Usage, what), "{line}");
         assert!(fault.why.contains(why) && !fault.fix.is_empty(), "{line}: {fault}");
     }
     assert!(translate(&[], || None).is_err());
+}
+
+/// Every option of passt(1), of the versions of 2025-05-03 (Debian 13) and 2026-10-02: long name, short name, a value, and
+/// who has it.
+const MANUAL: &[(&str, char, &str, &str)] = &[
+    ("debug", 'd', "", "both"),
+    ("trace", '\0', "", "both"),
+    ("stats", '\0', "5", "refused"),
+    ("quiet", 'q', "", "both"),
+    ("foreground", 'f', "", "both"),
+    ("stderr", 'e', "", "both"),
+    ("log-file", 'l', "/l", "both"),
+    ("log-size", '\0', "1048576", "both"),
+    ("runas", '\0', "nobody:nogroup", "both"),
+    ("help", 'h', "", "both"),
+    ("version", '\0', "", "both"),
+    ("pcap", 'p', "/p", "both"),
+    ("pid", 'P', "/p", "both"),
+    ("conf-path", 'c', "/c", "refused"),
+    ("mtu", 'm', "1500", "both"),
+    ("address", 'a', "192.0.2.9/24", "both"),
+    ("netmask", 'n', "24", "both"),
+    ("mac-addr", 'M', "52:55:00:d1:55:01", "both"),
+    ("gateway", 'g', "10.0.2.1", "both"),
+    ("interface", 'i', "eth0", "both"),
+    ("outbound", 'o', "192.0.2.1", "both"),
+    ("outbound-if4", '\0', "eth0", "both"),
+    ("outbound-if6", '\0', "eth0", "both"),
+    ("dns", 'D', "9.9.9.9", "both"),
+    ("dns-forward", '\0', "10.0.2.53", "both"),
+    ("dns-host", '\0', "9.9.9.9", "both"),
+    ("search", 'S', "example.org", "both"),
+    ("no-dhcp-dns", '\0', "", "passt"),
+    ("dhcp-dns", '\0', "", "pasta"),
+    ("no-dhcp-search", '\0', "", "passt"),
+    ("dhcp-search", '\0', "", "pasta"),
+    ("no-tcp", '\0', "", "both"),
+    ("no-udp", '\0', "", "both"),
+    ("no-icmp", '\0', "", "both"),
+    ("no-dhcp", '\0', "", "both"),
+    ("no-ndp", '\0', "", "both"),
+    ("no-dhcpv6", '\0', "", "both"),
+    ("no-ra", '\0', "", "both"),
+    ("freebind", '\0', "", "both"),
+    ("map-host-loopback", '\0', "10.0.2.9", "both"),
+    ("no-map-gw", '\0', "", "both"),
+    ("map-guest-addr", '\0', "10.0.2.9", "both"),
+    ("chroot-fallback", '\0', "", "both"),
+    ("ipv4-only", '4', "", "both"),
+    ("ipv6-only", '6', "", "both"),
+    ("hostname", 'H', "vm", "both"),
+    ("fqdn", '\0', "vm.example.org", "both"),
+    ("socket-path", '\0', "/s", "passt"),
+    ("socket", 's', "/s", "passt"),
+    ("vhost-user", '\0', "", "passt"),
+    ("repair-path", '\0', "none", "passt"),
+    ("migrate-exit", '\0', "", "refused"),
+    ("migrate-no-linger", '\0', "", "refused"),
+    ("fd", 'F', "3", "passt"),
+    ("one-off", '1', "", "passt"),
+    ("tcp-ports", 't', "all", "both"),
+    ("udp-ports", 'u', "all", "both"),
+    ("ns-ifname", 'I', "tap0", "pasta"),
+    ("tcp-ns", 'T', "none", "pasta"),
+    ("udp-ns", 'U', "none", "pasta"),
+    ("host-lo-to-ns-lo", '\0', "", "refused"),
+    ("userns", '\0', "/u", "pasta"),
+    ("netns", '\0', "/n", "pasta"),
+    ("netns-only", '\0', "", "pasta"),
+    ("no-netns-quit", '\0', "", "pasta"),
+    ("no-pidns", '\0', "", "pasta"),
+    ("config-net", '\0', "", "pasta"),
+    ("no-copy-routes", '\0', "", "pasta"),
+    ("no-copy-addrs", '\0', "", "pasta"),
+    ("ns-mac-addr", '\0', "52:54:00:12:34:56", "pasta"),
+    ("no-splice", '\0', "", "pasta"),
+    ("splice-only", '\0', "", "refused"),
+];
+
+/// Nothing is forgotten: what the other programs' manual has is taken, or refused with a reason and what to do.
+#[test]
+fn every_option_of_the_manual_is_taken_or_refused_with_a_reason() {
+    for (long, short, value, whose) in MANUAL {
+        for (mode, name) in [(Mode::Passt, "passt"), (Mode::Pasta, "pasta")] {
+            let forms = [Some(format!("--{long}")), (*short != '\0').then(|| format!("-{short}"))];
+            for form in forms.into_iter().flatten() {
+                let mut words = vec![form.clone()];
+                words.extend((!value.is_empty()).then(|| (*value).to_owned()));
+                match (read(&words, mode), *whose) {
+                    (Ok((_, rest)), "both") => assert!(rest.is_empty(), "{name} {form}"),
+                    (Ok((_, rest)), one) => assert!(rest.is_empty() && one == name, "{name} {form}"),
+                    (Err(e), "refused") => {
+                        assert!(e.why.starts_with("it is refused: ") && !e.fix.is_empty(), "{name} {form}: {e}");
+                    }
+                    (Err(e), one) => assert!(one != "both" && one != name, "{name} {form}: {e}"),
+                }
+                if mode == Mode::Passt && matches!(*whose, "both" | "passt") {
+                    let with = words.iter().map(String::as_str).chain(["-f"]).collect::<Vec<_>>().join(" ");
+                    plan(&with).unwrap_or_else(|e| panic!("{with}: {e}"));
+                }
+            }
+        }
+    }
+    assert!(matches!(plan("--print-capabilities"), Ok(Plan::Say(_))));
+}
+
+#[test]
+fn all_ports_are_those_that_nobody_else_is_given() {
+    let scene = Scene { udp: false, v4: true, v6: true, free: false, auto: false, ephemeral: (32_768, 60_999) };
+    let rules = |spec: &str| ports::read(spec, &scene).unwrap().rules(&scene);
+    let low = "tcp+try:*:1-32767-:1";
+    let high = "tcp+try:*:61000-65535-:61000";
+    assert_eq!(rules("all"), [low, high]);
+    assert_eq!(rules("127.0.0.1/all")[0], "tcp+try:127.0.0.1:1-32767-:1");
+    assert_eq!(rules("%eth0/"), ["tcp+try:*%eth0:1-32767-:1", "tcp+try:*%eth0:61000-65535-:61000"]);
+    assert_eq!(rules("all:10.0.2.16")[1], "tcp+try:*:61000-65535-10.0.2.16:61000");
+    assert_eq!(rules("~25"), ["tcp+try:*:1-24-:1", "tcp+try:*:26-32767-:26", high]);
+    assert_eq!(rules("~1-32767"), [high]);
+    assert_eq!(
+        rules("all,8080:80,~22"),
+        [
+            "tcp+try:*:1-21-:1",
+            "tcp+try:*:23-8079-:23",
+            "tcp:*:8080-:80",
+            "tcp+try:*:8081-32767-:8081",
+            high
+        ]
+    );
+    let (first, last) = ports::ephemeral();
+    assert!(first > 1024 && last > first);
 }
 
 #[test]

@@ -13,12 +13,13 @@
 //! Trust: the caller. Promise: nothing is done outside the namespace; an option is kept or refused, never ignored.
 #![forbid(unsafe_code)]
 
+mod auto;
 mod netlink;
 mod stage;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -29,15 +30,15 @@ use netreeve_shared::mac::Mac;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::daemon;
-use super::passt::{self, Given, Mode, Option_ as O, read};
+use super::passt::{self, Given, Log, Mode, Option_ as O, read};
 use crate::fault::{Exit, Fault};
 use crate::port::user::services::conf::{lease4, lease6};
-use crate::spec::forward::Listen;
+use crate::spec::forward::{Bind, Listen};
 use crate::spec::user::User;
 use crate::spec::{Config, Kind};
 use crate::supervise::ready::print_line;
 use crate::supervise::resolvers;
-use stage::Order;
+use stage::{Made, Order};
 
 /// Where `ip netns` keeps names.
 const NAMED: &str = "/run/netns";
@@ -79,6 +80,8 @@ struct Wish {
     order: Order,
     /// Where the forwards are to listen.
     listens: Vec<Listen>,
+    /// Where what is said goes.
+    log: Option<Log>,
 }
 
 /// What is left to do.
@@ -116,23 +119,27 @@ pub(super) fn start(words: &[OsString]) -> Result<Next, Fault> {
         // Everything is done by the one that stays.
         return daemon::start().map(Next::Done);
     }
-    daemon::log_to(wish.given.last(O::LogFile))?;
+    daemon::log_to(wish.log.as_ref())?;
     vacated(&wish.listens);
-    let fds = stage::make(&wish.order)?;
-    served(&wish, stays, fds).map(Next::Run)
+    let made = stage::make(&wish.order)?;
+    served(&wish, stays, made).map(Next::Run)
 }
 
 /// Waits a while for addresses that others still have: who starts a container anew takes its network down without
 /// waiting for us to end, and its forwards are the same. If they stay taken, the fault is told where they are opened.
 fn vacated(listens: &[Listen]) {
     let until = Instant::now() + LEAVING;
-    let taken = |listen: &Listen| {
-        let tried = match listen {
-            Listen::Tcp(at) => TcpListener::bind(at).map(drop),
-            Listen::Udp(at) => UdpSocket::bind(at).map(drop),
-            Listen::Unix(_) => Ok(()),
-        };
-        tried.is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse)
+    // Of a range, both ends; who takes what is left waits for nobody.
+    let ends = |b: &Bind| {
+        let waits = !b.willing && b.device.is_none() && !b.free;
+        let all = [b.at.port(), b.last].map(|port| SocketAddr::new(b.at.ip(), port));
+        all.into_iter().filter(move |_| waits)
+    };
+    let is = |tried: io::Result<()>| tried.is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse);
+    let taken = |listen: &Listen| match listen {
+        Listen::Tcp(b) => ends(b).any(|at| is(TcpListener::bind(at).map(drop))),
+        Listen::Udp(b) => ends(b).any(|at| is(UdpSocket::bind(at).map(drop))),
+        Listen::Unix(_) => false,
     };
     while listens.iter().any(taken) && Instant::now() < until {
         std::thread::sleep(LOOK);
@@ -152,16 +159,6 @@ fn wish(given: Given, rest: &[OsString]) -> Result<Wish, Fault> {
             ));
         }
     }
-    for (option, name) in [(O::TcpPorts, "--tcp-ports"), (O::UdpPorts, "--udp-ports")] {
-        if given.all(option).any(|p| p == "auto") {
-            let why = "ports that are opened inside are not looked for";
-            return Err(bad(
-                &format!("{name} auto"),
-                why,
-                "name the ports, or none (which is what no option means)",
-            ));
-        }
-    }
     let netdev = passt::network(&given, Mode::Pasta)?;
     let config = Config::read(std::slice::from_ref(&netdev), &[], None)?;
     let Some(user) = config.ports.iter().find_map(|p| match &p.kind {
@@ -172,7 +169,8 @@ fn wish(given: Given, rest: &[OsString]) -> Result<Wish, Fault> {
     };
     let order = order(&given, &target, &user)?;
     let listens = user.forwards.into_iter().map(|f| f.listen).collect();
-    Ok(Wish { given, target, netdev, order, listens })
+    let log = passt::log(&given)?;
+    Ok(Wish { given, target, netdev, order, listens, log })
 }
 
 /// Whose namespace is meant.
@@ -230,7 +228,7 @@ fn order(given: &Given, target: &Target, user: &User) -> Result<Order, Fault> {
     if let Some(v) = &user.v6 {
         addresses.push((IpAddr::from(lease6(v, user.lease6, 0)), v.len));
         // Where the host has no way out by IPv6, nobody inside is to try in vain.
-        if passt::own(IpAddr::from(v.host)).is_some() {
+        if passt::own_by(IpAddr::from(v.host), given.last(O::Interface)).is_some() {
             gateways.push(IpAddr::from(v.host));
         }
     }
@@ -243,13 +241,17 @@ fn order(given: &Given, target: &Target, user: &User) -> Result<Order, Fault> {
         config: given.has(O::ConfigNet),
         addresses,
         gateways,
+        autos: passt::forwards(given, Mode::Pasta, passt::ephemeral())?
+            .into_iter()
+            .filter(|(_, ports)| ports.auto)
+            .collect(),
         resolv: (given.has(O::ConfigNet) && given.last(O::Dns) != Some("none")).then(|| names(given, user)),
     })
 }
 
 /// What the tap is to be called.
 fn tap_name(given: &Given) -> Result<String, Fault> {
-    let Some(text) = given.last(O::NsIfname) else { return Ok(ifname()) };
+    let Some(text) = given.last(O::NsIfname).or(given.last(O::Interface)) else { return Ok(ifname()) };
     let name: Result<IfName, _> = text.parse();
     name.map(|_| text.to_owned())
         .map_err(|e| bad(&format!("--ns-ifname {text}"), &e.to_string(), "tap0 for instance"))
@@ -288,14 +290,15 @@ fn ifname() -> String {
 }
 
 /// The words of `netreeve run` that serve the tap, its descriptors in place.
-fn served(wish: &Wish, stays: bool, fds: Vec<OwnedFd>) -> Result<Vec<OsString>, Fault> {
-    let mut numbers = Vec::new();
-    for fd in fds {
+fn served(wish: &Wish, stays: bool, made: Made) -> Result<Vec<OsString>, Fault> {
+    let hand = |fd: OwnedFd| {
         // Whoever takes it over sees that it came from outside; they are for us and our command.
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty()))
             .map_err(|e| Fault::new(Exit::General, "pasta: a descriptor", e, ""))?;
-        numbers.push(fd.into_raw_fd().to_string());
-    }
+        Ok(fd.into_raw_fd().to_string())
+    };
+    let numbers: Vec<String> = made.fds.into_iter().map(hand).collect::<Result<_, Fault>>()?;
+    let follower = made.follower.map(hand).transpose()?;
     let (tap, namespaces) = numbers.split_first().ok_or_else(|| bad("the tap", "it did not come", ""))?;
     let mut out: Vec<OsString> = vec!["run".into()];
     let mut add = |option: &str, value: Option<&str>| {
@@ -304,7 +307,10 @@ fn served(wish: &Wish, stays: bool, fds: Vec<OwnedFd>) -> Result<Vec<OsString>, 
     };
     add("--netdev", Some(&wish.netdev));
     add("--device", Some(&format!("tap,netdev=net0,fd={tap}")));
-    passt::common(&wish.given, &mut add)?;
+    passt::common(&wish.given, &mut add);
+    if let Some(number) = &follower {
+        add("--control-fd", Some(number));
+    }
     if !stays {
         add("--daemonize", None);
     }

@@ -12,9 +12,10 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, parent_id};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use netreeve_shared::channel::{Channel, spawn};
@@ -25,7 +26,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
+use super::auto;
 use super::netlink::Link;
+use crate::cli::passt::{Ports, Scene};
 use crate::fault::{Exit, Fault};
 use crate::supervise::say;
 use crate::sys::{process, tun};
@@ -61,11 +64,23 @@ pub(super) struct Order {
     pub(super) gateways: Vec<IpAddr>,
     /// What `resolv.conf` is to say, if the mount namespace is ours.
     pub(super) resolv: Option<String>,
+    /// Ports that are forwarded while somebody listens at them inside.
+    pub(super) autos: Vec<(Scene, Ports)>,
 }
 
-/// What was made.
+/// What a stage made.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    /// The tap and, if they are new, the namespaces.
+    pub(super) fds: Vec<OwnedFd>,
+    /// Our end of a connection to the process that stays inside and says over it, as a client of the control socket does,
+    /// which ports are to be forwarded.
+    pub(super) follower: Option<OwnedFd>,
+}
+
+/// What a stage answers.
 #[derive(Debug, Serialize, Deserialize)]
-enum Made {
+enum Answer {
     /// The tap, and for new namespaces those: user, network, mount. `note`: what the user should hear.
     Done { note: Option<String> },
     /// What failed, and why.
@@ -76,26 +91,44 @@ enum Made {
 ///
 /// # Errors
 /// What the stage says, or that it cannot be started.
-pub(super) fn make(order: &Order) -> Result<Vec<OwnedFd>, Fault> {
+pub(super) fn make(order: &Order) -> Result<Made, Fault> {
     let broken =
         |e: &dyn std::fmt::Display| Fault::new(Exit::Unavailable, "pasta: making a namespace", e, "");
     let own = std::env::current_exe().map_err(|e| broken(&e))?;
     let mut command = Command::new(own);
     command.args([WORD, "make"]);
+    let follows = !order.autos.is_empty();
+    if follows {
+        // One that stays keeps nobody's pipe or terminal.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        process::tie(&mut command, std::process::id());
+    }
     let (channel, mut child) = spawn(command).map_err(|e| broken(&e))?;
+    let pair = follows.then(UnixStream::pair).transpose().map_err(|e| broken(&e))?;
+    let (ours, theirs) = pair.unzip();
+    if let Some(ours) = &ours {
+        ours.set_nonblocking(true).map_err(|e| broken(&e))?;
+    }
     let text = serde_json::to_vec(order).map_err(|e| broken(&e))?;
-    channel.send(&text, &[]).map_err(|e| broken(&e))?;
+    let handed: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
+    channel.send(&text, &handed).map_err(|e| broken(&e))?;
     let answer = channel.recv(4, Some(PATIENCE));
-    drop(channel);
-    let _ended = child.kill();
-    child.wait().map_err(|e| broken(&e))?;
-    let answer = answer.map_err(|e| broken(&e))?.ok_or_else(|| broken(&"it ended"))?;
-    match serde_json::from_slice(&answer.bytes).map_err(|e| broken(&e))? {
-        Made::Done { note } => {
+    drop((channel, theirs));
+    let answer = answer.map_err(|e| broken(&e)).and_then(|a| a.ok_or_else(|| broken(&"it ended")));
+    let answer = answer.and_then(|a| {
+        Ok((serde_json::from_slice::<Answer>(&a.bytes).map_err(|e| broken(&e))?, a.fds))
+    });
+    if !follows || !matches!(answer, Ok((Answer::Done { .. }, _))) {
+        let _ended = child.kill();
+        child.wait().map_err(|e| broken(&e))?;
+    }
+    let (answer, fds) = answer?;
+    match answer {
+        Answer::Done { note } => {
             note.iter().for_each(|n| say::say(n));
-            Ok(answer.fds)
+            Ok(Made { fds, follower: ours.map(OwnedFd::from) })
         }
-        Made::Failed { what, why } => {
+        Answer::Failed { what, why } => {
             let fix = "see pasta in netreeve(1): what a user namespace and its owner may do, and where none may be made";
             Err(Fault::new(Exit::Denied, format!("pasta: {what}"), why, fix))
         }
@@ -130,14 +163,18 @@ fn failed<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> Failed + '_ {
 
 fn making() -> io::Result<ExitCode> {
     let channel = Channel::inherited()?;
-    let Some(message) = channel.recv(0, Some(PATIENCE))? else { return Ok(ExitCode::FAILURE) };
+    let Some(message) = channel.recv(1, Some(PATIENCE))? else { return Ok(ExitCode::FAILURE) };
     let order: Order = serde_json::from_slice(&message.bytes)?;
     let (made, fds) = match made(&order) {
-        Ok((fds, note)) => (Made::Done { note }, fds),
-        Err((what, why)) => (Made::Failed { what, why }, Vec::new()),
+        Ok((fds, note)) => (Answer::Done { note }, fds),
+        Err((what, why)) => (Answer::Failed { what, why }, Vec::new()),
     };
-    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    channel.send(&serde_json::to_vec(&made)?, &fds)?;
+    let handed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    channel.send(&serde_json::to_vec(&made)?, &handed)?;
+    drop((channel, fds));
+    if let (Answer::Done { .. }, Some(socket)) = (made, message.fds.into_iter().next()) {
+        auto::follow(UnixStream::from(socket), &order.autos)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

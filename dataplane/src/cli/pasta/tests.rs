@@ -52,6 +52,11 @@ fn those_who_start_pasta_are_understood() {
     assert_eq!(w.order.gateways[0], "10.0.2.2".parse::<IpAddr>().unwrap());
     let published = "--config-net -t 0.0.0.0/8080-8080:80-80 -u none -T none -U none --netns /n --foreground";
     assert!(wished(published).netdev.ends_with(",hostfwd=tcp:0.0.0.0:8080-:80"));
+    let auto = wished("--config-net -t auto,~22 -u 127.0.0.1/auto -t 8080 -i lo true");
+    let key = "outbound-if4=lo,outbound-if6=lo,without=resolver,hostfwd=tcp:*:8080-:8080";
+    assert!(auto.netdev.ends_with(key), "{}", auto.netdev);
+    assert_eq!((auto.order.autos.len(), auto.order.ifname.as_str()), (2, "lo"));
+    assert!(auto.order.autos[0].1.rules_to(22, &auto.order.autos[0].0).is_empty());
     let rootlesskit = "--foreground --stderr --ns-ifname=tap0 --mtu=1500 --config-net --address=10.0.2.100 --netmask=24 \
                        --gateway=10.0.2.2 --dns-forward=10.0.2.3 --no-map-gw --ipv4-only --tcp-ports=none \
                        --udp-ports=none --tcp-ns=none --udp-ns=none 4711";
@@ -71,7 +76,7 @@ fn what_the_namespace_is_told() {
     assert_eq!(wished("-D none --config-net true").order.resolv, None);
     assert_eq!(wished("true").order.resolv, None);
     assert!(wished("--dhcp-dns true").netdev.ends_with("preset=qemu"));
-    let words = served(&wished("--config-net -P /p true x"), true, Vec::new());
+    let words = served(&wished("--config-net -P /p true x"), true, Made::default());
     assert!(words.is_err(), "there is no tap");
 }
 
@@ -80,7 +85,6 @@ fn what_cannot_be_had_is_refused() {
     for (line, what, why) in [
         ("-T 80 true", "--tcp-ns 80", "inside the namespace"),
         ("-U auto true", "--udp-ns auto", "inside the namespace"),
-        ("-t auto true", "--tcp-ports auto", "not looked for"),
         ("--netns /n true", "--netns", "in place of"),
         ("--userns /u true", "--userns and --netns-only", "of its own"),
         ("--userns /u --netns-only 7", "--userns and --netns-only", "mutually exclusive"),

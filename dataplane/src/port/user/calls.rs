@@ -45,6 +45,8 @@ macro_rules! calls {
             Call::only(libc::SYS_recvmmsg, &[Cond::is(3, mmsg::RECV_FLAGS), Cond::null(4)]),
             Call::only(libc::SYS_sendmmsg, &[Cond::is(3, mmsg::SEND_FLAGS)]),
             Call::any(libc::SYS_timerfd_settime),
+            // Whether an address is the host's own (`sockets::is_own`); which port of a range a socket has.
+            Call::any(libc::SYS_getsockname),
             Call::only(libc::SYS_ioctl, &[Cond::is(1, UNSENT)]),
             Call::only(libc::SYS_ioctl, &[Cond::is(1, UNREAD)]),
             Call::only(libc::SYS_getsockopt, &ask(Ask::Error)),
@@ -91,13 +93,23 @@ pub const CALLS: &[Call] = calls!(
     Call::only(libc::SYS_socket, &socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP)),
     Call::only(libc::SYS_socket, &socket(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6)),
     Call::any(libc::SYS_connect),
-    // Whether an address is the host's own (`sockets::is_own`).
-    Call::any(libc::SYS_getsockname),
 );
 
 /// Of one that reads files by TFTP, in addition. What may be opened, Landlock says: reading beneath the directory.
 pub const FILES: &[Call] =
     &[Call::any(libc::SYS_openat2), Call::any(libc::SYS_pread64), Call::any(libc::SYS_fstat)];
+
+/// Of one whose sockets leave the host by an address or an interface that was named, in addition. (No name of a port: nothing
+/// listens, as there is no `listen`, and Landlock lets TCP bind to no port but the kernel's choice.)
+pub const OUTBOUND: &[Call] = &[
+    Call::only(libc::SYS_bind, &[Cond::is(2, 16)]),
+    Call::only(libc::SYS_bind, &[Cond::is(2, 28)]),
+    Call::only(libc::SYS_setsockopt, &set(Opt::PortLater)),
+    Call::only(libc::SYS_setsockopt, &[
+        Cond::is(1, libc::SOL_SOCKET.cast_unsigned()),
+        Cond::is(2, libc::SO_BINDTODEVICE.cast_unsigned()),
+    ]),
+];
 
 /// What opening one calls in addition, once locked in: it is never opened then.
 pub const OPENS: &[Call] = &[];

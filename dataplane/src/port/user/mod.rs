@@ -41,7 +41,7 @@ pub mod udp;
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -49,14 +49,15 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::frame::{Batch, MAX_FRAME};
 use crate::port::{Interest, Offloads, OpenError, Port, Queues, Told, Traits, Watch, offload_bits as bits};
 use crate::stats::{Reason, Stats};
+use crate::sys::sock;
 use bay::Bay;
-pub use calls::{CALLS, FILES, OPENS, RESTRICTED};
+pub use calls::{CALLS, FILES, OPENS, OUTBOUND, RESTRICTED};
 use fragments::Fragments;
 use icmp::Icmp;
 use net::Net;
 use out::Out;
 use packet::{ICMP, ICMPV6, Packet, TCP, UDP};
-pub use plan::{Boot, Forward, GuestForward, Limits, Plan, Tell, To, V4, V6, Way};
+pub use plan::{Boot, Forward, GuestForward, Limits, Outbound, Plan, Tell, To, V4, V6, Way};
 use poll::{Poll, Ready, Token, Want, Who};
 use room::{Cx, Room};
 use services::Services;
@@ -109,9 +110,9 @@ fn made(plan: &Plan, fds: Vec<OwnedFd>) -> Result<User, OpenError> {
     }
     let mut fds = fds.into_iter();
     let (mut streams, mut datagrams) = (Vec::new(), Vec::new());
-    for (f, fd) in plan.forwards.iter().zip(fds.by_ref()) {
+    for f in &plan.forwards {
         let to = if f.way == Way::Udp { &mut datagrams } else { &mut streams };
-        to.push((*f, fd));
+        to.extend(sockets(f, &mut fds));
     }
     let guests = plan
         .guest_forwards
@@ -132,8 +133,15 @@ fn made(plan: &Plan, fds: Vec<OwnedFd>) -> Result<User, OpenError> {
     Ok(User { cx, rooms, bay: Bay::default(), events: Vec::new(), udp_first: false, seen_to: false })
 }
 
+/// The sockets of a forward, each with where it leads.
+fn sockets(f: &Forward, fds: &mut impl Iterator<Item = OwnedFd>) -> Vec<(Forward, OwnedFd)> {
+    let port = |fd: &OwnedFd| f.range.and_then(|_| sock::local(fd.as_fd())).map_or(0, |at| at.port());
+    (0..f.sockets()).zip(fds).map(|(n, fd)| (f.part(n, port(&fd)), fd)).collect()
+}
+
 fn context(plan: &Plan) -> io::Result<Cx> {
     let now = Instant::now();
+    let room = |(soft, _): (u64, u64)| plan.limits.within(soft.saturating_sub(plan.sockets()));
     Ok(Cx {
         net: Net::new(plan),
         out: Out::default(),
@@ -141,7 +149,8 @@ fn context(plan: &Plan) -> io::Result<Cx> {
         timers: Timers::new(now)?,
         policy: plan.policy.clone(),
         restrict: plan.restrict,
-        limits: getrlimit(Resource::RLIMIT_NOFILE).map_or(plan.limits, |(soft, _)| plan.limits.within(soft)),
+        outbound: plan.outbound,
+        limits: getrlimit(Resource::RLIMIT_NOFILE).map_or(plan.limits, room),
         stats: Stats::default(),
         now,
         gives: Offloads::NONE,
@@ -362,11 +371,20 @@ impl User {
     /// Other forwards: all of them or, if the descriptors are not as many as are new or cannot be watched, none.
     fn forwards(&mut self, list: &[Forward], fds: Vec<OwnedFd>) -> io::Result<()> {
         let new = |f: &Forward| !self.rooms.tcp.has_forward(f.id) && !self.rooms.udp.has_forward(f.id);
-        if list.iter().filter(|f| new(f)).count() != fds.len() {
+        let wanted: u64 = list.iter().filter(|f| new(f)).map(|f| u64::from(f.sockets())).sum();
+        if u64::try_from(fds.len()) != Ok(wanted) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut fds = fds.into_iter();
-        let all: Vec<_> = list.iter().map(|f| (*f, if new(f) { fds.next() } else { None })).collect();
+        let mut all = Vec::new();
+        for f in list {
+            if new(f) {
+                all.extend(sockets(f, &mut fds).into_iter().map(|(f, fd)| (f, Some(fd))));
+            } else {
+                // Where it leads does not change.
+                all.extend((0..f.sockets()).map(|n| (f.part(n, 0), None)));
+            }
+        }
         let (datagrams, streams): (Vec<_>, Vec<_>) = all.into_iter().partition(|(f, _)| f.way == Way::Udp);
         Tcp::<Stream>::watch_forwards(&streams, &mut self.cx)?;
         if let Err(e) = self.rooms.udp.set_forwards(datagrams, &mut self.cx) {

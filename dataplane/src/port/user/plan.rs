@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use netreeve_shared::ifname::IfName;
 use netreeve_shared::mac::Mac;
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +18,8 @@ pub const MAC: Mac = Mac([0x52, 0x55, 0x0a, 0x00, 0x02, 0x02]);
 /// Ports that are listed one by one for the sandbox, at most.
 pub const PORTS: usize = 256;
 
-/// A `user` network as the dataplane opens it. Descriptors, in this order: one for each of [`Plan::forwards`] (a listening
-/// or bound socket), one for each of [`Plan::guest_forwards`] that is no [`To::Address`] (its door), and, if
+/// A `user` network as the dataplane opens it. Descriptors, in this order: those of each of [`Plan::forwards`] (listening
+/// or bound sockets), one for each of [`Plan::guest_forwards`] that is no [`To::Address`] (its door), and, if
 /// [`Boot::tftp`], the directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -55,8 +56,40 @@ pub struct Plan {
     pub aliases: Vec<(IpAddr, IpAddr)>,
     /// The first address that is lent by DHCPv6; none: `::15` of the prefix.
     pub lease6: Option<Ipv6Addr>,
+    /// How its sockets leave the host.
+    pub outbound: Outbound,
     /// How much of everything.
     pub limits: Limits,
+}
+
+/// How sockets leave the host, where its routes alone shall not decide.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outbound {
+    /// From this address.
+    pub v4: Option<Ipv4Addr>,
+    /// From this address.
+    pub v6: Option<Ipv6Addr>,
+    /// By this interface, IPv4.
+    pub device4: Option<IfName>,
+    /// By this interface, IPv6.
+    pub device6: Option<IfName>,
+}
+
+impl Outbound {
+    /// Address and interface in the family of `like`.
+    #[must_use]
+    pub fn of(&self, like: IpAddr) -> (Option<IpAddr>, Option<IfName>) {
+        match like {
+            IpAddr::V4(_) => (self.v4.map(IpAddr::from), self.device4),
+            IpAddr::V6(_) => (self.v6.map(IpAddr::from), self.device6),
+        }
+    }
+
+    /// The routes decide.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What the guest finds on its link, and may be spared.
@@ -171,12 +204,42 @@ pub enum Way {
 /// From the host to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forward {
-    /// Its number, of the supervisor's choice, that no other has.
-    pub id: u16,
+    /// Its number, of the supervisor's choice, that no other has. Of a range: its first socket's, and the others have the
+    /// numbers behind it.
+    pub id: u32,
     /// What was handed over.
     pub way: Way,
-    /// Where in the guest.
+    /// Where in the guest. Of a range: where its first port leads.
     pub guest: SocketAddr,
+    /// It is a range of ports.
+    pub range: Option<Range>,
+}
+
+/// Ports in a row, some of which may be missing: a socket for each of those that are there. Which one it has, a socket
+/// knows itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// The host's first port.
+    pub first: u16,
+    /// Sockets that were handed over.
+    pub sockets: u32,
+}
+
+impl Forward {
+    /// How many sockets were handed over for it.
+    #[must_use]
+    pub fn sockets(&self) -> u32 {
+        self.range.map_or(1, |r| r.sockets)
+    }
+
+    /// That of its socket `n`, which is bound to `port`.
+    #[must_use]
+    pub fn part(&self, n: u32, port: u16) -> Self {
+        let Some(range) = self.range else { return *self };
+        let (id, on) = (self.id.wrapping_add(n), port.wrapping_sub(range.first));
+        let guest = SocketAddr::new(self.guest.ip(), self.guest.port().wrapping_add(on));
+        Self { id, guest, range: None, ..*self }
+    }
 }
 
 /// Where what comes to a [`GuestForward`] goes.
@@ -267,6 +330,7 @@ impl Plan {
             without: Vec::new(),
             aliases: Vec::new(),
             lease6: None,
+            outbound: Outbound::default(),
             limits: Limits::default(),
         }
     }
@@ -289,7 +353,14 @@ impl Plan {
     #[must_use]
     pub fn descriptors(&self) -> usize {
         let handed = self.guest_forwards.iter().filter(|g| !matches!(g.to, To::Address(_))).count();
-        self.forwards.len() + handed + usize::from(self.boot.tftp)
+        let sockets = usize::try_from(self.sockets()).unwrap_or(usize::MAX);
+        sockets.saturating_add(handed + usize::from(self.boot.tftp))
+    }
+
+    /// How many of them are forwards' sockets.
+    #[must_use]
+    pub fn sockets(&self) -> u64 {
+        self.forwards.iter().map(|f| u64::from(f.sockets())).sum()
     }
 
     /// The guest's first address of the family of `like`, if the network has that family and the address is known.

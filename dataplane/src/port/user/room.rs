@@ -13,7 +13,7 @@ use super::bay::Bay;
 use super::net::Net;
 use super::out::Out;
 use super::packet::Packet;
-use super::plan::Limits;
+use super::plan::{Limits, Outbound};
 use super::policy::{Policy, Proto, Verdict};
 use super::poll::{Poll, Ready, Token};
 use super::sockets::{is_own, outward};
@@ -40,6 +40,8 @@ pub struct Cx {
     pub policy: Policy,
     /// No socket is ever made.
     pub restrict: bool,
+    /// How sockets leave the host.
+    pub outbound: Outbound,
     /// How much of everything.
     pub limits: Limits,
     /// The port's counters.
@@ -81,6 +83,12 @@ impl Cx {
             Some(at) => (at, self.policy.may(proto, at, &|ip| self.is_own(ip))),
             None => (dst, Verdict::Refuse),
         }
+    }
+
+    /// Where on the host's side a destination of the guest's is, if the host's routes alone say how it is reached.
+    #[must_use]
+    pub fn unbound(&self, dst: SocketAddr) -> Option<SocketAddr> {
+        self.net.route(dst).filter(|_| self.outbound.is_free())
     }
 
     /// The address is one of the host's own. Who asks about the same one over and over costs no calls.

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::errors;
+use super::plan::Outbound;
 use crate::sys::sock::{self, Opt, Speaks};
 
 /// A guest's packets with fewer hops than this keep them; more is as good as any number.
@@ -103,6 +104,25 @@ impl Source {
 /// What the kernel says of a connected socket whose source the host has no more: another may send all the same.
 pub(super) fn is_adrift(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EINVAL))
+}
+
+/// Sees to it that a socket which is to be connected there leaves the host as it shall. What stays on the host is not bound
+/// to an interface: it passes none.
+///
+/// # Errors
+/// The kernel's: the interface or the address is there no more. Then nothing leaves.
+pub(super) fn leave(fd: BorrowedFd<'_>, to: SocketAddr, by: &Outbound) -> io::Result<()> {
+    let (from, device) = by.of(to.ip());
+    if (from.is_none() && device.is_none()) || to.ip().is_loopback() {
+        return Ok(());
+    }
+    if let Some(device) = device.filter(|_| !is_own(to.ip())) {
+        sock::to_device(fd, device.as_str())?;
+    }
+    let Some(from) = from else { return Ok(()) };
+    // Its port is chosen when it is connected, so that flows to others may have the same.
+    let _ = sock::set(fd, Opt::PortLater, 1);
+    sock::bind(fd, from)
 }
 
 /// A socket that is connected there sends from an address that the host has no more, and another would not. (The kernel goes

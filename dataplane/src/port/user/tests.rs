@@ -10,6 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
 
 use super::packet::{Ip, Part, Piece};
+use super::plan::Range;
 use super::policy::{Direction, Policy, Preset, Proto, Rule, Verdict};
 use super::*;
 use crate::frame::HEAD;
@@ -477,7 +478,7 @@ fn another_table_of_forwards_comes_as_a_whole_or_not_at_all() {
     let bound = || OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
     // Nothing that can be watched.
     let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-    let rule = |id, way| Forward { id, way, guest: at("10.0.2.15:22") };
+    let rule = |id, way| Forward { id, way, guest: at("10.0.2.15:22"), range: None };
     let plan = Plan { forwards: vec![rule(1, Way::Tcp)], ..plan() };
     let mut port = open(&plan, vec![handed(&old)]).unwrap().remove(0);
     let table = vec![rule(2, Way::Tcp), rule(3, Way::Udp), rule(4, Way::Tcp), rule(5, Way::Udp)];
@@ -497,6 +498,57 @@ fn another_table_of_forwards_comes_as_a_whole_or_not_at_all() {
     let _come = come(&old);
     gives(port.as_mut());
     assert_eq!(flows(port.as_ref()).now, 8, "those who waited at the new one");
+}
+
+#[test]
+fn each_socket_of_a_range_leads_where_its_port_says() {
+    let some = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let all = [some(), some(), some()];
+    let port = |l: &std::net::TcpListener| l.local_addr().unwrap().port();
+    let first = all.iter().map(port).min().unwrap();
+    let range = Some(Range { first, sockets: 3 });
+    let f = Forward { id: 70_000, way: Way::Tcp, guest: at("10.0.2.15:1000"), range };
+    let handed = || all.iter().map(|l| OwnedFd::from(l.try_clone().unwrap()));
+    let parts = sockets(&f, &mut handed());
+    let ids: Vec<u32> = parts.iter().map(|(f, _)| f.id).collect();
+    assert_eq!(ids, [70_000, 70_001, 70_002]);
+    for ((part, _), l) in parts.iter().zip(&all) {
+        assert_eq!(part.guest.port(), 1000_u16.wrapping_add(port(l) - first));
+        assert_eq!(part.range, None);
+    }
+    // Told again, it stays; a socket too few or too many is none.
+    let plan = Plan { forwards: vec![f], ..plan() };
+    assert!(open(&plan, handed().take(2).collect()).is_err());
+    let mut there = open(&plan, handed().collect()).unwrap().remove(0);
+    let mut tell = |list: &[Forward], fds| there.tell(Told::User(Tell::Forwards(list.to_vec())), fds);
+    let other = Forward { id: 5, way: Way::Udp, guest: at("10.0.2.15:7"), range: Some(Range { first: 7, sockets: 2 }) };
+    let bound = || OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    assert!(tell(&[f, other], vec![bound()]).is_err());
+    tell(&[f, other], vec![bound(), bound()]).unwrap();
+    tell(&[other], vec![]).unwrap();
+    assert!(tell(&[f, other], vec![]).is_err(), "it has gone");
+}
+
+#[test]
+fn sockets_leave_as_they_are_told() {
+    use crate::sys::sock::Speaks;
+    let (away, home) = (at("192.0.2.9:9"), at("127.0.0.1:9"));
+    let left = |to, by: Outbound| {
+        let fd = sock::new(Speaks::Udp, false).unwrap();
+        sockets::leave(fd.as_fd(), to, &by).map(|()| sock::local(fd.as_fd()).unwrap())
+    };
+    let by = Outbound { v4: Some([127, 0, 0, 7].into()), ..Outbound::default() };
+    assert_eq!(left(away, by).unwrap(), at("127.0.0.7:0"));
+    assert_eq!(left(home, by).unwrap(), at("0.0.0.0:0"), "what stays is not bound");
+    assert_eq!(left(away, Outbound { device6: Some("nobody".parse().unwrap()), ..by }).unwrap(), at("127.0.0.7:0"));
+    let gone = Outbound { device4: Some("nobody".parse().unwrap()), ..by };
+    assert_eq!(left(home, gone).unwrap(), at("0.0.0.0:0"));
+    // Not if it is taken for the host's own, which without a way it is not.
+    if !sockets::is_own(away.ip()) {
+        assert_eq!(left(away, gone).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+    }
+    let none = Outbound { v4: Some([192, 0, 2, 77].into()), ..Outbound::default() };
+    assert_eq!(left(away, none).unwrap_err().raw_os_error(), Some(libc::EADDRNOTAVAIL));
 }
 
 #[test]

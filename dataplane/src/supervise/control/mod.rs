@@ -26,7 +26,7 @@ use nix::poll::PollFlags;
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
-use crate::fault::Fault;
+use crate::fault::{Exit, Fault};
 use crate::supervise::listen::{self, SocketFile};
 use crate::sys;
 use client::Client;
@@ -47,6 +47,8 @@ pub struct Where {
     pub name: Option<String>,
     /// The socket's path; none: where instances of that name have it.
     pub path: Option<PathBuf>,
+    /// A connection of a client that is there already, by its number.
+    pub client: Option<i32>,
 }
 
 /// Names a client, also when it is gone.
@@ -55,9 +57,9 @@ pub type Key = u64;
 /// The control socket and its clients.
 #[derive(Debug)]
 pub struct Control {
-    listener: OwnedFd,
-    /// Held for its end; before the place, so that the directory is empty by then.
-    _file: SocketFile,
+    /// None: the one client that was handed over is the only one. The file is held for its end; before the place, so that the
+    /// directory is empty by then.
+    listener: Option<(OwnedFd, SocketFile)>,
     _place: Option<Place>,
     name: Option<String>,
     clients: Vec<(Key, Client)>,
@@ -76,10 +78,26 @@ impl Control {
             Some(name) if at.path.is_none() => Some(Place::take(name, place::directory(name)?)?),
             _ => None,
         };
-        let Some(path) = at.path.or_else(|| place.as_ref().map(Place::socket)) else { return Ok(None) };
-        let (listener, file) = listen::unix("the control socket", &path, 0o600)?;
+        let path = at.path.or_else(|| place.as_ref().map(Place::socket));
+        if path.is_none() && at.client.is_none() {
+            return Ok(None);
+        }
+        let listener = path.map(|p| listen::unix("the control socket", &p, 0o600)).transpose()?;
         let clients = Vec::new();
-        Ok(Some(Self { listener, _file: file, _place: place, name: at.name, clients, next: 0, paused: None }))
+        let mut new = Self { listener, _place: place, name: at.name, clients, next: 0, paused: None };
+        if let Some(number) = at.client {
+            let fix = "name a connected socket that this process was started with";
+            let socket = sys::process::adopt(number)
+                .map_err(|e| Fault::new(Exit::Config, format!("--control-fd {number}"), e, fix))?;
+            new.greet(socket, Instant::now());
+        }
+        Ok(Some(new))
+    }
+
+    /// Others can come.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.listener.is_some()
     }
 
     /// The instance's name.
@@ -90,7 +108,8 @@ impl Control {
 
     /// What to wait for.
     pub fn watch(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        let listener = self.paused.is_none().then(|| (self.listener.as_fd(), PollFlags::POLLIN));
+        let listener = self.listener.as_ref().filter(|_| self.paused.is_none());
+        let listener = listener.map(|(l, _)| (l.as_fd(), PollFlags::POLLIN));
         let clients = self.clients.iter().filter_map(|(_, c)| {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::POLLIN, c.wants_reading());
@@ -130,7 +149,8 @@ impl Control {
         }
         self.paused = None;
         for _ in 0..MAX_CLIENTS {
-            match sys::io::accept(self.listener.as_fd()) {
+            let Some((listener, _)) = &self.listener else { return };
+            match sys::io::accept(listener.as_fd()) {
                 Ok(socket) => self.greet(socket, now),
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(_) => {

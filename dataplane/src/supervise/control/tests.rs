@@ -21,7 +21,7 @@ impl Drop for Dir {
 }
 
 fn open(path: PathBuf) -> Control {
-    Control::open(Where { name: None, path: Some(path) }).unwrap().unwrap()
+    Control::open(Where { name: None, path: Some(path), client: None }).unwrap().unwrap()
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_stale_path_is_replaced_and_a_living_one_is_not() {
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(path.exists());
     let first = open(path.clone());
-    let again = Control::open(Where { name: None, path: Some(path.clone()) }).unwrap_err();
+    let again = Control::open(Where { name: None, path: Some(path.clone()), client: None }).unwrap_err();
     assert!(again.why.contains("in use"), "{again}");
     assert!(path.exists());
     drop(first);

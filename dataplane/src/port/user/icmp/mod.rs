@@ -27,7 +27,7 @@ use super::plan::Plan;
 use super::policy::{Proto, Verdict};
 use super::poll::{Ready, Token, Want, Who};
 use super::room::{Cx, Room};
-use super::sockets::{Manner, Source, is_adrift};
+use super::sockets::{Manner, Source, is_adrift, leave};
 use crate::frame::Batch;
 use crate::mem::Seg;
 use crate::offload::sum::Sum;
@@ -108,7 +108,7 @@ impl Icmp {
     fn flow_of(&mut self, key: Key, p: &Packet<'_>, ip: &Ip, cx: &mut Cx) -> Option<u32> {
         if let Some(i) = self.flows.find(&key) {
             let (_, flow) = self.flows.get(i)?;
-            if !flow.source.is_lost(flow.fd.as_fd(), cx.net.route(key.far), cx.now) {
+            if !flow.source.is_lost(flow.fd.as_fd(), cx.unbound(key.far), cx.now) {
                 return Some(i);
             }
             // Whom it asks answers to where the host was. Another socket asks from where it is now.
@@ -158,6 +158,7 @@ impl Icmp {
         errors::unmapped(at)?;
         let fd = sock::new(Speaks::Ping, at.is_ipv6())?;
         sock::set(fd.as_fd(), if at.is_ipv4() { Opt::RecvErr } else { Opt::RecvErr6 }, 1)?;
+        leave(fd.as_fd(), at, &cx.outbound)?;
         sock::connect(fd.as_fd(), at)?;
         cx.poll.add(fd.as_fd(), Token { who: Who::Icmp, kind: FLOW, index, generation }, Want::READ)?;
         Ok(fd)

@@ -5,6 +5,7 @@
 //! cannot be served now stays in the listening socket's queue.
 #![forbid(unsafe_code)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -55,15 +56,15 @@ pub(super) enum Leads {
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Forwards {
-    listeners: Vec<Listener>,
+    listeners: BTreeMap<u32, Listener>,
     guests: Vec<Guest>,
     /// For whoever comes without a port.
     port: u16,
 }
 
 /// The token of a listening socket.
-pub(super) fn token(id: u16) -> Token {
-    Token { who: Who::Tcp, kind: LISTENER, index: id.into(), generation: 0 }
+pub(super) fn token(id: u32) -> Token {
+    Token { who: Who::Tcp, kind: LISTENER, index: id, generation: 0 }
 }
 
 impl Forwards {
@@ -83,7 +84,7 @@ impl Forwards {
         }
         for (forward, fd) in listeners {
             cx.poll.add(fd.as_fd(), token(forward.id), Want::READ)?;
-            f.listeners.push(Listener { forward, fd, waits: false });
+            f.listeners.insert(forward.id, Listener { forward, fd, waits: false });
         }
         Ok(f)
     }
@@ -93,25 +94,24 @@ impl Forwards {
         self.listeners.len()
     }
 
-    pub(super) fn has(&self, id: u16) -> bool {
-        self.listeners.iter().any(|l| l.forward.id == id)
+    pub(super) fn has(&self, id: u32) -> bool {
+        self.listeners.contains_key(&id)
     }
 
     pub(super) fn get(&self, id: u32) -> Option<&Listener> {
-        self.listeners.iter().find(|l| u32::from(l.forward.id) == id)
+        self.listeners.get(&id)
     }
 
     /// A listening socket is to be looked at again then, or sooner: one timer does for all who come meanwhile.
     pub(super) fn later(&mut self, at: Token, when: Instant, cx: &mut Cx) {
-        let listener = self.listeners.iter_mut().find(|l| u32::from(l.forward.id) == at.index);
-        if listener.is_some_and(|l| !std::mem::replace(&mut l.waits, true)) {
+        if self.listeners.get_mut(&at.index).is_some_and(|l| !std::mem::replace(&mut l.waits, true)) {
             cx.timers.at(when, at);
         }
     }
 
     /// That timer has come.
     pub(super) fn rang(&mut self, at: Token) {
-        if let Some(l) = self.listeners.iter_mut().find(|l| u32::from(l.forward.id) == at.index) {
+        if let Some(l) = self.listeners.get_mut(&at.index) {
             l.waits = false;
         }
     }
@@ -140,16 +140,18 @@ impl Forwards {
 
     /// This table from now on; those of it that are new are watched already.
     pub(super) fn replace(&mut self, list: Vec<(Forward, Option<OwnedFd>)>, cx: &mut Cx) {
-        self.listeners.retain(|l| {
-            let stays = list.iter().any(|(f, fd)| f.id == l.forward.id && fd.is_none());
+        let kept: BTreeSet<u32> = list.iter().filter(|(_, fd)| fd.is_none()).map(|(f, _)| f.id).collect();
+        self.listeners.retain(|id, l| {
+            let stays = kept.contains(id);
             if !stays {
                 // Whoever handed it has it open still, and events would go on.
                 let _ = cx.poll.remove(l.fd.as_fd());
             }
             stays
         });
-        let fresh =
-            list.into_iter().filter_map(|(forward, fd)| Some(Listener { forward, fd: fd?, waits: false }));
+        let fresh = list
+            .into_iter()
+            .filter_map(|(forward, fd)| Some((forward.id, Listener { forward, fd: fd?, waits: false })));
         self.listeners.extend(fresh);
     }
 

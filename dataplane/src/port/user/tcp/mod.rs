@@ -136,7 +136,7 @@ impl<S: Sock> Tcp<S> {
 
     /// There is a forward with this number.
     #[must_use]
-    pub fn has_forward(&self, id: u16) -> bool {
+    pub fn has_forward(&self, id: u32) -> bool {
         self.forwards.has(id)
     }
 

@@ -63,7 +63,7 @@ impl<S: Sock> Tcp<S> {
         let sock = match made {
             Some((fd, tcp)) => Ok(S::made(fd, tcp)),
             // IPv4 in the clothes of IPv6 would go by where IPv4 does not: past its routes, and where there is none.
-            None => errors::unmapped(key.far).and_then(|()| S::open(to)),
+            None => errors::unmapped(key.far).and_then(|()| S::open(to, &cx.outbound)),
         };
         let sock = match sock {
             Ok(s) => s,

@@ -39,7 +39,7 @@ pub(super) enum Origin {
     /// The guest asked for it.
     Guest,
     /// Somebody came by the forward of this number.
-    Host(u16),
+    Host(u32),
 }
 
 /// Half-open connections that a table of `most` may have of either origin, and those of them that may be calls.
@@ -101,7 +101,7 @@ pub(super) struct Shares {
     guest: Share,
     host: Share,
     /// What of the host's came by each forward that has any.
-    forwards: HashMap<u16, Count>,
+    forwards: HashMap<u32, Count>,
 }
 
 fn is_call(state: Option<State>) -> bool {

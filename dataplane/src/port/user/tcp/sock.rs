@@ -7,6 +7,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::super::plan::Outbound;
+use super::super::sockets::leave;
 use crate::mem::Seg;
 use crate::sys::sock::{self, Half, Opt, Speaks};
 
@@ -15,11 +17,11 @@ const INTERVAL: u16 = 75;
 
 /// The host's end of a flow.
 pub trait Sock: Sized {
-    /// Begins a connection. It is decided when the socket becomes writable: [`Sock::error`].
+    /// Begins a connection, which leaves the host as is said. It is decided when the socket becomes writable: [`Sock::error`].
     ///
     /// # Errors
     /// It is decided already.
-    fn open(to: SocketAddr) -> io::Result<Self>;
+    fn open(to: SocketAddr, by: &Outbound) -> io::Result<Self>;
 
     /// A connection that somebody else made; `tcp`: it is one of TCP's.
     fn made(fd: OwnedFd, tcp: bool) -> Self;
@@ -98,9 +100,10 @@ impl Stream {
 }
 
 impl Sock for Stream {
-    fn open(to: SocketAddr) -> io::Result<Self> {
+    fn open(to: SocketAddr, by: &Outbound) -> io::Result<Self> {
         let fd = sock::new(Speaks::Tcp, to.is_ipv6())?;
         let s = Self::dress(fd, true);
+        leave(s.fd.as_fd(), to, by)?;
         sock::connect(s.fd.as_fd(), to)?;
         Ok(s)
     }

@@ -16,7 +16,7 @@ use crate::port::user::plan::Forward;
 use crate::port::user::policy::{Proto, Verdict};
 use crate::port::user::poll::{Token, Want, Who};
 use crate::port::user::room::Cx;
-use crate::port::user::sockets::{Manner, Source};
+use crate::port::user::sockets::{Manner, Source, leave};
 use crate::stats::Reason;
 use crate::sys::sock::{self, Opt, Speaks};
 
@@ -45,7 +45,7 @@ pub(super) enum Kind {
     /// Somebody came to a forward.
     Answers {
         /// The forward's number.
-        listener: u16,
+        listener: u32,
         /// Who.
         peer: SocketAddr,
         /// Which of the host's addresses he called, where the socket says so: he knows no other.
@@ -183,6 +183,7 @@ fn dial(flows: &mut Flows<Key, Flow>, at: SocketAddr, cx: &mut Cx) -> io::Result
     errors::unmapped(at)?;
     let fd = sock::new(Speaks::Udp, at.is_ipv6())?;
     sock::set(fd.as_fd(), if at.is_ipv4() { Opt::RecvErr } else { Opt::RecvErr6 }, 1)?;
+    leave(fd.as_fd(), at, &cx.outbound)?;
     sock::connect(fd.as_fd(), at)?;
     cx.poll.add(fd.as_fd(), Token { who: Who::Udp, kind: FLOW, index, generation }, Want::READ)?;
     Ok(fd)

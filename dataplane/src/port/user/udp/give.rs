@@ -119,8 +119,8 @@ impl Udp {
     }
 
     /// Reads what has come to a forward. True: there may be more.
-    fn read_listener(&mut self, id: u16, cx: &mut Cx) -> bool {
-        let Some(l) = self.listeners.iter_mut().find(|l| l.forward.id == id) else { return false };
+    fn read_listener(&mut self, id: u32, cx: &mut Cx) -> bool {
+        let Some(l) = self.listeners.get_mut(&id) else { return false };
         let (guest, fresh) = (l.forward.guest, std::mem::take(&mut l.fresh));
         let (n, asked) = match self.inbox.recv(l.fd.as_fd(), MANY) {
             Ok(got) => got,
@@ -149,7 +149,7 @@ impl Udp {
     /// The flow of a forward's peer, made if there is none. One who calls at two of the host's addresses has two.
     fn answering(
         &mut self,
-        (listener, guest): (u16, SocketAddr),
+        (listener, guest): (u32, SocketAddr),
         peer: SocketAddr,
         local: Option<SocketAddr>,
         cx: &mut Cx,

@@ -15,7 +15,7 @@ mod flow;
 mod give;
 mod outbox;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -56,14 +56,14 @@ const STEP: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Source {
     Flow(u32),
-    Listener(u16),
+    Listener(u32),
 }
 
 /// The room.
 #[derive(Debug)]
 pub struct Udp {
     flows: Flows<Key, Flow>,
-    listeners: Vec<Listener>,
+    listeners: BTreeMap<u32, Listener>,
     inbox: Inbox,
     outbox: Outbox,
     /// The flow of what waits in the outbox.
@@ -83,7 +83,7 @@ impl Udp {
     pub fn new(_plan: &Plan, forwards: Vec<(Forward, OwnedFd)>, cx: &mut Cx) -> io::Result<Self> {
         let mut room = Self {
             flows: Flows::new(cx.limits.udp),
-            listeners: Vec::new(),
+            listeners: BTreeMap::new(),
             inbox: Inbox::new(SLOTS)?,
             outbox: Outbox::new()?,
             current: None,
@@ -97,8 +97,8 @@ impl Udp {
 
     /// There is a forward with this number.
     #[must_use]
-    pub fn has_forward(&self, id: u16) -> bool {
-        self.listeners.iter().any(|l| l.forward.id == id)
+    pub fn has_forward(&self, id: u32) -> bool {
+        self.listeners.contains_key(&id)
     }
 
     /// All forwards from now on: a socket with each that is new.
@@ -111,25 +111,27 @@ impl Udp {
         let mut watched: Vec<Listener> = Vec::with_capacity(new.len());
         for (forward, fd) in new {
             let Some(fd) = fd else { continue };
-            let token = Token { who: Who::Udp, kind: LISTENER, index: forward.id.into(), generation: 0 };
+            let token = Token { who: Who::Udp, kind: LISTENER, index: forward.id, generation: 0 };
             if let Err(e) = cx.poll.add(fd.as_fd(), token, Want::READ) {
                 watched.iter().for_each(|l| drop(cx.poll.remove(l.fd.as_fd())));
                 return Err(e);
             }
             watched.push(Listener { forward, fd, fresh: false });
         }
-        let stays = |l: &Listener| kept.iter().any(|(f, _)| f.id == l.forward.id);
-        for gone in self.listeners.extract_if(.., |l| !stays(l)) {
+        let kept: BTreeSet<u32> = kept.iter().map(|(f, _)| f.id).collect();
+        let all = std::mem::take(&mut self.listeners);
+        let (stay, go): (BTreeMap<_, _>, BTreeMap<_, _>) = all.into_iter().partition(|(id, _)| kept.contains(id));
+        self.listeners = stay;
+        for (id, gone) in go {
             // The supervisor has it open as well: closing alone would not end its events.
             let _ = cx.poll.remove(gone.fd.as_fd());
-            let id = gone.forward.id;
             self.ready.retain(|s| *s != Source::Listener(id));
             for i in self.flows.all(|_, f| matches!(f.kind, Kind::Answers { listener, .. } if listener == id))
             {
                 self.flows.remove(i);
             }
         }
-        self.listeners.append(&mut watched);
+        self.listeners.extend(watched.into_iter().map(|l| (l.forward.id, l)));
         Ok(())
     }
 
@@ -158,7 +160,7 @@ impl Udp {
     fn is_left_behind(&mut self, index: u32, cx: &Cx) -> bool {
         let Some((key, flow)) = self.flows.get(index) else { return false };
         let Kind::Asks { fd } = &flow.kind else { return false };
-        flow.source.is_lost(fd.as_fd(), cx.net.route(key.far), cx.now)
+        flow.source.is_lost(fd.as_fd(), cx.unbound(key.far), cx.now)
     }
 
     /// Sends what waits; what is put next goes by this flow, or, where that one was found to be lost, by a new one.
@@ -252,7 +254,7 @@ impl Room for Udp {
                 Kind::Asks { fd } => self.outbox.send(fd.as_fd(), &mut flow.way, &mut cx.stats),
                 Kind::Answers { listener, .. } => {
                     flow.answered = true;
-                    let Some(l) = self.listeners.iter().find(|l| l.forward.id == *listener) else {
+                    let Some(l) = self.listeners.get(listener) else {
                         return self.outbox.clear();
                     };
                     self.outbox.send(l.fd.as_fd(), &mut flow.way, &mut cx.stats)
@@ -301,13 +303,9 @@ impl Room for Udp {
                 }
             }
             LISTENER => {
-                let source = u16::try_from(at.index).map(Source::Listener);
-                if let Ok(source) = source
-                    && !self.ready.contains(&source)
-                {
-                    if let Source::Listener(id) = source
-                        && let Some(l) = self.listeners.iter_mut().find(|l| l.forward.id == id)
-                    {
+                let source = Source::Listener(at.index);
+                if !self.ready.contains(&source) {
+                    if let Some(l) = self.listeners.get_mut(&at.index) {
                         l.fresh = true;
                     }
                     self.ready.push_back(source);

@@ -364,7 +364,7 @@ fn what_has_come_outlives_its_flow() {
 fn forwarded(cx: &mut Cx, on: &str, guest: &str) -> (Udp, SocketAddr) {
     let s = UdpSocket::bind(on).unwrap();
     let there = s.local_addr().unwrap();
-    let forward = Forward { id: 7, way: Way::Udp, guest: at(guest) };
+    let forward = Forward { id: 7, way: Way::Udp, guest: at(guest), range: None };
     (Udp::new(&Plan::qemu(), vec![(forward, s.into())], cx).unwrap(), there)
 }
 
@@ -499,8 +499,8 @@ fn forwards_ask_the_policy_and_change_without_harm_to_others() {
     assert_eq!(drops(&cx, Reason::Denied), 1);
     let more = UdpSocket::bind("127.0.0.1:0").unwrap();
     let second = more.local_addr().unwrap();
-    let keep = Forward { id: 7, way: Way::Udp, guest: at("10.0.2.15:53") };
-    let new = Forward { id: 8, way: Way::Udp, guest: at("10.0.2.15:54") };
+    let keep = Forward { id: 7, way: Way::Udp, guest: at("10.0.2.15:53"), range: None };
+    let new = Forward { id: 8, way: Way::Udp, guest: at("10.0.2.15:54"), range: None };
     room.set_forwards(vec![(keep, None), (new, Some(more.into()))], &mut cx).unwrap();
     assert!(room.has_forward(7) && room.has_forward(8));
     assert_eq!(room.flows.len(), 1, "its flows live on");

@@ -32,6 +32,7 @@ use super::envelope::{Ends, udp};
 use super::{DNS_LINE, DNS_TICK};
 use crate::port::user::poll::{Token, Want, Who};
 use crate::port::user::room::Cx;
+use crate::port::user::sockets::leave;
 use crate::stats::Reason;
 use crate::sys::sock::{self, Speaks};
 use message::{Header, failure, question, renumbered, room};
@@ -283,6 +284,7 @@ impl Relay {
         let token = Token { who: Who::Services, kind: DNS_LINE, index, generation: self.generation };
         let open = || {
             let fd = sock::new(Speaks::Udp, server.is_ipv6())?;
+            leave(fd.as_fd(), server, &cx.outbound)?;
             sock::connect(fd.as_fd(), server)?;
             cx.poll.add(fd.as_fd(), token, Want::READ)?;
             std::io::Result::Ok(fd)

@@ -12,6 +12,7 @@ use super::super::bytes::n16;
 use super::{ANSWER, Way};
 use crate::port::user::poll::{Token, Want, Who};
 use crate::port::user::room::Cx;
+use crate::port::user::sockets::leave;
 use crate::sys::sock::{self, Speaks};
 
 /// Connections.
@@ -85,6 +86,7 @@ impl Streams {
             generation: self.generation,
         };
         let fd = sock::new(Speaks::Tcp, server.is_ipv6()).ok()?;
+        leave(fd.as_fd(), server, &cx.outbound).ok()?;
         sock::connect(fd.as_fd(), server).ok()?;
         cx.poll.add(fd.as_fd(), token, Want::BOTH).ok()?;
         let query = [&n16(query.len()).to_be_bytes()[..], query].concat();

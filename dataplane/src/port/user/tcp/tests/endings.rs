@@ -188,7 +188,7 @@ fn a_guest_that_calls_off_is_not_connected() {
 
 /// A forward to the guest's end of a connection.
 fn by(key: Key) -> Forward {
-    Forward { id: 7, way: Way::Tcp, guest: key.guest }
+    Forward { id: 7, way: Way::Tcp, guest: key.guest, range: None }
 }
 
 /// Somebody came from the host's side; the guest's answer is `answer`.

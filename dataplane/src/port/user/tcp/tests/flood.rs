@@ -112,15 +112,15 @@ fn a_flood_pushes_out_no_more_than_a_few_that_were_silent() {
 }
 
 /// A forward with this number, and where it listens.
-fn forward(id: u16) -> ((Forward, Option<OwnedFd>), SocketAddr) {
+fn forward(id: u32) -> ((Forward, Option<OwnedFd>), SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let at = listener.local_addr().unwrap();
-    ((Forward { id, way: Way::Tcp, guest: key4(22).guest }, Some(listener.into())), at)
+    ((Forward { id, way: Way::Tcp, guest: key4(22).guest, range: None }, Some(listener.into())), at)
 }
 
 /// Connections that somebody makes to a forward, accepted as far as they are.
-fn crowd(s: &mut Scene, id: u16, to: SocketAddr, n: usize) -> Vec<TcpStream> {
+fn crowd(s: &mut Scene, id: u32, to: SocketAddr, n: usize) -> Vec<TcpStream> {
     let come: Vec<_> = (0..n).map(|_| TcpStream::connect(to).unwrap()).collect();
     for _ in 0..3 {
         s.ready(forward::token(id), true, false);

@@ -333,7 +333,7 @@ fn one_timer_waits_for_all_who_find_no_place() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let at = listener.local_addr().unwrap();
-    let rule = Forward { id: 7, way: Way::Tcp, guest: key4(22).guest };
+    let rule = Forward { id: 7, way: Way::Tcp, guest: key4(22).guest, range: None };
     s.tcp.set_forwards(vec![(rule, Some(listener.into()))], &mut s.cx);
     let token = forward::token(7);
     let _come: Vec<_> = (0..3).map(|_| TcpStream::connect(at).unwrap()).collect();

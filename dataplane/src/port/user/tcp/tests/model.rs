@@ -8,6 +8,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use crate::mem::Seg;
+use crate::port::user::plan::Outbound;
 use crate::port::user::tcp::sock::Sock;
 
 /// What the kernel knows of a socket.
@@ -61,7 +62,7 @@ impl Model {
 }
 
 impl Sock for Model {
-    fn open(to: SocketAddr) -> io::Result<Self> {
+    fn open(to: SocketAddr, _: &Outbound) -> io::Result<Self> {
         match FAILS.get() {
             Some(e) => Err(io::Error::from_raw_os_error(e)),
             None => Ok(Self::new(Some(to))),

@@ -15,7 +15,7 @@ use crate::mem::{Buf, Pool, Seg};
 use crate::offload::sum::Sum;
 use crate::port::user::bay::Bay;
 use crate::port::user::packet::{Packet, TCP};
-use crate::port::user::plan::{Boot, Forward, Limits, MAC, Plan, V4, V6, Way};
+use crate::port::user::plan::{Boot, Forward, Limits, MAC, Outbound, Plan, V4, V6, Way};
 use crate::port::user::policy::{Policy, Verdict};
 use crate::port::user::poll::{Ready, Token};
 use crate::port::user::room::{Cx, Room};
@@ -52,6 +52,7 @@ pub(super) fn plan() -> Plan {
         without: Vec::new(),
         aliases: Vec::new(),
         lease6: None,
+        outbound: Outbound::default(),
         policy: Policy { rules: Vec::new(), otherwise: Verdict::Pass },
         forwards: Vec::new(),
         guest_forwards: Vec::new(),
@@ -223,7 +224,7 @@ impl Scene {
     /// Somebody comes to a forward from this port, and the guest answers.
     pub(super) fn visit(&mut self, port: u16) -> Talk {
         let key = Key { far: SocketAddr::new(Ipv4Addr::new(192, 0, 2, 9).into(), port), ..key4(80) };
-        let by = Forward { id: 7, way: Way::Tcp, guest: key.guest };
+        let by = Forward { id: 7, way: Way::Tcp, guest: key.guest, range: None };
         self.tcp.come(Model::new(None), &by, key.far, &mut self.cx);
         let asked = self.collect();
         assert_eq!((asked.len(), asked[0].seg.flags), (1, flag::SYN));
