@@ -49,7 +49,7 @@ _netreeve() {
     case $verb in
         '') COMPREPLY=($(compgen -W 'run grant doctor ls show stats set add remove events capture list help --help --version' -- "$cur")) ;;
         run) COMPREPLY=($(compgen -W "$ports --device --object --sandbox --busy-poll --workers --lock-mac --socket-mode --user --dataplane
-            --ready-fd --pid --daemonize --name --control --hotplug --one-off --json --stats --help --" -- "$cur")) ;;
+            --ready-fd --pid --daemonize --name --control --control-fd --hotplug --one-off --json --stats --help --" -- "$cur")) ;;
         grant) COMPREPLY=($(compgen -W "$ports --help --" -- "$cur")) ;;
         doctor) COMPREPLY=($(compgen -W "$ports --dataplane --help" -- "$cur")) ;;
         ls) COMPREPLY=($(compgen -W "$names --json --help" -- "$cur")) ;;

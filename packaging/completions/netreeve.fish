@@ -42,6 +42,7 @@ complete -c netreeve -n '__fish_seen_subcommand_from run list ls show stats set 
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l stats -d 'Counters at the end'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l name -x -d 'Name of the instance'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l control -r -F -d 'Control socket'
+complete -c netreeve -n '__fish_seen_subcommand_from run' -l control-fd -x -d 'Descriptor of a client'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l hotplug -x -a 'all tap bridge af-xdp stream dgram l2tpv3 socket vde vhost-user hubport' -d 'Types that may be added later'
 complete -c netreeve -n '__fish_seen_subcommand_from run' -l one-off -d 'End when the VMM has left'
 complete -c netreeve -n '__fish_seen_subcommand_from stats' -l format -x -a 'table json openmetrics' -d 'How counters are written'

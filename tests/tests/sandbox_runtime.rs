@@ -50,8 +50,15 @@ fn itself(what: &str) -> ExitStatus {
 }
 
 fn enter() -> Walls {
-    walls(&Needs { at_least: Level::Seccomp, keep: &[], more_fds: 8, sockets: Sockets::None, binds: false, files: None })
-        .unwrap()
+    walls(&Needs {
+        at_least: Level::Seccomp,
+        keep: &[],
+        more_fds: 8,
+        sockets: Sockets::None,
+        binds: false,
+        files: None,
+    })
+    .unwrap()
 }
 
 fn threads() {

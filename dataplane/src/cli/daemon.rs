@@ -15,10 +15,10 @@ use std::sync::Mutex;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
-use crate::fault::{Exit, Fault};
 use super::passt::Log;
-use crate::supervise::say;
+use crate::fault::{Exit, Fault};
 use crate::supervise::command::{self, DAEMON_VARIABLE as VARIABLE};
+use crate::supervise::say;
 use crate::sys;
 
 /// The pipe that the parent reads, until *ready* is said.

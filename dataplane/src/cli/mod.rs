@@ -141,7 +141,7 @@ struct Run {
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// A connected socket with a client of the control socket's at its other end.
-    #[arg(long, value_name = "N", hide = true)]
+    #[arg(long, value_name = "N")]
     control_fd: Option<i32>,
     /// Types of ports that may be added later, or all; the dataplane's filter allows what they need.
     #[arg(long, value_name = "TYPE,...", value_delimiter = ',')]

@@ -238,7 +238,11 @@ fn user(name: Option<&str>, sandbox_off: bool) -> Result<Option<(u32, u32)>, Fau
         Err(_) => Group::from_name(g).ok().flatten().map(|g| g.gid.as_raw()),
     });
     if matches!(group, Some(None | Some(0))) {
-        return Err(fault(Exit::Config, "no such group, or root's", "name an unprivileged group, or leave it out"));
+        return Err(fault(
+            Exit::Config,
+            "no such group, or root's",
+            "name an unprivileged group, or leave it out",
+        ));
     }
     let found = found.map(|(uid, gid)| (uid, group.flatten().unwrap_or(gid)));
     match found {

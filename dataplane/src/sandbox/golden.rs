@@ -27,7 +27,7 @@ const NAMES: &[(i64, &str)] = names! {
     SYS_mprotect SYS_mremap SYS_munmap SYS_brk SYS_madvise SYS_clock_gettime SYS_getrandom SYS_rt_sigreturn
     SYS_rt_sigaction SYS_restart_syscall SYS_sigaltstack SYS_exit SYS_exit_group SYS_rt_sigprocmask SYS_getpid SYS_gettid
     SYS_tgkill SYS_timerfd_create SYS_timerfd_settime SYS_eventfd2 SYS_dup SYS_pread64 SYS_pwrite64
-    SYS_io_uring_enter SYS_socket SYS_connect SYS_openat2
+    SYS_io_uring_enter SYS_socket SYS_connect SYS_bind SYS_openat2
 };
 
 fn name(nr: i64) -> String {

@@ -115,10 +115,7 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
     let without = without(f)?;
     let aliases = aliases(f)?;
     let lease6 = lease6(f, v6.as_ref())?;
-    let outbound = outbound(f)?;
-    if restrict && !outbound.is_free() {
-        return Err(f.fault("with restrict=on nothing leaves", "leave outbound= out"));
-    }
+    let outbound = outbound(f, restrict)?;
     let forwards = forwards(f, v4.as_ref(), v6.as_ref())?;
     let guest_forwards = guest_forwards(f, v4.as_ref(), v6.as_ref())?;
     Ok(User {
@@ -387,7 +384,7 @@ fn aliases(f: &mut Fields) -> Result<Vec<(IpAddr, IpAddr)>, Fault> {
 }
 
 /// Addresses and interfaces by which sockets leave; of each family the last address.
-fn outbound(f: &mut Fields) -> Result<Outbound, Fault> {
+fn outbound(f: &mut Fields, restrict: bool) -> Result<Outbound, Fault> {
     let mut out = Outbound::default();
     for text in f.every("outbound") {
         let ip = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(&text).parse();
@@ -399,6 +396,9 @@ fn outbound(f: &mut Fields) -> Result<Outbound, Fault> {
     }
     out.device4 = f.parsed("outbound-if4")?;
     out.device6 = f.parsed("outbound-if6")?;
+    if restrict && !out.is_free() {
+        return Err(f.fault("with restrict=on nothing leaves", "leave outbound= and outbound-if4/6= out"));
+    }
     Ok(out)
 }
 

@@ -295,7 +295,9 @@ fn forwards_to_the_guest() {
     for other in ["udp:*%e0:5-8", "udp:*:5-9", "tcp:*%e0:5-9", "udp:[::]%e0:5-9", "unix:/a"] {
         assert!(!range.is_at(&Listen::read(other).unwrap()), "{other}");
     }
-    for bad in ["", "5", "tcp:5", "tcp::x", "unix:a", "sctp::1", "tcp:x:1", "tcp::0-5", "tcp::9-8", "tcp+x::1"] {
+    for bad in
+        ["", "5", "tcp:5", "tcp::x", "unix:a", "sctp::1", "tcp:x:1", "tcp::0-5", "tcp::9-8", "tcp+x::1"]
+    {
         assert!(Listen::read(bad).is_err(), "{bad}");
     }
     for (text, why) in [

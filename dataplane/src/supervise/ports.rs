@@ -151,4 +151,3 @@ pub(super) fn remedy(e: &io::Error, at: SocketAddr, tcp: bool) -> String {
         _ => "give another address or port".into(),
     }
 }
-

@@ -56,7 +56,9 @@ pub(super) fn room_for(what: &str, ports: usize) -> Result<(), Fault> {
     if soft >= wanted {
         return Ok(());
     }
-    let why = format!("its forwards listen at {ports} ports, and nothing here may have more than {hard} descriptors");
+    let why = format!(
+        "its forwards listen at {ports} ports, and nothing here may have more than {hard} descriptors"
+    );
     let fix = format!("forward fewer ports, or raise the limit (ulimit -Hn {wanted})");
     Err(Fault::new(Exit::Unavailable, what, why, fix))
 }

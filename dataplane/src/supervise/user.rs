@@ -30,8 +30,8 @@ use crate::spec::user::{FORWARDS, User};
 use crate::supervise::ask::Asker;
 use crate::supervise::doors::{Beyond, Door};
 use crate::supervise::listen::{self, SocketFile};
-use crate::supervise::resolvers::{self, Resolvers};
 use crate::supervise::ports;
+use crate::supervise::resolvers::{self, Resolvers};
 use crate::supervise::shortage::{room_for, say_limits};
 use ports::{by_helper, remedy, words};
 
@@ -278,7 +278,12 @@ impl Host {
     }
 
     /// A rule for another place in the guest at an address that a forward leaves: its sockets go on.
-    fn again(&mut self, rule: &HostForward, stays: &[Open], kept: &[OwnedFd]) -> Option<(Open, Vec<OwnedFd>)> {
+    fn again(
+        &mut self,
+        rule: &HostForward,
+        stays: &[Open],
+        kept: &[OwnedFd],
+    ) -> Option<(Open, Vec<OwnedFd>)> {
         let was = self.table.iter().position(|o| o.is_at(&rule.listen))?;
         let (before, open) = (count(self.table.get(..was)?), self.table.get(was)?);
         if stays.iter().any(|o| o.id == open.id) {

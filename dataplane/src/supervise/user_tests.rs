@@ -229,8 +229,10 @@ fn a_range_has_a_socket_for_each_port_that_can_be_had() {
     let range = "127.77.3.1:20000-20019-:9000";
     let f = open("port 'n'", spec(&format!(",hostfwd=tcp:{range}")), 0o600, &mut nobody()).unwrap_err();
     assert!(f.why.contains("(port 20005: Address already in use)") && f.fix.contains("sport = 20005"), "{f}");
-    let (mut host, plan, mut kept) =
-        opened(&format!(",hostfwd=tcp+try:{range},hostfwd=udp:127.77.3.1:20000-20001-:1,hostfwd=unix:/tmp/netreeve-range-{}-:2", std::process::id()));
+    let (mut host, plan, mut kept) = opened(&format!(
+        ",hostfwd=tcp+try:{range},hostfwd=udp:127.77.3.1:20000-20001-:1,hostfwd=unix:/tmp/netreeve-range-{}-:2",
+        std::process::id()
+    ));
     let [tcp, udp, unix] = plan.forwards[..] else { panic!() };
     assert_eq!(tcp.range, Some(Range { first: 20000, sockets: 19 }));
     assert_eq!((tcp.id, udp.id, unix.id, unix.range), (1, 20, 22, None));
@@ -239,7 +241,8 @@ fn a_range_has_a_socket_for_each_port_that_can_be_had() {
     let at = |n: u16| ("127.77.3.1", 20000 + n);
     TcpStream::connect(at(19)).unwrap();
     // Others go, and what stays is the same.
-    change(&mut host, &mut kept, false, &["udp:127.77.3.1:20000-20001"], &["udp:127.77.3.1:20002-:5"]).unwrap();
+    change(&mut host, &mut kept, false, &["udp:127.77.3.1:20000-20001"], &["udp:127.77.3.1:20002-:5"])
+        .unwrap();
     assert_eq!((host.table.len(), kept.len(), host.sockets()), (3, 21, 21));
     assert_eq!(host.forwards()[0], tcp);
     TcpStream::connect(at(0)).unwrap();

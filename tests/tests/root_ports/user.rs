@@ -59,7 +59,12 @@ impl Home {
                 let mut plan = Plan::qemu();
                 let mut fds = Vec::new();
                 if let Some((port, to)) = forward {
-                    plan.forwards.push(Forward { id: 1, way: Way::Udp, guest: to.parse().unwrap(), range: None });
+                    plan.forwards.push(Forward {
+                        id: 1,
+                        way: Way::Udp,
+                        guest: to.parse().unwrap(),
+                        range: None,
+                    });
                     fds.push(UdpSocket::bind(("127.0.0.1", port)).unwrap().into());
                 }
                 run(one(user::open(&plan, fds).unwrap()), tap)

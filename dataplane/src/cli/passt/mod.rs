@@ -19,9 +19,9 @@ use std::path::Path;
 use crate::fault::{Exit, Fault};
 pub(super) use addresses::own_by;
 pub(super) use options::{Given, Mode, Option_, read};
-pub(super) use ports::{Ports, Scene, ephemeral};
 #[cfg(test)]
 pub(super) use ports::read as read_ports;
+pub(super) use ports::{Ports, Scene, ephemeral};
 
 /// What the back-end program conventions of vhost-user want to know.
 const CAPABILITIES: &str = r#"{"type": "net"}"#;

@@ -143,7 +143,8 @@ impl Ports {
 
     fn row(&self, r: &Row, scene: &Scene) -> Vec<String> {
         let (first, last) = r.ports;
-        let words = [scene.proto(), if r.willing { "+try" } else { "" }, if scene.free { "+freebind" } else { "" }];
+        let words =
+            [scene.proto(), if r.willing { "+try" } else { "" }, if scene.free { "+freebind" } else { "" }];
         let range = if last > first { format!("-{last}") } else { String::new() };
         let guest = r.guest.map_or(String::new(), |a| match a {
             IpAddr::V4(a) => a.to_string(),
@@ -200,7 +201,8 @@ fn row(item: &str) -> Result<Row, &'static str> {
             (None, None) => (Some(to), None),
         },
     };
-    let guest = address.map(|a| guest(a).ok_or("the target is no port, no range and no address")).transpose()?;
+    let guest =
+        address.map(|a| guest(a).ok_or("the target is no port, no range and no address")).transpose()?;
     let target = targets.map_or(Some(ports), range).ok_or("the target is no port and no range")?;
     if ports.1 - ports.0 != target.1 - target.0 {
         return Err("the ranges before and behind ':' differ in length");

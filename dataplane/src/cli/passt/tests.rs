@@ -116,6 +116,27 @@ fn what_a_network_is_told() {
         ("--map-host-loopback none --map-guest-addr none", "deny=loopback"),
         ("--map-host-loopback 10.0.2.9", "alias=10.0.2.9-127.0.0.1,without=host"),
         ("-6 --no-map-gw --map-host-loopback fd01::1", "ipv4=off,alias=fd01::1-::1,without=host"),
+        ("-o 192.0.2.1 -o fd00::9", "outbound=192.0.2.1,outbound=fd00::9"),
+        ("--outbound-if4 a0 --outbound-if6 b0", "outbound-if4=a0,outbound-if6=b0"),
+        ("-i a0 --outbound-if6 b0", "outbound-if4=a0,outbound-if6=b0"),
+        ("-4 -i a0", "ipv6=off,outbound-if4=a0"),
+        ("--repair-path none --chroot-fallback", ""),
+        ("-t ::1/8000-8002:9000-9002,~8001", "hostfwd=tcp:[::1]:8000-:9000,hostfwd=tcp:[::1]:8002-:9002"),
+    ];
+    table.iter().for_each(told);
+}
+
+/// A line comes to these keys, which make a network.
+fn told((line, want): &(&str, &str)) {
+    let netdev = run(line)[2].clone();
+    let comma = if want.is_empty() { "" } else { "," };
+    assert_eq!(netdev, format!("user,id=net0,preset=qemu{comma}{want}"), "{line}");
+    Config::read(&[netdev], &[], None).unwrap_or_else(|e| panic!("{line}: {e}"));
+}
+
+#[test]
+fn which_ports_are_forwarded() {
+    let table = [
         ("-t none -u none", ""),
         ("-t 127.0.0.1/2222:22", "hostfwd=tcp:127.0.0.1:2222-:22"),
         ("-4 -t 80,81 -u 53:5353", "ipv6=off,hostfwd=tcp:0.0.0.0:80-81-:80,hostfwd=udp:0.0.0.0:53-:5353"),
@@ -131,19 +152,8 @@ fn what_a_network_is_told() {
         ("-t 0.0.0.0/5000-5001:10.0.2.16", "hostfwd=tcp:0.0.0.0:5000-5001-10.0.2.16:5000"),
         ("-t [::1]/5000:fec0::16/6000", "hostfwd=tcp:[::1]:5000-[fec0::16]:6000"),
         ("-t 2222,2222,2223", "hostfwd=tcp:*:2222-2223-:2222"),
-        ("-o 192.0.2.1 -o fd00::9", "outbound=192.0.2.1,outbound=fd00::9"),
-        ("--outbound-if4 a0 --outbound-if6 b0", "outbound-if4=a0,outbound-if6=b0"),
-        ("-i a0 --outbound-if6 b0", "outbound-if4=a0,outbound-if6=b0"),
-        ("-4 -i a0", "ipv6=off,outbound-if4=a0"),
-        ("--repair-path none --chroot-fallback", ""),
-        ("-t ::1/8000-8002:9000-9002,~8001", "hostfwd=tcp:[::1]:8000-:9000,hostfwd=tcp:[::1]:8002-:9002"),
     ];
-    for (line, want) in table {
-        let netdev = run(line)[2].clone();
-        let comma = if want.is_empty() { "" } else { "," };
-        assert_eq!(netdev, format!("user,id=net0,preset=qemu{comma}{want}"), "{line}");
-        Config::read(&[netdev], &[], None).unwrap_or_else(|e| panic!("{line}: {e}"));
-    }
+    table.iter().for_each(told);
 }
 
 #[test]
@@ -274,7 +284,10 @@ fn every_option_of_the_manual_is_taken_or_refused_with_a_reason() {
                     (Ok((_, rest)), "both") => assert!(rest.is_empty(), "{name} {form}"),
                     (Ok((_, rest)), one) => assert!(rest.is_empty() && one == name, "{name} {form}"),
                     (Err(e), "refused") => {
-                        assert!(e.why.starts_with("it is refused: ") && !e.fix.is_empty(), "{name} {form}: {e}");
+                        assert!(
+                            e.why.starts_with("it is refused: ") && !e.fix.is_empty(),
+                            "{name} {form}: {e}"
+                        );
                     }
                     (Err(e), one) => assert!(one != "both" && one != name, "{name} {form}: {e}"),
                 }
@@ -290,7 +303,8 @@ fn every_option_of_the_manual_is_taken_or_refused_with_a_reason() {
 
 #[test]
 fn all_ports_are_those_that_nobody_else_is_given() {
-    let scene = Scene { udp: false, v4: true, v6: true, free: false, auto: false, ephemeral: (32_768, 60_999) };
+    let scene =
+        Scene { udp: false, v4: true, v6: true, free: false, auto: false, ephemeral: (32_768, 60_999) };
     let rules = |spec: &str| ports::read(spec, &scene).unwrap().rules(&scene);
     let low = "tcp+try:*:1-32767-:1";
     let high = "tcp+try:*:61000-65535-:61000";
@@ -302,13 +316,7 @@ fn all_ports_are_those_that_nobody_else_is_given() {
     assert_eq!(rules("~1-32767"), [high]);
     assert_eq!(
         rules("all,8080:80,~22"),
-        [
-            "tcp+try:*:1-21-:1",
-            "tcp+try:*:23-8079-:23",
-            "tcp:*:8080-:80",
-            "tcp+try:*:8081-32767-:8081",
-            high
-        ]
+        ["tcp+try:*:1-21-:1", "tcp+try:*:23-8079-:23", "tcp:*:8080-:80", "tcp+try:*:8081-32767-:8081", high]
     );
     let (first, last) = ports::ephemeral();
     assert!(first > 1024 && last > first);

@@ -63,7 +63,8 @@ fn wanted(autos: &[(Scene, Ports)], look: &dyn Fn(bool) -> BTreeSet<u16>) -> BTr
 
 /// One by one, since one that cannot be made shall not keep the others from it: first what goes.
 fn changes(have: &BTreeSet<String>, wanted: &BTreeSet<String>) -> Vec<(Value, String)> {
-    let ask = |key: &str, what: &str| json!({ "execute": "netreeve-set-hostfwd", "arguments": { key: [what] } });
+    let ask =
+        |key: &str, what: &str| json!({ "execute": "netreeve-set-hostfwd", "arguments": { key: [what] } });
     // Where it listens stands before the guest's end.
     let place = |rule: &String| rule.rsplit_once('-').map_or("", |(at, _)| at).to_owned();
     let gone = have.difference(wanted).map(|r| (ask("remove", &place(r)), r.clone()));
@@ -143,7 +144,10 @@ impl Talk {
                 self.line.clear();
                 said.map(Some)
             }
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) && self.line.len() < LINE => {
+            Err(e)
+                if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+                    && self.line.len() < LINE =>
+            {
                 Ok(None)
             }
             Err(e) => Err(e),

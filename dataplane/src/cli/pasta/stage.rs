@@ -115,9 +115,8 @@ pub(super) fn make(order: &Order) -> Result<Made, Fault> {
     let answer = channel.recv(4, Some(PATIENCE));
     drop((channel, theirs));
     let answer = answer.map_err(|e| broken(&e)).and_then(|a| a.ok_or_else(|| broken(&"it ended")));
-    let answer = answer.and_then(|a| {
-        Ok((serde_json::from_slice::<Answer>(&a.bytes).map_err(|e| broken(&e))?, a.fds))
-    });
+    let answer =
+        answer.and_then(|a| Ok((serde_json::from_slice::<Answer>(&a.bytes).map_err(|e| broken(&e))?, a.fds)));
     if !follows || !matches!(answer, Ok((Answer::Done { .. }, _))) {
         let _ended = child.kill();
         child.wait().map_err(|e| broken(&e))?;

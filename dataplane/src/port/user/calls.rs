@@ -105,10 +105,10 @@ pub const OUTBOUND: &[Call] = &[
     Call::only(libc::SYS_bind, &[Cond::is(2, 16)]),
     Call::only(libc::SYS_bind, &[Cond::is(2, 28)]),
     Call::only(libc::SYS_setsockopt, &set(Opt::PortLater)),
-    Call::only(libc::SYS_setsockopt, &[
-        Cond::is(1, libc::SOL_SOCKET.cast_unsigned()),
-        Cond::is(2, libc::SO_BINDTODEVICE.cast_unsigned()),
-    ]),
+    Call::only(
+        libc::SYS_setsockopt,
+        &[Cond::is(1, libc::SOL_SOCKET.cast_unsigned()), Cond::is(2, libc::SO_BINDTODEVICE.cast_unsigned())],
+    ),
 ];
 
 /// What opening one calls in addition, once locked in: it is never opened then.

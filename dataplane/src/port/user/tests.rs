@@ -521,7 +521,12 @@ fn each_socket_of_a_range_leads_where_its_port_says() {
     assert!(open(&plan, handed().take(2).collect()).is_err());
     let mut there = open(&plan, handed().collect()).unwrap().remove(0);
     let mut tell = |list: &[Forward], fds| there.tell(Told::User(Tell::Forwards(list.to_vec())), fds);
-    let other = Forward { id: 5, way: Way::Udp, guest: at("10.0.2.15:7"), range: Some(Range { first: 7, sockets: 2 }) };
+    let other = Forward {
+        id: 5,
+        way: Way::Udp,
+        guest: at("10.0.2.15:7"),
+        range: Some(Range { first: 7, sockets: 2 }),
+    };
     let bound = || OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
     assert!(tell(&[f, other], vec![bound()]).is_err());
     tell(&[f, other], vec![bound(), bound()]).unwrap();
@@ -540,7 +545,10 @@ fn sockets_leave_as_they_are_told() {
     let by = Outbound { v4: Some([127, 0, 0, 7].into()), ..Outbound::default() };
     assert_eq!(left(away, by).unwrap(), at("127.0.0.7:0"));
     assert_eq!(left(home, by).unwrap(), at("0.0.0.0:0"), "what stays is not bound");
-    assert_eq!(left(away, Outbound { device6: Some("nobody".parse().unwrap()), ..by }).unwrap(), at("127.0.0.7:0"));
+    assert_eq!(
+        left(away, Outbound { device6: Some("nobody".parse().unwrap()), ..by }).unwrap(),
+        at("127.0.0.7:0")
+    );
     let gone = Outbound { device4: Some("nobody".parse().unwrap()), ..by };
     assert_eq!(left(home, gone).unwrap(), at("0.0.0.0:0"));
     // Not if it is taken for the host's own, which without a way it is not.

@@ -120,7 +120,8 @@ impl Udp {
         }
         let kept: BTreeSet<u32> = kept.iter().map(|(f, _)| f.id).collect();
         let all = std::mem::take(&mut self.listeners);
-        let (stay, go): (BTreeMap<_, _>, BTreeMap<_, _>) = all.into_iter().partition(|(id, _)| kept.contains(id));
+        let (stay, go): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.into_iter().partition(|(id, _)| kept.contains(id));
         self.listeners = stay;
         for (id, gone) in go {
             // The supervisor has it open as well: closing alone would not end its events.

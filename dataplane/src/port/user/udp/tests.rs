@@ -406,7 +406,7 @@ fn peers_of_a_forward_are_told_apart() {
 fn a_forward_answers_from_the_address_that_was_called() {
     let mut cx = link(|_| {});
     let (mut room, there) = forwarded(&mut cx, "0.0.0.0:0", "10.0.2.15:53");
-    crate::sys::mmsg::tell_local(room.listeners[0].fd.as_fd(), false).unwrap();
+    crate::sys::mmsg::tell_local(room.listeners[&7].fd.as_fd(), false).unwrap();
     let (client, guest) = (server("127.0.0.1:0"), at("10.0.2.15:53"));
     for called in ["127.0.0.1", "127.0.0.2", "127.0.0.1"] {
         let called = SocketAddr::new(called.parse().unwrap(), there.port());
