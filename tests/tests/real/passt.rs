@@ -7,8 +7,10 @@ use netreeve_tests::guest::Vmm;
 use netreeve_tests::guest::uml::{Running, Uml, wait_for_socket};
 use netreeve_tests::leftovers::Ground;
 use netreeve_tests::proc::{Outcome, Proc};
-use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Scene, USER};
-use std::net::{SocketAddr, TcpListener};
+use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Scene, UPLINK, USER};
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -273,6 +275,70 @@ fn a_process_and_a_path_are_joined_and_followed() {
     // It goes with the namespace.
     there.terminate(PATIENCE).unwrap();
     wait_until("pasta stays behind", || !Path::new(&pid).exists() || !running(&pid));
+    drop((there, scene));
+    assert_eq!(ground.left(Duration::from_secs(5)).unwrap(), Vec::<String>::new());
+}
+
+/// Does something in the network namespace of a process.
+fn within<T: Send>(pid: i32, f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|s| {
+        let inside = s.spawn(|| {
+            let net = File::open(format!("/proc/{pid}/ns/net")).unwrap();
+            setns(net, CloneFlags::CLONE_NEWNET).unwrap();
+            f()
+        });
+        inside.join().unwrap()
+    })
+}
+
+#[test]
+fn ports_follow_who_listens_inside_and_sockets_leave_as_they_are_told() {
+    let ground = Ground::survey().unwrap();
+    let scene = scene();
+    scene.host.sh(&format!("ip addr add 10.77.0.10/24 dev {UPLINK}")).unwrap();
+    let mut there = namespaces(&scene);
+    let pid = there.pid();
+    let file = scene.path("pasta.pid").display().to_string();
+    let line = format!(
+        "--config-net -I e0 --pid {file} -t auto,~7411 -t 7500-7599 -u 7600-7699 -o 10.77.0.10 --outbound-if4 {UPLINK} {pid}"
+    );
+    let end = ran(&scene, pasta(&scene, &line.split_whitespace().collect::<Vec<_>>()));
+    assert_eq!(end.code, 0, "{}", end.text);
+    // By the address and the interface that were named.
+    let far = SocketAddr::new(FAR4.parse().unwrap(), 7300);
+    let listener = scene.far.enter(|| TcpListener::bind(far)).unwrap().unwrap();
+    let datagrams = scene.far.enter(|| UdpSocket::bind(far)).unwrap().unwrap();
+    let _out = within(pid, || TcpStream::connect_timeout(&far, PATIENCE)).unwrap();
+    assert_eq!(listener.accept().unwrap().1.ip().to_string(), "10.77.0.10");
+    within(pid, || UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", far)).unwrap();
+    datagrams.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(datagrams.recv_from(&mut [0; 9]).unwrap().1.ip().to_string(), "10.77.0.10");
+    // Who listens inside is reached, at the loopback alone or left out is not, and no longer than he listens.
+    let listen = |at: &'static str| within(pid, || TcpListener::bind(at)).unwrap();
+    let (one, _out, _own) = (listen("0.0.0.0:7410"), listen("0.0.0.0:7411"), listen("127.0.0.1:7412"));
+    let call = |port: u16| scene.host.enter(|| TcpStream::connect(("127.0.0.1", port))).unwrap();
+    wait_until("a port is not forwarded", || call(7410).is_ok());
+    one.accept().unwrap();
+    assert!(call(7411).is_err() && call(7412).is_err());
+    drop(one);
+    wait_until("a port is forwarded for nobody", || call(7410).is_err());
+    // One of a whole range, in both families.
+    let some = listen("0.0.0.0:7555");
+    call(7555).unwrap();
+    some.accept().unwrap();
+    let inside = within(pid, || UdpSocket::bind("0.0.0.0:7650")).unwrap();
+    inside.set_read_timeout(Some(PATIENCE)).unwrap();
+    for (own, to) in [("127.0.0.1:0", "127.0.0.1:7650"), ("[::1]:0", "[::1]:7650")] {
+        let client = scene.host.enter(|| UdpSocket::bind(own)).unwrap().unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.connect(to).unwrap();
+        client.send(b"there").unwrap();
+        let (_, from) = inside.recv_from(&mut [0; 9]).unwrap();
+        inside.send_to(b"and back", from).unwrap();
+        assert_eq!(client.recv(&mut [0; 9]).unwrap(), 8, "{to}");
+    }
+    there.terminate(PATIENCE).unwrap();
+    wait_until("pasta stays behind", || !Path::new(&file).exists());
     drop((there, scene));
     assert_eq!(ground.left(Duration::from_secs(5)).unwrap(), Vec::<String>::new());
 }
