@@ -268,6 +268,15 @@ fn a_process_and_a_path_are_joined_and_followed() {
         s.spawn(|| shout(&listener, 1));
         assert!(inside("echo me | busybox nc -w 5 169.254.1.2 7301").text.contains("ME"));
     });
+    // So it does when the host has moved.
+    let moved = "10.77.0.10";
+    let change = format!("ip addr del {HOST4}/24 dev {UPLINK}; ip addr add {moved}/24 dev {UPLINK}");
+    scene.host.sh(&format!("{change}; ip route replace default via {FAR4}")).unwrap();
+    let listener = scene.host.enter(|| TcpListener::bind((moved, 7301))).unwrap().unwrap();
+    std::thread::scope(|s| {
+        s.spawn(|| shout(&listener, 1));
+        assert!(inside("echo me | busybox nc -w 5 169.254.1.2 7301").text.contains("ME"));
+    });
     let loopback = scene.host.enter(|| TcpListener::bind("127.0.0.1:7302")).unwrap().unwrap();
     assert_ne!(inside("echo me | busybox nc -w 5 10.0.2.2 7302").code, 0);
     loopback.set_nonblocking(true).unwrap();

@@ -76,7 +76,7 @@ fn guest(given: &Given) -> Result<(Both, Option<String>), Fault> {
 ///
 /// # Errors
 /// What is no address, or what cannot be said by these keys.
-pub(super) fn keys(given: &Given, own: impl Fn(IpAddr) -> Option<IpAddr>) -> Result<Keys, Fault> {
+pub(super) fn keys(given: &Given) -> Result<Keys, Fault> {
     let mut out = Vec::new();
     let (guest, bits) = guest(given)?;
     let gateway = both(given, O::Gateway, "--gateway")?;
@@ -89,20 +89,21 @@ pub(super) fn keys(given: &Given, own: impl Fn(IpAddr) -> Option<IpAddr>) -> Res
     }
     // An address that is given for the loopback takes the place of the gateway's.
     let loopback = both(given, O::MapHostLoopback, "--map-host-loopback")?;
-    let home =
-        |a| if matches!(a, IpAddr::V4(_)) { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
-    aliases(loopback, given, |a| Some(home(a)), &mut out);
-    // A family without a way out has no address to be meant.
-    aliases(both(given, O::MapGuestAddr, "--map-guest-addr")?, given, own, &mut out);
+    let home = |a| -> IpAddr {
+        if matches!(a, IpAddr::V4(_)) { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() }
+    };
+    aliases(loopback, given, |a| home(a).to_string(), &mut out);
+    // Whichever that is when somebody asks.
+    aliases(both(given, O::MapGuestAddr, "--map-guest-addr")?, given, |_| "host".to_owned(), &mut out);
     Ok(out)
 }
 
 /// What the addresses of an option mean, in the families that are on.
-fn aliases(of: Both, given: &Given, meant: impl Fn(IpAddr) -> Option<IpAddr>, out: &mut Keys) {
+fn aliases(of: Both, given: &Given, meant: impl Fn(IpAddr) -> String, out: &mut Keys) {
     let v4 = of.v4.filter(|_| !given.has(O::Ipv6Only)).map(IpAddr::from);
     let v6 = of.v6.filter(|_| !given.has(O::Ipv4Only)).map(IpAddr::from);
-    for (a, meant) in v4.into_iter().chain(v6).filter_map(|a| Some((a, meant(a)?))) {
-        out.push(("alias", format!("{a}-{meant}")));
+    for a in v4.into_iter().chain(v6) {
+        out.push(("alias", format!("{a}-{}", meant(a))));
     }
 }
 

@@ -167,8 +167,7 @@ pub(super) fn network(given: &Given, mode: Mode) -> Result<String, Fault> {
         (false, true) => add("ipv4", "off"),
         (false, false) => {}
     }
-    let by = given.last(Option_::Interface);
-    for (key, value) in addresses::keys(given, |like| addresses::own_by(like, by))? {
+    for (key, value) in addresses::keys(given)? {
         add(key, &value);
     }
     outbound(given, &mut add)?;

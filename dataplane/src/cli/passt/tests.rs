@@ -115,6 +115,11 @@ fn what_a_network_is_told() {
         ("--no-map-gw", "deny=loopback"),
         ("--map-host-loopback none --map-guest-addr none", "deny=loopback"),
         ("--map-host-loopback 10.0.2.9", "alias=10.0.2.9-127.0.0.1,without=host"),
+        (
+            "--map-guest-addr 169.254.1.2 --map-guest-addr fd01::2",
+            "alias=169.254.1.2-host,alias=fd01::2-host",
+        ),
+        ("-4 --map-guest-addr 169.254.1.2 --map-guest-addr fd01::2", "ipv6=off,alias=169.254.1.2-host"),
         ("-6 --no-map-gw --map-host-loopback fd01::1", "ipv4=off,alias=fd01::1-::1,without=host"),
         ("-o 192.0.2.1 -o fd00::9", "outbound=192.0.2.1,outbound=fd00::9"),
         ("--outbound-if4 a0 --outbound-if6 b0", "outbound-if4=a0,outbound-if6=b0"),

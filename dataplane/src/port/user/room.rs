@@ -73,7 +73,7 @@ impl Cx {
         let at = match self.net.route(dst) {
             // An alias of the host's own address: the one that it has as this flow begins.
             Some(at) if at.ip().is_unspecified() && !self.restrict => {
-                outward(at.ip()).map(|ip| SocketAddr::new(ip, at.port()))
+                outward(at.ip(), &self.outbound).map(|ip| SocketAddr::new(ip, at.port()))
             }
             at => at,
         };

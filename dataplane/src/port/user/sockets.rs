@@ -48,11 +48,13 @@ pub(super) fn is_own(ip: IpAddr) -> bool {
     }
 }
 
-/// The address by which the host speaks to the world now, in the family of `like`. None: it has no way there.
-pub(super) fn outward(like: IpAddr) -> Option<IpAddr> {
+/// The address by which the host speaks to the world now, in the family of `like`, leaving as sockets do. None: it has no
+/// way there.
+pub(super) fn outward(like: IpAddr, by: &Outbound) -> Option<IpAddr> {
     let far: IpAddr = if like.is_ipv4() { STRANGER.into() } else { STRANGER6.into() };
-    let fd = sock::new(Speaks::Udp, far.is_ipv6()).ok()?;
-    sock::connect(fd.as_fd(), SocketAddr::new(far, DISCARD)).ok()?;
+    let (fd, far) = (sock::new(Speaks::Udp, far.is_ipv6()).ok()?, SocketAddr::new(far, DISCARD));
+    leave(fd.as_fd(), far, by).ok()?;
+    sock::connect(fd.as_fd(), far).ok()?;
     Some(sock::local(fd.as_fd())?.ip()).filter(|a| !a.is_unspecified() && !a.is_loopback())
 }
 
