@@ -23,7 +23,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::{getegid, geteuid, setsid};
 use serde::{Deserialize, Serialize};
 
 use super::auto;
@@ -99,9 +99,9 @@ pub(super) fn make(order: &Order) -> Result<Made, Fault> {
     command.args([WORD, "make"]);
     let follows = !order.autos.is_empty();
     if follows {
-        // One that stays keeps nobody's pipe or terminal.
+        // One that stays keeps nobody's pipe or terminal. It is tied to nobody: who starts it may go into the background, and
+        // when the supervisor ends, so does their conversation.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        process::tie(&mut command, std::process::id());
     }
     let (channel, mut child) = spawn(command).map_err(|e| broken(&e))?;
     let pair = follows.then(UnixStream::pair).transpose().map_err(|e| broken(&e))?;
@@ -164,6 +164,10 @@ fn making() -> io::Result<ExitCode> {
     let channel = Channel::inherited()?;
     let Some(message) = channel.recv(1, Some(PATIENCE))? else { return Ok(ExitCode::FAILURE) };
     let order: Order = serde_json::from_slice(&message.bytes)?;
+    if !order.autos.is_empty() {
+        // It goes on beside a supervisor in the background: what ends the group or the terminal of who started it is not for it.
+        setsid()?;
+    }
     let (made, fds) = match made(&order) {
         Ok((fds, note)) => (Answer::Done { note }, fds),
         Err((what, why)) => (Answer::Failed { what, why }, Vec::new()),
