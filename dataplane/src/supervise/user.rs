@@ -272,6 +272,15 @@ impl Host {
         self.table = table;
     }
 
+    /// A dataplane to come can be told `plan` with what was prepared.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub fn fits(&self, plan: &Plan) -> Result<(), Fault> {
+        let Some((forwards, _)) = self.prepared() else { return Ok(()) };
+        fits(&self.what, &Plan { forwards, ..plan.clone() })
+    }
+
     /// What was prepared is given up.
     pub fn abandon(&mut self) {
         self.next = None;

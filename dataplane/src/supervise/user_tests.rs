@@ -144,6 +144,22 @@ fn a_unix_socket_goes_on_under_another_number() {
     assert!(!path.exists());
 }
 
+/// More would be told to this dataplane, and not to the one that comes after it.
+#[test]
+fn what_the_next_dataplane_could_not_be_told_is_refused() {
+    let one = ",deny=[2001:db8:1234:5678:9abc:def0:1234:5678]:1024-65535";
+    let fits = |n: &usize| open("port 'n'", spec(&one.repeat(*n)), 0o600, &mut nobody()).is_ok();
+    let most = (1..256).rev().find(fits).unwrap();
+    let (mut host, plan, kept) = opened(&one.repeat(most - 5));
+    let more = |n: usize| (0..n).map(|_| rule("tcp:127.0.0.1:0-:1")).collect::<Vec<_>>();
+    host.prepare(false, &[], more(2), &kept, &mut nobody()).unwrap();
+    host.fits(&plan).unwrap();
+    host.abandon();
+    host.prepare(false, &[], more(MAX_FDS), &kept, &mut nobody()).unwrap();
+    let f = host.fits(&plan).unwrap_err();
+    assert!(f.why.contains("too long"), "{f}");
+}
+
 #[test]
 fn one_change_at_a_time_and_not_too_much() {
     let (mut host, _, mut kept) = opened("");

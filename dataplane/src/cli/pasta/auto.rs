@@ -5,7 +5,7 @@
 //! since nobody reaches him by a tap; a port that cannot be had is tried again.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,11 +15,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cli::passt::{Ports, Scene};
+use crate::spec::user::FORWARDS;
 
 /// How often it is looked (as often as pasta does).
 const LOOK: Duration = Duration::from_secs(1);
 /// How long an answer may take: somebody else may be asking, or a dataplane be replaced.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// When what was refused is tried again: who had its port may be gone.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Changes between two looks.
+const AT_ONCE: usize = 32;
 /// Bytes of an answer or an event, at most.
 const LINE: usize = 1 << 20;
 /// States of a socket (`net/tcp_states.h`): TCP that listens; UDP that nobody connected.
@@ -37,15 +42,14 @@ pub(super) fn follow(socket: UnixStream, autos: &[(Scene, Ports)]) -> io::Result
     if talk.ask(&hello)?.is_none() {
         return Err(ErrorKind::InvalidData.into());
     }
-    let mut have = BTreeSet::new();
+    let (mut have, mut refused) = (BTreeSet::new(), BTreeMap::new());
     loop {
         let wanted = wanted(autos, &|udp| listening(udp));
-        for (change, rule) in changes(&have, &wanted) {
-            // What is refused now is tried again.
+        for (change, rule) in due(&have, &wanted, &mut refused, Instant::now()) {
             match (talk.ask(&change)?.is_some(), wanted.contains(&rule)) {
                 (true, true) => drop(have.insert(rule)),
                 (true, false) => drop(have.remove(&rule)),
-                (false, _) => {}
+                (false, _) => drop(refused.insert(rule, Instant::now() + AGAIN)),
             }
         }
         let until = Instant::now() + LOOK;
@@ -59,6 +63,25 @@ fn wanted(autos: &[(Scene, Ports)], look: &dyn Fn(bool) -> BTreeSet<u16>) -> BTr
         look(scene.udp).into_iter().flat_map(|p| ports.rules_to(p, scene)).collect::<Vec<_>>()
     };
     autos.iter().flat_map(rules).collect()
+}
+
+/// What to ask for now: whoever listens inside decides how much that would be, so no more than there may be forwards, few at
+/// a time, and what was refused not before it is due.
+fn due(
+    have: &BTreeSet<String>,
+    wanted: &BTreeSet<String>,
+    refused: &mut BTreeMap<String, Instant>,
+    now: Instant,
+) -> Vec<(Value, String)> {
+    refused.retain(|rule, at| now < *at && (wanted.contains(rule) || have.contains(rule)));
+    let mut room = FORWARDS.saturating_sub(have.len());
+    let mut fits = |(_, rule): &(Value, String)| {
+        let (new, may) = (wanted.contains(rule), !refused.contains_key(rule));
+        let fits = may && (!new || room > 0);
+        room -= usize::from(fits && new);
+        fits
+    };
+    changes(have, wanted).into_iter().filter(|change| fits(change)).take(AT_ONCE).collect()
 }
 
 /// One by one, since one that cannot be made shall not keep the others from it: first what goes.
@@ -199,6 +222,28 @@ mod tests {
         let steps = changes(&BTreeSet::from([tcp.clone(), "tcp+try:*:5-:5".into()]), &all);
         let texts: Vec<String> = steps.iter().map(|(v, _)| v["arguments"].to_string()).collect();
         assert_eq!(texts, [r#"{"remove":["tcp+try:*:5"]}"#, &format!(r#"{{"add":["{udp}"]}}"#)]);
+    }
+
+    #[test]
+    fn who_listens_at_everything_keeps_nobody_busy() {
+        let all: BTreeSet<String> = (1..=20_000).map(|p| format!("tcp:*:{p}-:{p}")).collect();
+        let (mut have, mut refused, now) = (BTreeSet::new(), BTreeMap::new(), Instant::now());
+        let mut asked = 0;
+        for _ in 0..10 {
+            let due = due(&have, &all, &mut refused, now);
+            assert!(due.len() <= AT_ONCE);
+            asked += due.len();
+            have.extend(due.into_iter().map(|(_, rule)| rule));
+        }
+        assert_eq!((asked, have.len()), (FORWARDS, FORWARDS));
+        // What is gone goes, and makes room; what is refused waits.
+        let gone = have.pop_first().unwrap();
+        let less: BTreeSet<String> = all.iter().filter(|r| **r != gone).cloned().collect();
+        let next = due(&have, &less, &mut refused, now).remove(0).1;
+        assert!(!have.contains(&next));
+        refused.insert(next.clone(), now + AGAIN);
+        assert_ne!(due(&have, &less, &mut refused, now)[0].1, next);
+        assert_eq!(due(&have, &less, &mut refused, now + AGAIN)[0].1, next);
     }
 
     #[test]

@@ -91,6 +91,12 @@ impl Supervisor {
             remove.iter().map(|t| Listen::read(t)).collect::<Result<_, _>>().map_err(bad)?;
         let add = add.iter().map(|t| host.read(t)).collect::<Result<_, _>>().map_err(bad)?;
         host.prepare(all, &remove, add, &s.kept, &mut asker)?;
+        if let PortPlan::User(plan) = &s.plan
+            && let Err(fault) = host.fits(plan)
+        {
+            host.abandon();
+            return Err(fault.into());
+        }
         Ok(Outcome::Change(Box::new(Change::of([Step::Forwards { slot }]))))
     }
 
