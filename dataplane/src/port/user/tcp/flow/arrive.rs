@@ -13,6 +13,10 @@ use super::{End, Flow, Owed, State};
 
 /// Acknowledgements in a row without news that mean a loss (RFC 5681 §3.2).
 const REPEATS: u8 = 3;
+/// Fewest seconds of silence that a socket is told: a guest that asks for a window which was shut, while we say that it is
+/// open, looks as if it asked after a second whether the far end is there, and no connection must end for that when nobody
+/// is reached for some seconds.
+const SHORTEST: u16 = 15;
 /// Most seconds of silence that a socket can be told (`MAX_TCP_KEEPIDLE`).
 const LONGEST: u16 = 32_767;
 
@@ -74,15 +78,15 @@ impl<S: Sock> Flow<S> {
     }
 
     /// After a silence the guest says again what it has said (nothing, or its last byte): it asks whether the far end is there.
-    /// We are, and say so; the far end may not be: its socket asks it after as long a silence. (A guest whose window is shut
-    /// asks in the same way.)
+    /// We are, and say so; the far end may not be: its socket asks it after as long a silence, or after [`SHORTEST`]. (A guest whose
+    /// window is shut asks in the same way.)
     fn asked_for(&mut self, s: &Segment, silent: Duration) {
         let asks = s.span() < 2
             && s.seq == self.up.next.minus(1)
             && s.has(flag::ACK)
             && !s.has(flag::RST | flag::SYN);
-        let seconds = u16::try_from(silent.as_secs()).unwrap_or(u16::MAX).min(LONGEST);
-        if !asks || s.has(flag::FIN) || seconds == 0 || self.is_shut() || self.state != State::Open {
+        let seconds = u16::try_from(silent.as_secs()).unwrap_or(LONGEST).clamp(SHORTEST, LONGEST);
+        if !asks || s.has(flag::FIN) || silent.as_secs() == 0 || self.is_shut() || self.state != State::Open {
             return;
         }
         if self.up.alive.is_none_or(|known| seconds < known) {

@@ -290,7 +290,7 @@ fn who_asks_whether_the_far_end_is_there_has_it_asked() {
         Segment { seq: t.nxt.minus(1), ack: t.ack, flags: flag::ACK, window: 100, ..Segment::default() };
     // Too soon: something was lost. Then as Linux asks, more often, as others ask (a byte once more), and less often.
     for (wait, byte, alive) in
-        [(0, 0, &[][..]), (60, 0, &[60]), (30, 0, &[60, 30]), (10, 1, &[60, 30, 10]), (40, 0, &[60, 30, 10])]
+        [(0, 0, &[][..]), (60, 0, &[60]), (30, 0, &[60, 30]), (20, 1, &[60, 30, 20]), (40, 0, &[60, 30, 20])]
     {
         s.pass(Duration::from_secs(wait));
         s.send(&[(t.key, probe, &b"x"[..byte])]);
@@ -309,6 +309,25 @@ fn who_asks_whether_the_far_end_is_there_has_it_asked() {
     s.collect();
     s.send(&[(t.key, Segment { seq: t.nxt.minus(1), ..probe }, &[])]);
     assert_eq!(end.borrow().alive.len(), 3);
+}
+
+/// A guest's question for its window, which crossed our word that it is open: the far end is not asked every second from
+/// then on, for a connection would end of that when nothing goes through for ten.
+#[test]
+fn a_late_question_for_the_window_does_not_hurry_the_far_end() {
+    for wait in [1, 2, 14, 15] {
+        let mut s = Scene::new(&plan());
+        let t = s.open(key4(5));
+        s.pass(Duration::from_secs(wait));
+        let probe =
+            Segment { seq: t.nxt.minus(1), ack: t.ack, flags: flag::ACK, window: 100, ..Segment::default() };
+        for _ in 0..3 {
+            s.send(&[(t.key, probe, &[])]);
+            assert_eq!(s.collect().len(), 1, "it is answered");
+            assert_eq!(Scene::end(t.end).borrow().alive, [15], "after {wait} s");
+            s.pass(Duration::from_secs(2));
+        }
+    }
 }
 
 #[test]
