@@ -287,9 +287,13 @@ pub(crate) fn tcp_socket(address: SocketAddr, options: TcpOptions) -> io::Result
 
 /// A listening socket to which nobody can come any more: somebody who holds it has called `shutdown(2)`.
 pub(super) fn is_shut(socket: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    // Of a UNIX socket that is shut for reading alone only this one tells, and only who asks for it.
+    let reading = PollFlags::from_bits_retain(libc::POLLRDHUP);
+    let mut fds = [PollFd::new(socket.as_fd(), reading)];
     let looked = poll(&mut fds, PollTimeout::ZERO);
-    looked.is_ok() && fds.iter().any(|p| p.revents().is_some_and(|r| r.contains(PollFlags::POLLHUP)))
+    let ends = PollFlags::POLLHUP | reading;
+    // None: a flag that nix has no name for, and there is but the one that was asked for.
+    looked.is_ok() && fds.iter().any(|p| p.revents().is_none_or(|r| r.intersects(ends)))
 }
 
 /// Has connections come to a socket that is bound.

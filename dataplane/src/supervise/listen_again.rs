@@ -88,7 +88,7 @@ mod tests {
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
     use std::time::Instant;
 
-    use nix::sys::socket::{Shutdown, shutdown};
+    use nix::sys::socket::{self, AddressFamily, Shutdown, SockFlag, UnixAddr, shutdown};
 
     use super::*;
     use crate::port::stream;
@@ -98,56 +98,80 @@ mod tests {
         Slot { kept: vec![kept], addr, ..Slot::bare("n0".into(), "stream", plan) }
     }
 
+    const WAYS: [Shutdown; 2] = [Shutdown::Read, Shutdown::Both];
+
     /// A dataplane shuts it and dies.
-    fn shut(slot: &mut Slot) {
+    fn shut(slot: &mut Slot, how: Shutdown) {
         let fd = slot.kept[0].try_clone().unwrap();
         assert!(!listen::is_shut(&fd));
-        shutdown(fd.as_raw_fd(), Shutdown::Both).unwrap();
+        shutdown(fd.as_raw_fd(), how).unwrap();
         assert!(listen::is_shut(&fd));
         drop(fd);
         slot.orphaned(Instant::now());
     }
 
-    #[test]
-    fn a_path_an_abstract_name_and_a_port_listen_again() {
+    fn comes_again(how: Shutdown) {
         let path = std::env::temp_dir().join(format!("netreeve-again-{}", std::process::id()));
-        let (socket, file) = listen::unix("t", &path, 0o620).unwrap();
-        let mut slot = Slot { file: Some(file), ..server(Some(Addr::Unix(path.clone())), socket) };
-        shut(&mut slot);
-        UnixStream::connect(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o620);
-        drop(slot);
-        assert!(!path.exists(), "the file is ours");
+        for kind in [SockType::Stream, SockType::SeqPacket] {
+            let (socket, file) = match kind {
+                SockType::SeqPacket => listen::seqpacket("t", &path, 0o620).unwrap(),
+                _ => listen::unix("t", &path, 0o620).unwrap(),
+            };
+            let mut slot = Slot { file: Some(file), ..server(Some(Addr::Unix(path.clone())), socket) };
+            if let (SockType::SeqPacket, PortPlan::Stream(plan)) = (kind, &mut slot.plan) {
+                plan.framing = Framing::Packets;
+            }
+            shut(&mut slot, how);
+            assert!(!listen::is_shut(&slot.kept[0]));
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let client = socket::socket(AddressFamily::Unix, kind, flags, None).unwrap();
+            socket::connect(client.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+            // With somebody in its queue it is no more shut than before.
+            assert!(!listen::is_shut(&slot.kept[0]));
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o620);
+            drop(slot);
+            assert!(!path.exists(), "the file is ours");
+        }
 
         let name = format!("netreeve-again-{}", std::process::id()).into_bytes();
-        let socket = listen::in_abstract("t", &name, SockType::Stream).unwrap();
-        shut(&mut server(Some(Addr::Abstract(name.clone())), socket));
         let mut slot = {
             let socket = listen::in_abstract("t", &name, SockType::Stream).unwrap();
             server(Some(Addr::Abstract(name.clone())), socket)
         };
-        shut(&mut slot);
+        shut(&mut slot, how);
         UnixStream::connect_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
 
         // A port of the kernel's choice is chosen anew; this one is ours.
-        let (tcp, at) = loop {
+        let (tcp, at) = ours();
+        let mut slot = server(None, tcp.into());
+        shut(&mut slot, how);
+        TcpStream::connect(at).unwrap();
+        assert!(!slot.gone && !listen::is_shut(&slot.kept[0]));
+    }
+
+    /// A TCP listener with a port that we chose.
+    fn ours() -> (TcpListener, std::net::SocketAddr) {
+        loop {
             let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             if let Ok(tcp) = TcpListener::bind(at) {
                 break (tcp, at);
             }
-        };
-        let mut slot = server(None, tcp.into());
-        shut(&mut slot);
-        TcpStream::connect(at).unwrap();
-        assert!(!slot.gone);
+        }
+    }
+
+    #[test]
+    fn a_path_an_abstract_name_and_a_port_listen_again() {
+        WAYS.into_iter().for_each(comes_again);
     }
 
     #[test]
     fn a_handed_socket_that_is_shut_for_good_is_gone() {
-        let path = std::env::temp_dir().join(format!("netreeve-handed-{}", std::process::id()));
-        let mut slot = server(Some(Addr::Fd(9)), UnixListener::bind(&path).unwrap().into());
-        shut(&mut slot);
-        assert!(slot.gone && !slot.can_come_back());
-        fs::remove_file(&path).unwrap();
+        for how in WAYS {
+            let path = std::env::temp_dir().join(format!("netreeve-handed-{}", std::process::id()));
+            let mut slot = server(Some(Addr::Fd(9)), UnixListener::bind(&path).unwrap().into());
+            shut(&mut slot, how);
+            assert!(slot.gone && !slot.can_come_back());
+            fs::remove_file(&path).unwrap();
+        }
     }
 }
