@@ -1,7 +1,7 @@
 //! One turn of the supervisor's loop: wait, then signals, dataplane, links, connections, times.
 #![forbid(unsafe_code)]
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use crate::supervise::control::report::far_end;
 use crate::supervise::datagram::Aim;
 use crate::supervise::dial::Step;
 use crate::supervise::doors::Door;
+use crate::supervise::slot::Slot;
 use crate::supervise::{Supervisor, child, command, link_watch, vde};
 
 /// What has happened.
@@ -23,6 +24,18 @@ struct Woken {
     errors: bool,
     links: bool,
     control: bool,
+}
+
+impl Slot {
+    /// A visitor has left, or `came`: the last word is what counts, and what nobody was told of is none any more.
+    pub(super) fn visited(&mut self, left: bool, came: Option<OwnedFd>) {
+        if left {
+            (self.alone, self.fresh) = (true, None);
+        }
+        if came.is_some() {
+            (self.alone, self.fresh) = (false, came);
+        }
+    }
 }
 
 impl Supervisor {
@@ -219,10 +232,8 @@ impl Supervisor {
             }
             if let Some(reception) = &mut s.reception {
                 let came = reception.step(now, &mut s.file);
-                s.alone |= reception.has_left();
-                if came.is_some() {
-                    s.fresh = came;
-                }
+                let left = reception.has_left();
+                s.visited(left, came);
             }
             match s.dialler.as_mut().map(|d| d.step(now)) {
                 Some(Step::Connected(fd)) => {

@@ -534,6 +534,23 @@ mod tests {
     }
 
     #[test]
+    fn the_visitor_that_is_there_is_not_told_away_and_one_that_left_is_not_handed_over() {
+        // A's socket waits for the dataplane; A leaves.
+        let mut slot = Slot { fresh: Some(socket()), ..stream() };
+        slot.visited(false, None);
+        assert!(slot.fresh.is_some() && !slot.alone);
+        slot.visited(true, None);
+        assert!(slot.fresh.is_none() && slot.alone);
+        // B comes before anybody was told.
+        slot.visited(false, Some(socket()));
+        assert!(slot.fresh.is_some() && !slot.alone);
+        slot.fresh = None;
+        // C in the turn in which B leaves.
+        slot.visited(true, Some(socket()));
+        assert!(slot.fresh.is_some() && !slot.alone);
+    }
+
+    #[test]
     fn rings_are_taken_over_by_the_next_one() {
         let plan = port::xsk::Plan {
             queues: 1,
