@@ -184,19 +184,28 @@ pub struct Change {
 }
 
 /// What it means that nobody could be accepted from a listening socket that is ready, and mostly stays so: the next one is
-/// tried; it is tried later, because descriptors or memory are short, or nobody is there (a UNIX socket that somebody shut
-/// down says so for ever); or the socket is of no use any more.
+/// tried; it is tried later, because descriptors or memory are short, it is forbidden, or nobody is there (a UNIX socket that
+/// somebody shut down says so for ever); or the socket is of no use any more.
 ///
 /// # Errors
 /// The socket does not listen: the port is dead, and another dataplane gets another one.
 pub fn not_accepted(e: io::Error) -> io::Result<Change> {
     match e.raw_os_error() {
         Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK | libc::EOPNOTSUPP) => Err(e),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EPERM | libc::EAGAIN) => {
-            Ok(Change { later: true, ..Change::default() })
-        }
-        // Whoever came went away before its turn (accept(2) passes the network's errors on).
-        _ => Ok(Change::default()),
+        // Whoever came went away before its turn (accept(2) passes the network's errors on), or a signal came.
+        Some(
+            libc::ECONNABORTED
+            | libc::EINTR
+            | libc::ENETDOWN
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH,
+        ) => Ok(Change::default()),
+        // Nor does anything that is not known here keep anybody busy: what forbids it now does so at once again.
+        _ => Ok(Change { later: true, ..Change::default() }),
     }
 }
 
