@@ -117,7 +117,8 @@ fn a_host_that_moves_takes_its_guest_along() {
     }
     for (ping, before) in pings.iter().zip(moved) {
         let until = Instant::now() + PATIENCE;
-        while answers(ping) == before {
+        // The first new one may have been underway before the host moved.
+        while answers(ping) < before + 2 {
             assert!(Instant::now() < until, "it is answered no more: {}", ping.tail());
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -204,6 +204,8 @@ fn who_may_make_files_beside_the_ports_keeps_no_others_out() {
     }
     const GROUP: u32 = 54_321;
     let dir = Dir::new("squat");
+    // The others get in whatever our umask says.
+    fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).unwrap();
     let switch = Server { mode: Some(0o660), group: Some(GROUP.to_string()), ..dir.spec() };
     let switch = Switch::open("t", switch).unwrap().0;
     let by = |uid: u32, script: &str| {
