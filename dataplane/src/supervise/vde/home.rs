@@ -37,6 +37,10 @@ use crate::sys::beneath;
 const MODE: u32 = 0o600;
 /// How many names are tried for a port's data socket.
 const NAMES: usize = 4;
+/// Bytes of its name with the slash before it: `/001-0123456789.fd`.
+const NAME: usize = 18;
+/// Bytes of a UNIX socket's path, without the one that ends it (unix(7)).
+const PATH: usize = 107;
 
 /// The directory. Dropping the last one removes it if it is empty.
 #[derive(Debug)]
@@ -97,6 +101,9 @@ impl Home {
         let group = group.map(group_id).transpose().map_err(no_group)?;
         let mode = mode.unwrap_or(MODE);
         let path = std::path::absolute(path).map_err(fault)?;
+        let too_long =
+            |e| Fault::new(Exit::Config, what.clone(), e, "give sock= a directory with a shorter path");
+        room(&path).map_err(too_long)?;
         let made = match DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => true,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
@@ -200,6 +207,17 @@ impl Home {
         }
         Err(last)
     }
+}
+
+/// The ports' sockets have room beside `ctl`: at the first client it would be too late to say so.
+fn room(directory: &Path) -> io::Result<()> {
+    let (len, most) = (directory.as_os_str().len(), PATH - NAME);
+    if len <= most {
+        return Ok(());
+    }
+    let why =
+        format!("its path has {len} bytes, and at most {most} leave room for the sockets of ports in it");
+    Err(io::Error::other(why))
 }
 
 /// Marks the directory as one that goes with us, or not.

@@ -177,6 +177,14 @@ fn directories_are_made_taken_over_and_left_alone() {
     drop(dir.open());
     assert!(sw.exists());
     fs::remove_dir(&sw).unwrap();
+    // A path that has room for `ctl` and for no port is refused before anything is made.
+    let long = |len: usize| dir.0.join("x".repeat(len - dir.0.as_os_str().len() - 1));
+    let fault = Switch::open("t", Server { dir: long(90), ..dir.spec() }).unwrap_err();
+    assert!(fault.why.contains("90 bytes, and at most 89") && !long(90).exists(), "{fault}");
+    let (switch, _) = Switch::open("t", Server { dir: long(89), ..dir.spec() }).unwrap();
+    drop(UnixDatagram::bind(long(89).join("001-0123456789.fd")).unwrap());
+    drop(switch);
+    assert!(!long(89).exists());
     // One that has other things in it is somebody's home, or the system's: its bits are no business of a switch's.
     fs::create_dir(&sw).unwrap();
     fs::set_permissions(&sw, fs::Permissions::from_mode(0o751)).unwrap();
