@@ -26,7 +26,7 @@ use crate::spec::addr::{Inet, TcpOptions};
 use crate::sys;
 
 /// Connections that may wait for us.
-const BACKLOG: i32 = 16;
+pub(super) const BACKLOG: i32 = 16;
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 
 /// The file of a unix socket that we made. Dropping it removes the file, if it is still ours.
