@@ -85,10 +85,11 @@ impl Cx {
         }
     }
 
-    /// Where on the host's side a destination of the guest's is, if the host's routes alone say how it is reached.
+    /// Where on the host's side a destination of the guest's is, if the address that it is reached from is not a named one:
+    /// that one stays, wherever the host moves to.
     #[must_use]
     pub fn unbound(&self, dst: SocketAddr) -> Option<SocketAddr> {
-        self.net.route(dst).filter(|_| self.outbound.is_free())
+        self.net.route(dst).filter(|at| self.outbound.of(at.ip()).0.is_none())
     }
 
     /// The address is one of the host's own. Who asks about the same one over and over costs no calls.

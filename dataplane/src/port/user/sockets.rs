@@ -86,8 +86,15 @@ const LOOK: Duration = Duration::from_secs(3);
 pub(super) struct Source(Option<Instant>);
 
 impl Source {
-    /// The flow's socket, which is connected there, is looked at if it is time, and sends from where the host is no more.
-    pub(super) fn is_lost(&mut self, fd: BorrowedFd<'_>, to: Option<SocketAddr>, now: Instant) -> bool {
+    /// The flow's socket, which is connected there and left the host so, is looked at if it is time, and sends from where the
+    /// host is no more.
+    pub(super) fn is_lost(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        to: Option<SocketAddr>,
+        by: &Outbound,
+        now: Instant,
+    ) -> bool {
         match self.0 {
             Some(at) if now.saturating_duration_since(at) < LOOK => false,
             // A new one.
@@ -97,7 +104,7 @@ impl Source {
             }
             Some(_) => {
                 self.0 = Some(now);
-                to.is_some_and(|to| is_left_behind(fd, to))
+                to.is_some_and(|to| is_left_behind(fd, to, by))
             }
         }
     }
@@ -129,9 +136,10 @@ pub(super) fn leave(fd: BorrowedFd<'_>, to: SocketAddr, by: &Outbound) -> io::Re
 
 /// A socket that is connected there sends from an address that the host has no more, and another would not. (The kernel goes
 /// on sending IPv6 so, and nobody's answer arrives.)
-fn is_left_behind(fd: BorrowedFd<'_>, to: SocketAddr) -> bool {
+fn is_left_behind(fd: BorrowedFd<'_>, to: SocketAddr, by: &Outbound) -> bool {
     let source = || {
         let fresh = sock::new(Speaks::Udp, to.is_ipv6()).ok()?;
+        leave(fresh.as_fd(), to, by).ok()?;
         sock::connect(fresh.as_fd(), to).ok()?;
         sock::local(fresh.as_fd())
     };

@@ -560,6 +560,41 @@ fn sockets_leave_as_they_are_told() {
 }
 
 #[test]
+fn a_host_that_moves_is_noticed_whatever_else_is_named() {
+    use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
+    use std::os::fd::AsRawFd;
+    let sure = Outbound { v4: Some([127, 0, 0, 7].into()), ..Outbound::default() };
+    let device = Outbound { device4: Some("lo".parse().unwrap()), ..Outbound::default() };
+    let (four, six) = (at("192.0.2.9:9"), at("[2001:db8::9]:9"));
+    let mut cx = context(&plan()).unwrap();
+    for (by, of_four) in [(Outbound::default(), true), (device, true), (sure, false)] {
+        cx.outbound = by;
+        assert_eq!((cx.unbound(four).is_some(), cx.unbound(six)), (of_four, Some(six)), "{by:?}");
+    }
+    // From an address that the host has no more. The kernel lets IPv6 go on so.
+    let old = socket::socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::empty(), None).unwrap();
+    setsockopt(&old, sockopt::IpFreebind, &true).unwrap();
+    socket::bind(old.as_raw_fd(), &SockaddrStorage::from(at("[2001:db8::77]:0"))).unwrap();
+    let home = at("[::1]:9");
+    sock::connect(old.as_fd(), home).unwrap();
+    let now = Instant::now();
+    for by in [Outbound::default(), sure, device] {
+        let mut source = sockets::Source::default();
+        let mut is_lost =
+            |after| source.is_lost(old.as_fd(), Some(home), &by, now + Duration::from_secs(after));
+        assert_eq!([0, 1, 4].map(&mut is_lost), [false, false, true], "{by:?}");
+    }
+    // Who cannot be followed as it is told is not left.
+    let (any, gone) = (at("[::]:9"), Outbound { v6: Some("2001:db8::78".parse().unwrap()), ..sure });
+    for (by, lost) in [(sure, true), (gone, false)] {
+        let mut source = sockets::Source::default();
+        let mut is_lost =
+            |after| source.is_lost(old.as_fd(), Some(any), &by, now + Duration::from_secs(after));
+        assert_eq!([0, 4].map(&mut is_lost), [false, lost], "{by:?}");
+    }
+}
+
+#[test]
 fn limits_shrink_to_the_descriptors_that_there_may_be() {
     let l = Limits::default();
     assert_eq!(l.within(l.descriptors()), l);

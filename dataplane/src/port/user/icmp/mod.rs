@@ -108,7 +108,7 @@ impl Icmp {
     fn flow_of(&mut self, key: Key, p: &Packet<'_>, ip: &Ip, cx: &mut Cx) -> Option<u32> {
         if let Some(i) = self.flows.find(&key) {
             let (_, flow) = self.flows.get(i)?;
-            if !flow.source.is_lost(flow.fd.as_fd(), cx.unbound(key.far), cx.now) {
+            if !flow.source.is_lost(flow.fd.as_fd(), cx.unbound(key.far), &cx.outbound, cx.now) {
                 return Some(i);
             }
             // Whom it asks answers to where the host was. Another socket asks from where it is now.

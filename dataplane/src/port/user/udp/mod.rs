@@ -161,7 +161,7 @@ impl Udp {
     fn is_left_behind(&mut self, index: u32, cx: &Cx) -> bool {
         let Some((key, flow)) = self.flows.get(index) else { return false };
         let Kind::Asks { fd } = &flow.kind else { return false };
-        flow.source.is_lost(fd.as_fd(), cx.unbound(key.far), cx.now)
+        flow.source.is_lost(fd.as_fd(), cx.unbound(key.far), &cx.outbound, cx.now)
     }
 
     /// Sends what waits; what is put next goes by this flow, or, where that one was found to be lost, by a new one.
