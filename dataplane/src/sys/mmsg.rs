@@ -27,9 +27,10 @@ pub const SOL_UDP: i32 = 17;
 /// The size that a socket's messages are cut to.
 pub const UDP_SEGMENT: i32 = 103;
 const UDP_GRO: i32 = 104;
-/// Bytes of a `struct cmsghdr` (cmsg(3)), and of a note: one of them with a size of segments, and one with a local address.
+/// Bytes of a `struct cmsghdr` (cmsg(3)), and of a note: one of them with a size of segments (24), and one for each family
+/// with a local address (32 and 40), both of which a socket of both families is told.
 const HEAD: usize = 16;
-const NOTE: usize = 64;
+const NOTE: usize = 96;
 /// The local address of a datagram is told, or named: `struct in_pktinfo` (ip(7)), `struct in6_pktinfo` (ipv6(7)).
 const LOCAL4: (i32, i32) = (libc::IPPROTO_IP, libc::IP_PKTINFO);
 const LOCAL6: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
@@ -150,7 +151,8 @@ impl Incoming {
     }
 
     /// The local address that a message of the last call was sent to, from which an answer comes; of link scope with its
-    /// link. Its port is 0. None: the socket was not told to say it ([`tell_local`]), or it is for many.
+    /// link. Its port is 0; one of IPv4 is IPv4's on a socket of both families as well. None: the socket was not told to say it
+    /// ([`tell_local`]), or it is for many.
     #[must_use]
     pub fn local(&self, i: usize) -> Option<SocketAddr> {
         let (note, noted) = (self.notes.get(i)?, *self.noted.get(i)?);
@@ -161,7 +163,9 @@ impl Incoming {
                 let ip = Ipv6Addr::from(*b.first_chunk::<16>()?);
                 let link = i32::from_ne_bytes(*b.get(16..)?.first_chunk()?);
                 let scope = if ip.is_unicast_link_local() { u32::try_from(link).ok()? } else { 0 };
-                (!ip.is_multicast()).then(|| SocketAddrV6::new(ip, 0, 0, scope).into())
+                // Of IPv4 it is the header's, which may be for many; what to answer from is said beside it.
+                let one = !ip.is_multicast() && ip.to_ipv4_mapped().is_none();
+                one.then(|| SocketAddrV6::new(ip, 0, 0, scope).into())
             }
             _ => None,
         })
@@ -173,8 +177,11 @@ impl Incoming {
 /// # Errors
 /// The kernel's.
 pub fn tell_local(fd: BorrowedFd<'_>, v6: bool) -> Result<()> {
-    let level = if v6 { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
-    set(fd, level, if v6 { libc::IPV6_RECVPKTINFO } else { libc::IP_PKTINFO }, 1)
+    if v6 {
+        set(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+    }
+    // One of both families, too: what comes by IPv4 is answered from where routes say, if it was for many.
+    set(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
 }
 
 fn message(
@@ -564,6 +571,57 @@ mod tests {
                 assert_eq!(&got[..n], want, "{called}");
             }
         }
+    }
+
+    /// A socket of both families, as of forwards at `*`: what is for many is answered from an address of the host's own.
+    #[test]
+    fn answers_of_both_families_come_from_one_who_was_called() {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn6, bind, socket};
+        let fd = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::empty(), None).unwrap();
+        setsockopt(&fd, sockopt::Ipv6V6Only, &false).unwrap();
+        let any: SocketAddrV6 = "[::]:0".parse().unwrap();
+        bind(fd.as_raw_fd(), &SockaddrIn6::from(any)).unwrap();
+        let bound = UdpSocket::from(fd);
+        tell_local(bound.as_fd(), true).unwrap();
+        setsockopt(&bound, sockopt::UdpGroSegment, &true).unwrap();
+        let port = bound.local_addr().unwrap().port();
+        for (own, called, answers) in [
+            ("127.0.0.1:0", "127.0.0.2", "127.0.0.2"),
+            ("127.0.0.1:0", "127.255.255.255", "127.0.0.1"),
+            ("[::1]:0", "::1", "::1"),
+        ] {
+            let client = UdpSocket::bind(own).unwrap();
+            client.set_broadcast(true).unwrap();
+            client.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+            // Joined, so that all there is to be said is said.
+            setsockopt(&client, sockopt::UdpGsoSegment, &4).unwrap();
+            client.send_to(b"12341234", (called, port)).unwrap();
+            let mem = Buf::new(64).unwrap();
+            let mut incoming = Incoming::new(true);
+            let got = incoming.recv(bound.as_fd(), &[mem.seg(0, 64)]).unwrap();
+            assert!(got.len() == 1 && got[0].len >= 4, "{called}: {got:?}");
+            let local = incoming.local(0).unwrap();
+            assert_eq!(local, SocketAddr::new(answers.parse().unwrap(), 0), "{called}");
+            let mut out = Outgoing::new();
+            out.towards(incoming.source(0).unwrap());
+            out.from_local(local);
+            out.private(b"there");
+            out.finish(3);
+            assert_eq!(out.send(bound.as_fd()).unwrap(), 1, "{called}");
+            for bytes in [3, 2] {
+                let from = SocketAddr::new(answers.parse().unwrap(), port);
+                assert_eq!(client.recv_from(&mut [0; 64]).unwrap(), (bytes, from));
+            }
+            // What is left of a message that the kernel did not join.
+            while incoming.recv(bound.as_fd(), &[mem.seg(0, 64)]).is_ok() {}
+        }
+        // Without the other family's word, nobody is named for IPv4.
+        set(bound.as_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 0).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.send_to(b"x", ("127.0.0.2", port)).unwrap();
+        let (mem, mut incoming) = (Buf::new(64).unwrap(), Incoming::new(true));
+        assert_eq!(incoming.recv(bound.as_fd(), &[mem.seg(0, 64)]).unwrap().len(), 1);
+        assert_eq!(incoming.local(0), None);
     }
 
     #[test]
