@@ -255,6 +255,45 @@ fn a_guest_with_our_ethernet_address_is_heard_and_served() {
     assert_eq!(arrived(far[0].accept().unwrap().0), b"a guest's words");
 }
 
+/// A member of a hub that sends back what it hears, before any guest was heard: what we say of ourselves is not somebody
+/// else with our Ethernet address, and that we took another is said once.
+#[test]
+fn our_own_words_that_come_back_do_not_go_on_for_ever() {
+    let mut house = House::new(&Plan { mac: super::guest::GUEST, ..Plan::qemu() }, Vec::new());
+    house.port.peer_up(true);
+    let mut heard = house.tell(&[]);
+    assert!(heard.iter().any(|f| f[12..14] == [8, 6]) && heard.iter().any(|f| f[12..14] == [0x86, 0xdd]));
+    assert!(heard.iter().all(|f| f[6..12] == super::guest::GUEST.0), "{heard:?}");
+    // Whoever has our address is told so, which comes back as well, and that is the end of it.
+    let echo = |house: &mut House, first: &[Vec<u8>], mac: [u8; 6]| {
+        let again = house.tell(first);
+        assert!(again.iter().all(|f| f[12..14] == [8, 6] && f[6..12] == mac), "{again:?}");
+        assert!(again.len() <= first.len());
+        assert_eq!(house.tell(&again), Vec::<Vec<u8>>::new());
+    };
+    echo(&mut house, &heard, super::guest::GUEST.0);
+    // A guest that has it: we go, and what we say then comes back again and again, as does what was said before.
+    let probe = {
+        let mut f = vec![0xff; 6];
+        f.extend(super::guest::GUEST.0);
+        f.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        f.extend(super::guest::GUEST.0);
+        f.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 2, 15]);
+        f
+    };
+    let said = house.tell(&[probe]);
+    assert!(said.iter().any(|f| f[12..14] == [8, 6] && f[22..28] == plan::MAC.0), "{said:?}");
+    heard.extend(said);
+    for _ in 0..3 {
+        echo(&mut house, &heard, plan::MAC.0);
+    }
+    // Once is enough, whoever says to be where.
+    let mut net = Net::new(&Plan { mac: super::guest::GUEST, ..Plan::qemu() });
+    let [ours, other] = ["10.0.2.2", "10.0.2.15"].map(|a| a.parse().unwrap());
+    let went = [ours, other, other, ours].map(|from| net.make_way(from));
+    assert_eq!((went, net.mac), ([false, true, false, false], plan::MAC));
+}
+
 /// CVE-2020-29129, CVE-2020-29130, CVE-2021-3592 to -3595, CVE-2020-10756 (libslirp) once more, at the door: every frame
 /// that makes us speak, cut at each byte, says nothing.
 #[test]

@@ -319,8 +319,11 @@ impl Port for User {
             self.cx.stats.tx_frames += 1;
             self.cx.stats.tx_bytes += u64::from(f.len);
             let packet = Packet::of(f, b);
-            if packet.as_ref().is_ok_and(|p| p.mac == self.cx.net.mac) {
-                self.rooms.services.make_way(&mut self.cx);
+            if let Ok(p) = &packet
+                && p.mac == self.cx.net.mac
+                && let Some(from) = p.source()
+            {
+                self.rooms.services.make_way(from, &mut self.cx);
             }
             match packet {
                 Ok(p) if p.to == self.cx.net.mac || p.to.is_multicast() => self.rooms.take(&p, &mut self.cx),

@@ -34,6 +34,8 @@ pub struct Net {
     restrict: bool,
     /// Addresses that mean others.
     aliases: Vec<(IpAddr, IpAddr)>,
+    /// [`Net::mac`] is another than the plan's ([`Net::make_way`]).
+    made_way: bool,
     /// The last guest that was heard of.
     pub guest_mac: Option<Mac>,
     /// Newest first.
@@ -54,18 +56,21 @@ impl Net {
             loopback: !plan.without.contains(&Service::Host),
             restrict: plan.restrict,
             aliases: plan.aliases.clone(),
+            made_way: false,
             guest_mac: None,
             neighbours: Vec::with_capacity(NEIGHBOURS),
         }
     }
 
-    /// Takes another Ethernet address than the guest's, if somebody who is the first to be heard of has ours: whoever starts a
-    /// passt by an old libvirt (9.0) gives it the guest's as `--mac-addr`. True: it is another now.
-    pub fn make_way(&mut self) -> bool {
-        // Once there is somebody else it is our own frame that has come back, or a lie.
-        if self.guest_mac.is_some() {
+    /// Takes another Ethernet address than the guest's, if somebody who is the first to be heard of has ours, and says to be
+    /// at `from`: whoever starts a passt by an old libvirt (9.0) gives it the guest's as `--mac-addr`. Once: what we say
+    /// then may come back as well. True: it is another now.
+    pub fn make_way(&mut self, from: IpAddr) -> bool {
+        // From one of our own addresses, or once there is somebody else, it is our own frame that has come back, or a lie.
+        if self.made_way || self.guest_mac.is_some() || self.is_ours(from) {
             return false;
         }
+        self.made_way = true;
         let Mac([a, b, c, d, e, f]) = plan::MAC;
         self.mac = if self.mac == plan::MAC { Mac([a, b, c, d, e, f ^ 1]) } else { plan::MAC };
         self.link_local = link_local(self.mac);

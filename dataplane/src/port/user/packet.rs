@@ -126,6 +126,13 @@ impl<'a> Packet<'a> {
         Ok(Self { head, body, vnet, mac, to, ip })
     }
 
+    /// The IP address that it says to be from; of ARP, the sender's (RFC 826).
+    #[must_use]
+    pub fn source(&self) -> Option<IpAddr> {
+        let arp = || Some(Ipv4Addr::from(*self.head.get(28..)?.first_chunk::<4>()?).into());
+        self.ip.map_or_else(arp, |ip| Some(ip.src))
+    }
+
     /// The transport's bytes as far as the head has them. (All of a header without options, unless somebody means ill.)
     #[must_use]
     pub fn transport(&self) -> &'a [u8] {

@@ -148,9 +148,9 @@ impl Services {
         self.advertise(cx);
     }
 
-    /// A guest has our Ethernet address: we take another, if that can be, and say so.
-    pub fn make_way(&mut self, cx: &mut Cx) {
-        if !cx.net.make_way() {
+    /// Somebody at `from` has our Ethernet address: we take another, if that can be, and say so.
+    pub fn make_way(&mut self, from: IpAddr, cx: &mut Cx) {
+        if !cx.net.make_way(from) {
             return;
         }
         // The router whose link-local address is now the guest's is none any more (RFC 4861 §6.2.8).
