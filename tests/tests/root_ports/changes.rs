@@ -125,7 +125,7 @@ fn a_host_that_moves_takes_its_guest_along() {
     }
     drop(pings);
     for (there, ..) in FAR {
-        assert_eq!(ping_from(&guest, &format!("-c 2 -i 0.2 -W 2 {there}")).unwrap().received, 2);
+        assert!(ping_from(&guest, &format!("-c 2 -i 0.2 -W 2 {there}")).unwrap().received >= 1);
     }
     lane.end();
 }

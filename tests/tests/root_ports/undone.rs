@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netreeve_dataplane::port::dgram::{self, Sources};
 use netreeve_dataplane::port::{Port, stream};
@@ -22,6 +22,8 @@ use crate::support::*;
 
 /// Bytes of a transfer: many super-frames.
 const BYTES: usize = 4 << 20;
+/// How long what comes on a busy machine may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a tap's virtio-net header.
 const HEADER: usize = 12;
 
@@ -196,9 +198,15 @@ fn nobody_finishes_what_nobody_said() {
     let s = stand(true, None, true);
     let l = s.host.enter(|| TcpListener::bind("10.9.0.2:0").unwrap()).unwrap();
     let at = l.local_addr().unwrap();
-    let came = s.guest.enter(|| TcpStream::connect_timeout(&at, Duration::from_secs(1))).unwrap();
-    assert!(came.is_err(), "the guest's kernel finishes its checksums itself: the other test proves nothing");
-    assert!(broken(&s.host) > 0);
+    let until = Instant::now() + PATIENCE;
+    while broken(&s.host) == 0 {
+        assert!(Instant::now() < until, "the host's TCP finds nothing broken");
+        let came = s.guest.enter(|| TcpStream::connect_timeout(&at, Duration::from_secs(1))).unwrap();
+        assert!(
+            came.is_err(),
+            "the guest's kernel finishes its checksums itself: the other test proves nothing"
+        );
+    }
     s.lane.end();
     s.stop.store(true, Ordering::Relaxed);
     s.vmm.join().unwrap();
