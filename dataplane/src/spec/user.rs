@@ -72,7 +72,8 @@ const SEARCH: usize = 32;
 const RULES: usize = 256;
 /// Most resolvers.
 const RESOLVERS: usize = 8;
-/// Most forwards, each way: as many fit what a dataplane is told.
+/// Most forwards, each way. As many with IPv4 addresses and single ports fit what a dataplane is told; of IPv6's, and of
+/// ranges, fewer do, and what does not fit is refused with a sentence.
 pub const FORWARDS: usize = 128;
 
 /// Reads the options of `user`.
