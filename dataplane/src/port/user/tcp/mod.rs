@@ -47,13 +47,13 @@ use crate::stats::{Flows, Reason};
 use ended::Ended;
 use flow::arrive::Act;
 use flow::give::Given;
-use flow::{Fate, State, Tools, Turn};
+use flow::{Fate, State, Tools, Turn, Waiting};
 use forward::{DOOR, Forwards, LISTENER};
 use hold::{CHUNK, Purse, Store};
 use intake::Intake;
 use late::{Ends, Late};
 use segment::{Key, Said, Segment, flag};
-use shares::{Origin, Shares};
+use shares::Shares;
 use sock::{Sock, Stream};
 use table::{FLOW, Table};
 
@@ -118,7 +118,7 @@ impl<S: Sock> Tcp<S> {
                 store,
                 each: plan.limits.held_each,
                 parts: Vec::new(),
-                waiting: VecDeque::new(),
+                waiting: Waiting::default(),
                 late: Late::default(),
                 ends: Ends::default(),
             },
@@ -300,31 +300,27 @@ impl<S: Sock> Tcp<S> {
 
     /// There is room again for what is to be kept: those go on that wait for it, as many as there is some for.
     fn wake(&mut self) {
-        if self.tools.waiting.is_empty() {
-            return;
-        }
-        let room = |guest| self.tools.store.left(Purse { guest, up: false }) / CHUNK;
-        let mut room = [true, false].map(room);
-        if room == [0, 0] {
-            return;
-        }
-        let mut still = VecDeque::new();
-        while let Some(token) = self.tools.waiting.pop_front() {
-            let Some(f) = self.table.get(token) else { continue };
-            match room.get_mut(usize::from(f.origin != Origin::Guest)).filter(|n| **n > 0) {
-                Some(n) => *n -= 1,
-                None => {
-                    still.push_back(token);
-                    continue;
+        for guest in [true, false] {
+            let list = self.tools.waiting.of(guest);
+            if list.is_empty() {
+                continue;
+            }
+            // Who is gone is not kept for as long as there is no room.
+            if list.len() > 2 * self.table.len() {
+                list.retain(|token| self.table.get(*token).is_some());
+            }
+            let mut room = self.tools.store.left(Purse { guest, up: false }) / CHUNK;
+            while room > 0 {
+                let Some(token) = list.pop_front() else { break };
+                let Some(f) = self.table.get(token) else { continue };
+                room -= 1;
+                f.down.turn = Turn::Has;
+                if !f.queued && f.may_give() {
+                    f.queued = true;
+                    self.giving.push_back(token);
                 }
             }
-            f.down.turn = Turn::Has;
-            if !f.queued && f.may_give() {
-                f.queued = true;
-                self.giving.push_back(token);
-            }
         }
-        self.tools.waiting = still;
     }
 }
 

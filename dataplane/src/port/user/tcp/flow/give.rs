@@ -199,7 +199,8 @@ impl<S: Sock> Flow<S> {
     fn keepable(&self, tools: &Tools) -> u32 {
         let kept = &self.down.kept;
         let left = tools.store.left(kept.purse());
-        let crowd = u32::try_from(tools.waiting.len()).unwrap_or(u32::MAX).saturating_mul(CHUNK);
+        let crowd =
+            u32::try_from(tools.waiting.len(kept.purse().guest)).unwrap_or(u32::MAX).saturating_mul(CHUNK);
         if self.down.turn != Turn::Has && left <= crowd {
             return kept.spare().min(tools.each.saturating_sub(kept.len()));
         }
@@ -210,7 +211,7 @@ impl<S: Sock> Flow<S> {
     /// Has it go on when somebody gives room back ([`Tools::waiting`]).
     fn wait(&mut self, tools: &mut Tools) {
         if std::mem::replace(&mut self.down.turn, Turn::Waits) != Turn::Waits {
-            tools.waiting.push_back(self.token);
+            tools.waiting.of(self.down.kept.purse().guest).push_back(self.token);
         }
     }
 

@@ -48,12 +48,32 @@ pub(super) struct Tools {
     pub(super) each: u32,
     /// Gathered for a call.
     pub(super) parts: Vec<Seg>,
-    /// Those that have something for the guest, and no room to keep it in: the first of them is the first to get some.
-    pub(super) waiting: VecDeque<Token>,
+    /// Those that have something for the guest, and no room to keep it in.
+    pub(super) waiting: Waiting,
     /// Whose acknowledgements wait for company.
     pub(super) late: Late,
     /// Whose ends wait until somebody was answered.
     pub(super) ends: Ends,
+}
+
+/// Who waits for room, of each origin: the first of them is the first to get some. (Each has its own, and whoever waits for
+/// one is not looked at when there is some of the other.) Who is gone may be among them.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    guests: VecDeque<Token>,
+    visitors: VecDeque<Token>,
+}
+
+impl Waiting {
+    /// Those that the guest asked for; else those that came by a forward.
+    pub(super) fn of(&mut self, guest: bool) -> &mut VecDeque<Token> {
+        if guest { &mut self.guests } else { &mut self.visitors }
+    }
+
+    /// How many there are, as [`Waiting::of`] takes them.
+    pub(super) fn len(&self, guest: bool) -> usize {
+        if guest { self.guests.len() } else { self.visitors.len() }
+    }
 }
 
 /// Where a connection stands.

@@ -3,6 +3,8 @@
 
 use super::scene::{Came, Scene, Talk, key4, plan};
 use crate::port::user::plan::{Limits, Plan};
+use crate::port::user::tcp::flow::Turn;
+use crate::port::user::tcp::hold::Purse;
 use crate::port::user::tcp::segment::flag;
 use crate::stats::Reason;
 
@@ -138,6 +140,48 @@ fn many_that_wait_for_room_take_turns() {
         assert!(got.iter().all(|n| *n == each), "{flows}: {got:?}");
         assert_eq!(s.cx.stats.drops, [0; Reason::COUNT]);
     }
+}
+
+/// Those that wait for room are not looked at while there is none for them, though there is some that only visitors may have;
+/// of those that are gone no more are remembered than there are others; and the rest go on when there is room.
+#[test]
+fn who_waits_is_left_alone_until_there_is_room_and_forgotten_when_gone() {
+    let p = crowded(300);
+    let mut s = Scene::keeping(&Plan { limits: Limits { held: 1 << 20, ..p.limits }, ..p }, false);
+    s.tcp.tools.store.share(true);
+    let talks: Vec<Talk> = (0..200).map(|i| s.open(key4(1000 + i))).collect();
+    for t in &talks {
+        Scene::end(t.end).borrow_mut().queue.extend(vec![9; 40_000]);
+        let token = s.token(&t.key).unwrap();
+        s.ready(token, true, false);
+    }
+    s.collect();
+    let left = [true, false].map(|guest| s.tcp.tools.store.left(Purse { guest, up: false }));
+    assert!(left[0] == 0 && left[1] > 0, "{left:?}");
+    let waited = s.tcp.tools.waiting.len(true);
+    assert!(waited > 150 && s.tcp.tools.waiting.len(false) == 0, "{waited}");
+    // Those that hold nothing, but for two, break off.
+    let (mut empty, full): (Vec<_>, Vec<_>) = talks.into_iter().partition(|t| {
+        let token = s.token(&t.key).unwrap();
+        let down = &s.tcp.table.get(token).unwrap().down;
+        down.kept.is_empty() && down.turn == Turn::Waits
+    });
+    let rest = empty.split_off(empty.len() - 2);
+    for (i, mut t) in empty.into_iter().enumerate() {
+        let rst = t.say(flag::RST, 0);
+        s.send(&[(t.key, rst, &[])]);
+        let waiting = s.tcp.tools.waiting.len(true);
+        assert!(waiting <= 2 * s.tcp.connections(), "{waiting} wait");
+        assert!(i > 50 || waiting == waited, "nobody was looked at");
+    }
+    assert!(s.tcp.connections() < 30 && s.collect().is_empty());
+    for mut t in full {
+        let rst = t.say(flag::RST, 0);
+        s.send(&[(t.key, rst, &[])]);
+    }
+    let came = s.collect();
+    assert!(rest.iter().all(|t| came.iter().any(|f| f.key == t.key && !f.bytes.is_empty())));
+    assert_eq!((s.tcp.connections(), s.tcp.tools.waiting.len(true)), (2, 0));
 }
 
 /// Connections that say little are promised little: who sends much has a wide window beside hundreds of them.
