@@ -87,7 +87,7 @@ pub(super) fn leaves(what: &str, by: &Outbound) -> Result<(), Fault> {
                 (..) => "outbound=".into(),
             };
             let exit = if e.kind() == io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Config };
-            Fault::new(exit, format!("{what}: {option}"), words(&e), remedy(&e, at, false))
+            Fault::new(exit, format!("{what}: {option}"), words(&e), remedy(&e, &to, false))
         })?;
     }
     Ok(())
@@ -96,6 +96,11 @@ pub(super) fn leaves(what: &str, by: &Outbound) -> Result<(), Fault> {
 /// The port is somebody else's: who would take any that are free goes without.
 pub(super) fn is_another_s(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EADDRINUSE | libc::EACCES))
+}
+
+/// The helper could have it: it gives an address, and listens already, so there is no place for what is more.
+fn is_plain(to: &Bind) -> bool {
+    !to.both && to.device.is_none() && !to.willing && !to.free
 }
 
 /// A port that is root's, from the helper, if it is there and its policy allows it; else what the kernel said of our try.
@@ -109,10 +114,8 @@ pub(super) fn by_helper(
     e: io::Error,
     asker: &mut Asker,
 ) -> io::Result<(OwnedFd, u16)> {
-    // It gives an address, and listens already: no place for what is more.
-    let plain = !to.both && to.device.is_none() && !to.willing && !to.free;
     let at = to.at;
-    if e.raw_os_error() != Some(libc::EACCES) || at.port() == 0 || !plain {
+    if e.raw_os_error() != Some(libc::EACCES) || at.port() == 0 || !is_plain(to) {
         return Err(e);
     }
     let request = Request::Listen(ListenRequest { udp, address: at.ip(), port: at.port() });
@@ -131,13 +134,17 @@ pub(super) fn words(e: &io::Error) -> String {
 }
 
 /// What is to be done about it.
-pub(super) fn remedy(e: &io::Error, at: SocketAddr, tcp: bool) -> String {
-    let (ip, port) = (at.ip(), at.port());
+pub(super) fn remedy(e: &io::Error, to: &Bind, tcp: bool) -> String {
+    let (ip, port) = (to.at.ip(), to.at.port());
     match e.raw_os_error() {
         Some(libc::EADDRINUSE) => {
             let list = if tcp { "ss -ltnp" } else { "ss -lunp" };
             format!("see who has it ({list} sport = {port}), or give another port; 0 takes any that is free")
         }
+        Some(libc::EACCES) if !is_plain(to) => format!(
+            "ports below 1024 are root's: give one above, or an address without '*', '%', '+try' and \
+             '+freebind', for which the helper can be asked, or let root say 'sysctl net.ipv4.ip_unprivileged_port_start={port}' for everybody"
+        ),
         Some(libc::EACCES) => format!(
             "ports below 1024 are root's: give one above, or let root add 'allow user:{} listen {ip} port={port}' to \
              /etc/netreeve/policy.conf for the helper, or 'sysctl net.ipv4.ip_unprivileged_port_start={port}' for everybody",

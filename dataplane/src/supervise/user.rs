@@ -10,7 +10,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -372,24 +372,24 @@ impl Host {
                     }
                     sockets.push(socket);
                 }
-                Err(e) if bind.willing && ports::is_another_s(&e) => first = first.or(Some((e, one.at))),
-                Err(e) => return Err(self.refused(rule, &e, one.at, tcp)),
+                Err(e) if bind.willing && ports::is_another_s(&e) => first = first.or(Some((e, one))),
+                Err(e) => return Err(self.refused(rule, &e, &one, tcp)),
             }
         }
         match first {
-            Some((e, at)) if sockets.is_empty() => Err(self.refused(rule, &e, at, tcp)),
+            Some((e, one)) if sockets.is_empty() => Err(self.refused(rule, &e, &one, tcp)),
             _ => Ok(sockets),
         }
     }
 
-    fn refused(&self, rule: &HostForward, e: &io::Error, at: SocketAddr, tcp: bool) -> Fault {
+    fn refused(&self, rule: &HostForward, e: &io::Error, one: &Bind, tcp: bool) -> Fault {
         let exit = match e.kind() {
             io::ErrorKind::PermissionDenied => Exit::Denied,
             _ => Exit::Unavailable,
         };
-        let which = if rule.listen.ports() > 1 { format!("port {}: ", at.port()) } else { String::new() };
+        let which = if rule.listen.ports() > 1 { format!("port {}: ", one.at.port()) } else { String::new() };
         let why = format!("Could not set up host forwarding rule '{rule}' ({which}{})", words(e));
-        Fault::new(exit, self.what.clone(), why, remedy(e, at, tcp))
+        Fault::new(exit, self.what.clone(), why, remedy(e, one, tcp))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::spec::{Config, Kind};
 use crate::supervise::ask::Door;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
@@ -187,8 +187,20 @@ fn what_cannot_be_had_is_said_in_three_parts() {
     assert!(f.why.ends_with("xx' (File name too long)"), "{f}");
     let (host, plan, kept) = opened(",restrict=on,guestfwd=::1-tcp:127.0.0.1:1");
     assert_eq!((host.doors.len(), kept.len(), plan.guest_forwards[0].to), (1, 1, To::Asked { tcp: true }));
-    let low = remedy(&io::Error::from_raw_os_error(libc::EACCES), "0.0.0.0:80".parse().unwrap(), true);
-    assert!(low.contains("ip_unprivileged_port_start=80"));
+    // Root may let the helper give what it is asked for, and no more.
+    let plain: forward::Bind = "0.0.0.0:80".parse::<SocketAddr>().unwrap().into();
+    let device = Some("eth0".parse().unwrap());
+    for (bind, helper) in [
+        (plain, true),
+        (forward::Bind { both: true, ..plain }, false),
+        (forward::Bind { device, ..plain }, false),
+        (forward::Bind { willing: true, ..plain }, false),
+        (forward::Bind { free: true, ..plain }, false),
+    ] {
+        let low = remedy(&io::Error::from_raw_os_error(libc::EACCES), &bind, true);
+        assert!(low.contains("ip_unprivileged_port_start=80"), "{low}");
+        assert_eq!(low.contains("/etc/netreeve/policy.conf"), helper, "{bind:?}: {low}");
+    }
     let long = ",deny=[2001:db8:1234:5678:9abc:def0:1234:5678]:1024-65535".repeat(256);
     let f = fault(&long);
     assert!(f.why.contains("too long"), "{f}");
