@@ -169,7 +169,8 @@ fn what_one_member_sends_reaches_all_the_others_and_a_stuck_one_stops_nobody() {
         reader.join().unwrap();
         let (lost, sent) = (live.drops(4, Reason::Full), live.stats(5).0.tx_frames);
         let held = 20_008 - lost - sent;
-        assert!(lost > 15_000 && held > 1000 && held <= hub::FRAMES as u64 + 1, "{lost} {sent}");
+        // Some are in the stuck one's socket, whose queue is long.
+        assert!(lost > 14_000 && held > 1000 && held <= hub::FRAMES as u64 + 1, "{lost} {sent}");
         assert_eq!(live.drops(2, Reason::Full), 0);
         assert_eq!(live.stats(0).0.tx_frames, 20_004, "what the hub took of the first");
         live.ends_well();
