@@ -134,8 +134,11 @@ fn a_killed_dataplane_ends_its_connections_and_no_others() {
     configure(&home.guest);
     let at = SocketAddr::new(FAR4.parse().unwrap(), 7100);
     let listener = home.scene.far.enter(|| TcpListener::bind(at)).unwrap().unwrap();
-    let held = home.guest.start(&format!("sleep 60 | nc {FAR4} 7100; echo over")).unwrap();
-    let (_open, _) = listener.accept().unwrap();
+    let held = home.guest.start(&format!("(echo first; sleep 60) | nc {FAR4} 7100; echo over")).unwrap();
+    let (mut _open, _) = listener.accept().unwrap();
+    // A guest that was not answered yet would rightly call once more.
+    _open.set_read_timeout(Some(PATIENCE)).unwrap();
+    _open.read_exact(&mut [0; 6]).unwrap();
     kill(Pid::from_raw(home.reeve.dataplane().unwrap()), Signal::SIGKILL).unwrap();
     drop(_open);
     std::thread::scope(|s| {
