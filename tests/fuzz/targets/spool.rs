@@ -40,7 +40,7 @@ fuzz_target!(|data: &[u8]| {
         bytes.resize(BYTES, 0);
         file.write_at(&bytes, PAGE).unwrap();
         file.write_at(&tail.to_le_bytes(), 0).unwrap();
-        let mut reader = Reader::new(memory, 0).unwrap();
+        let mut reader = Reader::new(memory, 0, 1).unwrap();
         let about = About { format: Format::Pcapng, keep: 65536, port: "p".into(), kind: "tap".into(), queues: 2 };
         let mut out = Vec::new();
         about.begin(&mut out);
