@@ -55,6 +55,12 @@ fn add(words: &mut Vec<String>, more: &str) {
     words.extend(more.split_whitespace().map(str::to_owned));
 }
 
+/// No netdev, no device, no helper, no root: the command line of QEMU is all there is.
+#[test]
+fn one_line_gives_qemu_a_network() {
+    attached(|_| {}, &Nic { mtu: "1500", offloads: true });
+}
+
 #[test]
 fn placeholders_are_sockets_that_qemu_attaches_to() {
     attached(

@@ -225,32 +225,3 @@ fn a_restricted_guest_is_reached_by_its_forwards_and_reaches_nobody() {
     assert_ne!(home.guest.run(&format!("echo x | nc -w 1 {FAR4} 22"), PATIENCE).unwrap().code, 0);
     home.end();
 }
-
-/// No netdev, no device, no helper, no root: the command line of QEMU is all there is.
-#[test]
-fn one_line_gives_qemu_a_network() {
-    let ground = Ground::survey().unwrap();
-    let scene = scene();
-    let qemu = scene.qemu();
-    let program = qemu.program().unwrap().display().to_string();
-    let mut words = vec!["run".to_owned(), "--".to_owned(), program];
-    words.extend(qemu.arguments().unwrap());
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let mut command = scene.netreeve(&words);
-    command.env("XDG_RUNTIME_DIR", scene.path(""));
-    let guest = qemu.inside(&scene.host).boot_by(command).unwrap();
-    configure(&guest);
-    let lease = guest.ok("cat /tmp/lease").unwrap();
-    assert!(lease.starts_with("10.0.2.15/24 router=10.0.2.2 dns=10.0.2.3"), "{lease}");
-    let at = SocketAddr::new(FAR4.parse().unwrap(), 7300);
-    let listener = scene.far.enter(|| TcpListener::bind(at)).unwrap().unwrap();
-    std::thread::scope(|s| {
-        s.spawn(|| shout(&listener, 1));
-        assert_eq!(talk(&guest, FAR4, 7300), "QUIET WORDS\n");
-    });
-    // Its exit status is QEMU's, and the socket's directory goes with it.
-    guest.power_off(PATIENCE).unwrap();
-    assert_eq!(std::fs::read_dir(scene.path("")).unwrap().count(), 0);
-    drop(scene);
-    assert_eq!(ground.left(Duration::from_secs(3)).unwrap(), Vec::<String>::new());
-}
