@@ -273,14 +273,7 @@ fn our_own_words_that_come_back_do_not_go_on_for_ever() {
     };
     echo(&mut house, &heard, super::guest::GUEST.0);
     // A guest that has it: we go, and what we say then comes back again and again, as does what was said before.
-    let probe = {
-        let mut f = vec![0xff; 6];
-        f.extend(super::guest::GUEST.0);
-        f.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-        f.extend(super::guest::GUEST.0);
-        f.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 2, 15]);
-        f
-    };
+    let probe = asks([0; 4], [10, 0, 2, 15]);
     let said = house.tell(&[probe]);
     assert!(said.iter().any(|f| f[12..14] == [8, 6] && f[22..28] == plan::MAC.0), "{said:?}");
     heard.extend(said);
@@ -294,19 +287,18 @@ fn our_own_words_that_come_back_do_not_go_on_for_ever() {
     assert_eq!((went, net.mac), ([false, true, false, false], plan::MAC));
 }
 
+/// The guest asks everybody by ARP who is `whom`, as who is `own`; nobody yet: an address probe (RFC 5227 §1.1).
+fn asks(own: [u8; 4], whom: [u8; 4]) -> Vec<u8> {
+    let guest = super::guest::GUEST.0;
+    [&[0xff; 6][..], &guest, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &guest, &own, &[0; 6], &whom].concat()
+}
+
 /// CVE-2020-29129, CVE-2020-29130, CVE-2021-3592 to -3595, CVE-2020-10756 (libslirp) once more, at the door: every frame
 /// that makes us speak, cut at each byte, says nothing.
 #[test]
 fn frames_cut_anywhere_are_not_answered() {
     let mut house = House::new(&Plan { restrict: true, ..Plan::qemu() }, Vec::new());
-    let arp = {
-        let mut f = vec![0xff; 6];
-        f.extend(super::guest::GUEST.0);
-        f.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-        f.extend(super::guest::GUEST.0);
-        f.extend([10, 0, 2, 15, 0, 0, 0, 0, 0, 0, 10, 0, 2, 2]);
-        f
-    };
+    let arp = asks([10, 0, 2, 15], [10, 0, 2, 2]);
     let whole = [
         arp,
         super::guest::ping(("10.0.2.15", "10.0.2.2"), 64, 1, &[0xa5; 64]),
