@@ -190,7 +190,8 @@ impl Channel {
         };
         // Read before anything is judged, so that what is refused is closed as well. (nix's own list is withheld
         // after MSG_CTRUNC, which would leak the descriptors that did come.)
-        let fds = take_fds(&control);
+        // SAFETY: zeros, of which the call above wrote some; it is looked at here only.
+        let fds = unsafe { take_fds(&control) };
         if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) || fds.len() > max_fds {
             let why = "a message was too long or brought more descriptors than may come";
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
@@ -232,8 +233,12 @@ fn readable(fd: BorrowedFd<'_>, until: Option<Instant>) -> io::Result<bool> {
 }
 
 /// Takes ownership of every descriptor that the kernel listed in `control` (a sequence of `struct cmsghdr`, zeroed
-/// before the call, so that an unused rest reads as length 0).
-fn take_fds(mut control: &[u8]) -> Vec<OwnedFd> {
+/// before the call, so that an unused rest reads as length 0), whatever else it says of the message.
+///
+/// # Safety
+/// `control` was zeroed, then written by one `recvmsg`, and by nothing since; nobody has taken what it lists.
+#[must_use]
+pub unsafe fn take_fds(mut control: &[u8]) -> Vec<OwnedFd> {
     const HEADER: usize = size_of::<libc::cmsghdr>();
     const _: () = assert!(HEADER == 16, "struct cmsghdr: a 64-bit length, then level and type");
     let mut fds = Vec::new();
@@ -249,7 +254,7 @@ fn take_fds(mut control: &[u8]) -> Vec<OwnedFd> {
                 let raw = number.try_into().map_or(-1, RawFd::from_ne_bytes);
                 if raw >= 0 {
                     // SAFETY: the kernel has just made this descriptor for us and listed it once; nobody else
-                    // knows its number.
+                    // knows its number (the caller's promise).
                     fds.push(unsafe { OwnedFd::from_raw_fd(raw) });
                 }
             }

@@ -16,6 +16,7 @@ pub mod codec;
 pub mod fdkind;
 pub mod grant;
 pub mod ifname;
+pub mod kernel;
 pub mod l2tp;
 pub mod mac;
 pub mod prefix;
