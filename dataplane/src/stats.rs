@@ -111,6 +111,24 @@ pub struct Flows {
 }
 
 impl Flows {
+    /// With others of the same port.
+    #[must_use]
+    pub fn with(self, o: &Self) -> Self {
+        Self {
+            most: self.most + o.most,
+            now: self.now + o.now,
+            half_open: self.half_open + o.half_open,
+            opened: self.opened + o.opened,
+            refused: self.refused + o.refused,
+            limited: self.limited + o.limited,
+            evicted: self.evicted + o.evicted,
+            broken: self.broken + o.broken,
+            resent: self.resent + o.resent,
+            healed: self.healed + o.healed,
+            idle: self.idle + o.idle,
+        }
+    }
+
     /// Every number with the name it has in output; what is true now comes first.
     #[must_use]
     pub fn named(&self) -> [(&'static str, u64); 11] {

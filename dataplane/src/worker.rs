@@ -10,7 +10,8 @@
 //! A watched descriptor costs whoever wakes it: the kernel calls back for every frame that a socket or tap finishes,
 //! wanted or not. So a lane whose frames keep coming is *busy*: none but its control descriptors are watched, and both
 //! its paths are tried in every round, until a round moves nothing. Its descriptors are watched again before anybody
-//! sleeps, and level-triggered interest finds what came in between.
+//! sleeps, and level-triggered interest finds what came in between; and in one round of [`BLIND`], for the end of a
+//! connection is no frame, and a giver that never pauses would keep it unheard.
 //!
 //! The first worker also has control: the hand-over's channel and every port's control descriptors, whosever lane it
 //! is. How it changes what others use is the [`floor`]'s rule.
@@ -44,6 +45,8 @@ use reg::{Reg, mask};
 
 /// Rounds before events are looked for while no lane is watched: only control can wait then.
 const UNWATCHED: u8 = 8;
+/// Of so many rounds, one watches the descriptors of busy lanes as well.
+const BLIND: u16 = 1024;
 /// Events taken at once.
 const EVENTS: usize = 64;
 /// How long a descriptor is left alone that could not be served: for want of descriptors or memory, mostly. In
@@ -94,6 +97,8 @@ pub struct Worker {
     looking: bool,
     /// A path had more than a batch in this round.
     dense: bool,
+    /// Rounds since one watched all descriptors.
+    blind: u16,
     /// The bell's count when it last looked.
     heard: u64,
     /// Some descriptor is not watched until then.
@@ -109,8 +114,8 @@ impl Worker {
         let places = floor.lanes_of(me).map(Place::new).collect();
         let (epoll, regs, patience) = (new_epoll()?, Vec::new(), Patience::new(busy_poll));
         let events = [EpollEvent::empty(); EVENTS];
-        let (looking, dense, heard, later) = (false, false, 0, None);
-        Ok(Self { me, epoll, regs, places, events, patience, looking, dense, heard, later })
+        let (looking, dense, blind, heard, later) = (false, false, 0, 0, None);
+        Ok(Self { me, epoll, regs, places, events, patience, looking, dense, blind, heard, later })
     }
 
     /// A worker without control: waits for its bell, then runs for ever. What ends it is left as a note.
@@ -200,6 +205,7 @@ impl Worker {
     /// Gives every ready path its turns. Says whether frames moved and whether somebody died.
     fn serve(&mut self, floor: &Floor, out: &mut Ear<'_>) -> (bool, bool) {
         let (mut moved, mut rewire) = (false, false);
+        self.blind = (self.blind + 1) % BLIND;
         for at in 0..self.places.len() {
             let Some(mut place) = self.places.get(at).copied() else { continue };
             if place.unwatched {
@@ -230,7 +236,8 @@ impl Worker {
             }
             moved |= here;
             place.count(here);
-            place.unwatched = place.busy() || self.looking || (place.unwatched && here);
+            let often = place.busy() || self.looking || (place.unwatched && here);
+            place.unwatched = often && self.blind != 0;
             self.put(at, place);
         }
         (moved, rewire)

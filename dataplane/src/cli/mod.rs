@@ -7,6 +7,8 @@ mod attach;
 mod control;
 mod daemon;
 mod doctor;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod grant;
 mod list;
 mod passt;

@@ -1,12 +1,13 @@
-//! QEMU's `SocketAddress` (`qapi/sockets.json`): `addr.type=inet|unix|vsock|fd` and what belongs to each.
+//! QEMU's `SocketAddress` (`qapi/sockets.json`): `addr.type=inet|unix|vsock|fd` and what belongs to each; and addresses as
+//! its older options write them.
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::fault::Fault;
-use crate::spec::fields::{Fields, U32};
+use crate::spec::fields::{Fields, U32, integer};
 
 /// Longest path of a unix socket in bytes (`sun_path` is 108 with its NUL, unix(7)).
 pub const MAX_PATH: usize = 107;
@@ -199,5 +200,29 @@ impl fmt::Display for Addr {
             Self::Vsock(cid, port) => write!(f, "vsock:{cid}:{port}"),
             Self::Fd(n) => write!(f, "fd:{n}"),
         }
+    }
+}
+
+/// An IPv4 address as inet_aton(3) reads it: one to four numbers as C writes them, the last one filling what is left.
+pub(super) fn inet_aton(text: &str) -> Option<Ipv4Addr> {
+    let parts: Vec<u64> = text.split('.').map(integer).collect::<Option<_>>()?;
+    let (last, bytes) = parts.split_last()?;
+    if bytes.len() > 3 || bytes.iter().any(|b| *b > 255) {
+        return None;
+    }
+    let room = 8 * (4 - u32::try_from(bytes.len()).ok()?);
+    let last = u32::try_from(*last).ok().filter(|n| room == 32 || n >> room == 0)?;
+    let mut high = 0_u32;
+    for (i, b) in (0_u32..).zip(bytes) {
+        high |= u32::try_from(*b).ok()? << (24 - 8 * i);
+    }
+    Some(Ipv4Addr::from_bits(high | last))
+}
+
+/// An address in an option: IPv4, or IPv6 in brackets.
+pub(super) fn address(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[') {
+        Some(v6) => v6.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::from),
+        None => inet_aton(text).map(IpAddr::from),
     }
 }

@@ -5,8 +5,9 @@
 //! | `hostfwd` | `[PROTO]:[HOSTADDR][%INTERFACE]:HOSTPORT[-LAST]-[GUESTADDR]:GUESTPORT`, `unix:PATH-[GUESTADDR]:GUESTPORT` |
 //! | `guestfwd` | `[tcp]:[SERVER]:PORT-tcp:HOST:PORT`, `[tcp]:[SERVER]:PORT-unix:PATH` |
 //!
-//! `PROTO` is `tcp` or `udp`, perhaps with `+try` (ports that cannot be had are left out) and `+freebind` (the address need
-//! not be there). These, ranges, interfaces, `*` (every address of both families) and IPv6 addresses, which stand in
+//! `PROTO` is `tcp` or `udp`, perhaps with `+try` (ports that cannot be had are left out), `+freebind` (the address need
+//! not be there) and `+ns`: it listens at a loopback address inside the network namespace that is the guest (pasta's), and leads
+//! out, to the host's loopback. These, ranges, interfaces, `*` (every address of both families) and IPv6 addresses, which stand in
 //! brackets, are ours; QEMU has none of them. Promise: QEMU's words for what QEMU refuses as well.
 #![forbid(unsafe_code)]
 
@@ -16,9 +17,9 @@ use std::path::PathBuf;
 
 use netreeve_shared::ifname::IfName;
 
-use crate::port::user::plan::{V4, V6};
+use crate::port::user::plan::{V4, V6, Way};
+use crate::spec::addr::address;
 use crate::spec::fields::integer;
-use crate::spec::user::address;
 
 /// Why a text is none, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,11 +45,13 @@ pub struct Bind {
     pub willing: bool,
     /// The address need not be one of the host's.
     pub free: bool,
+    /// It is inside the guest's namespace, and leads to the host.
+    pub inside: bool,
 }
 
 impl From<SocketAddr> for Bind {
     fn from(at: SocketAddr) -> Self {
-        Self { at, last: at.port(), both: false, device: None, willing: false, free: false }
+        Self { at, last: at.port(), both: false, device: None, willing: false, free: false, inside: false }
     }
 }
 
@@ -76,7 +79,8 @@ pub enum Listen {
 pub struct HostForward {
     /// Where it listens.
     pub listen: Listen,
-    /// Where its connections go, those of a range's first port. The unspecified address of IPv6: to whoever is the guest.
+    /// Where its connections go, those of a range's first port. The unspecified address of IPv6: to whoever is the guest. Of one
+    /// that listens inside: where on the host's loopback.
     pub guest: SocketAddr,
 }
 
@@ -135,6 +139,15 @@ impl HostForward {
         let more = u16::try_from(listen.ports() - 1).unwrap_or(u16::MAX);
         let port = number(port).filter(|n| *n > 0 && n.checked_add(more).is_some());
         let port = port.ok_or_else(|| bad("Bad guest port"))?;
+        if let Some(at) = listen.inside() {
+            let to = to.unwrap_or(loopback(at));
+            if !to.is_loopback() || to.is_ipv4() != at.is_ipv4() {
+                return Err(bad(
+                    "Bad host address: from a namespace it is the loopback's, of the same family",
+                ));
+            }
+            return Ok(Self { listen, guest: SocketAddr::new(to, port) });
+        }
         // QEMU's 0.0.0.0 is nobody's address as well.
         let to = match to.filter(|ip| !ip.is_unspecified()) {
             Some(ip) => ip,
@@ -173,6 +186,27 @@ impl Listen {
         }
     }
 
+    /// What is handed over for it.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        match self {
+            Self::Tcp(b) if b.inside => Way::OutTcp,
+            Self::Udp(b) if b.inside => Way::OutUdp,
+            Self::Tcp(_) => Way::Tcp,
+            Self::Udp(_) => Way::Udp,
+            Self::Unix(_) => Way::Unix,
+        }
+    }
+
+    /// Its address, if it is inside the guest's namespace.
+    #[must_use]
+    pub fn inside(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(b) | Self::Udp(b) if b.inside => Some(b.at.ip()),
+            _ => None,
+        }
+    }
+
     /// Both are the same place, however it is taken.
     #[must_use]
     pub fn is_at(&self, other: &Self) -> bool {
@@ -197,16 +231,31 @@ fn bind(proto: &str, host: &str) -> Result<Bind, &'static str> {
         "*" => Some(Ipv6Addr::UNSPECIFIED.into()),
         given => address(given),
     };
-    let at = SocketAddr::new(ip.ok_or("Bad host address")?, 0);
+    let ip = ip.ok_or("Bad host address")?;
+    let at = SocketAddr::new(ip, 0);
     let mut bind = Bind { both: host == "*", device, ..at.into() };
     for word in words {
         match word {
             "try" => bind.willing = true,
             "freebind" => bind.free = true,
+            "ns" => bind.inside = true,
             _ => return Err("Bad protocol name"),
         }
     }
+    if bind.inside {
+        if host.is_empty() {
+            bind.at.set_ip(loopback(ip));
+        }
+        if bind.both || bind.free || bind.device.is_some() || !bind.at.ip().is_loopback() {
+            return Err("Bad address: inside a namespace it is the loopback's");
+        }
+    }
     Ok(bind)
+}
+
+/// Of the same family.
+fn loopback(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() }
 }
 
 /// With its ports.
@@ -270,7 +319,8 @@ fn target(text: &str) -> Option<Target> {
     let (host, port) = part(text.strip_prefix("tcp:")?, ':')?;
     let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
     let port = port.parse::<u16>().ok().filter(|n| *n > 0)?;
-    (!host.is_empty()).then(|| Target::Tcp(host.to_owned(), port))
+    // No name and no address has a bracket.
+    (!host.is_empty() && !host.contains(['[', ']'])).then(|| Target::Tcp(host.to_owned(), port))
 }
 
 /// Up to `separator`, brackets passed over; and behind it.
@@ -296,6 +346,7 @@ fn absolute(path: &str) -> Option<PathBuf> {
 impl Bind {
     fn show(&self, proto: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(proto)?;
+        f.write_str(if self.inside { "+ns" } else { "" })?;
         f.write_str(if self.willing { "+try" } else { "" })?;
         f.write_str(if self.free { "+freebind" } else { "" })?;
         match self.at.ip() {

@@ -14,6 +14,7 @@ pub mod hub;
 pub mod l2tpv3;
 pub mod late;
 pub mod lone;
+pub mod quota;
 pub mod socket;
 pub mod stream;
 pub mod tap;
@@ -340,6 +341,7 @@ impl Kind {
             Self::Tap(tap::Tap::Handed(fds)) => fds.clone(),
             Self::Stream(stream::Stream { addr: Addr::Fd(n), .. })
             | Self::VhostUser(vhost_user::VhostUser { addr: Addr::Fd(n), .. }) => vec![*n],
+            Self::User(u) => u.ns_fd.into_iter().collect(),
             Self::Dgram(dgram::Dgram { ends: dgram::Ends::Fd(n), .. }) | Self::Socket(n) => vec![*n],
             _ => Vec::new(),
         }

@@ -1,5 +1,6 @@
 //! `user`: a network of its own for the guest, out of ordinary sockets. QEMU's options, defaults, checks and words
-//! (`-netdev user`, net/slirp.c), and a few of ours: `preset`, `allow`, `deny`, `drop`, `rules` and `mtu`.
+//! (`-netdev user`, net/slirp.c), and a few of ours: `preset`, `allow`, `deny`, `drop`, `rules`, `mtu`, and those of
+//! [`crate::spec::quota`].
 //!
 //! Trust: the text is the user's. Promise: what would start a program (`smb`, `guestfwd=...-cmd:`) is refused.
 #![forbid(unsafe_code)]
@@ -12,8 +13,10 @@ use netreeve_shared::mac::Mac;
 use crate::fault::Fault;
 use crate::port::user::plan::{Outbound, Service, V4, V6};
 use crate::port::user::policy::{Direction, Preset, Rule, Verdict, WORDS, Where};
+use crate::spec::addr::inet_aton;
 use crate::spec::fields::{Fields, integer};
 use crate::spec::forward::{GuestForward, HostForward};
+use crate::spec::quota::{self, Quota};
 
 /// A `user` network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +61,10 @@ pub struct User {
     pub lease6: Option<Ipv6Addr>,
     /// How sockets leave the host.
     pub outbound: Outbound,
+    /// How much of the host it may have.
+    pub quota: Quota,
+    /// Through this descriptor sockets are bound inside the namespace that is the guest.
+    pub ns_fd: Option<i32>,
 }
 
 /// Least and most of an MTU: IPv6's least, and what a packet of 64 KiB leaves for an Ethernet header (as passt's).
@@ -98,12 +105,7 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
             f.fault(format!("'bootfile' parameter cannot exceed {FILE} bytes"), "give a shorter path")
         );
     }
-    let preset = match f.text("preset") {
-        None => Preset::default(),
-        Some(p) => {
-            Preset::named(&p).ok_or_else(|| f.bad_value("preset", &p, "the presets are vm and qemu"))?
-        }
-    };
+    let preset = preset(f)?;
     let rules = rules(f)?;
     if restrict && rules.iter().any(|r| r.direction == Direction::In && r.at == Where::Host) {
         // Its dataplane lives where the host has no addresses, and makes no socket to ask with.
@@ -117,6 +119,7 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
     let aliases = aliases(f)?;
     let lease6 = lease6(f, v6.as_ref())?;
     let outbound = outbound(f, restrict)?;
+    let quota = quota::read(f)?;
     let forwards = forwards(f, v4.as_ref(), v6.as_ref())?;
     let guest_forwards = guest_forwards(f, v4.as_ref(), v6.as_ref())?;
     Ok(User {
@@ -140,7 +143,15 @@ pub fn read(f: &mut Fields) -> Result<User, Fault> {
         mac,
         lease6,
         outbound,
+        quota,
+        ns_fd: f.parsed("ns-fd")?,
     })
+}
+
+/// The rules behind the user's own.
+fn preset(f: &mut Fields) -> Result<Preset, Fault> {
+    let Some(p) = f.text("preset") else { return Ok(Preset::default()) };
+    Preset::named(&p).ok_or_else(|| f.bad_value("preset", &p, "the presets are vm and qemu"))
 }
 
 /// Both, unless only one is named.
@@ -467,30 +478,6 @@ fn guest_forwards(f: &mut Fields, v4: Option<&V4>, v6: Option<&V6>) -> Result<Ve
         all.push(new);
     }
     Ok(all)
-}
-
-/// An IPv4 address as inet_aton(3) reads it: one to four numbers as C writes them, the last one filling what is left.
-pub(super) fn inet_aton(text: &str) -> Option<Ipv4Addr> {
-    let parts: Vec<u64> = text.split('.').map(integer).collect::<Option<_>>()?;
-    let (last, bytes) = parts.split_last()?;
-    if bytes.len() > 3 || bytes.iter().any(|b| *b > 255) {
-        return None;
-    }
-    let room = 8 * (4 - u32::try_from(bytes.len()).ok()?);
-    let last = u32::try_from(*last).ok().filter(|n| room == 32 || n >> room == 0)?;
-    let mut high = 0_u32;
-    for (i, b) in (0_u32..).zip(bytes) {
-        high |= u32::try_from(*b).ok()? << (24 - 8 * i);
-    }
-    Some(Ipv4Addr::from_bits(high | last))
-}
-
-/// An address in an option: IPv4, or IPv6 in brackets.
-pub(super) fn address(text: &str) -> Option<IpAddr> {
-    match text.strip_prefix('[') {
-        Some(v6) => v6.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::from),
-        None => inet_aton(text).map(IpAddr::from),
-    }
 }
 
 #[cfg(test)]

@@ -50,6 +50,8 @@ fn plain() -> User {
         mac: None,
         lease6: None,
         outbound: Outbound::default(),
+        quota: Quota::default(),
+        ns_fd: None,
     }
 }
 
@@ -118,6 +120,11 @@ fn every_other_option() {
             }
         }),
         (",mtu=9000", User { mtu: Some(9000), ..plain() }),
+        (",flows=2000", User { quota: Quota { flows: Some((2000, 125)), buffer: None }, ..plain() }),
+        (",flows=16", User { quota: Quota { flows: Some((16, 16)), buffer: None }, ..plain() }),
+        (",flows=4096:262144,socket-buffer=256k", {
+            User { quota: Quota { flows: Some((4096, 1 << 18)), buffer: Some(256 << 10) }, ..plain() }
+        }),
         (",deny=private,deny=tcp:any:25", User { rules: rules(&["private", "tcp:any:25"]), ..plain() }),
         (",rules=deny=private", User { rules: rules(&["private"]), ..plain() }),
     ];
@@ -189,6 +196,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("restrict=maybe", "Parameter 'restrict' expects 'on' or 'off'"),
     ("preset=open", "Parameter 'preset' does not accept value 'open'"),
     ("mtu=1279", "Parameter 'mtu' expects a value from 1280 to 65520"),
+    ("flows=15", "Parameter 'flows' does not accept value '15'"),
+    ("flows=16:", "Parameter 'flows' does not accept value '16:'"),
+    ("flows=16:262145", "Parameter 'flows' does not accept value '16:262145'"),
+    ("socket-buffer=63k", "Parameter 'socket-buffer' expects a value from 65536 to 16777216"),
     ("resolver=x", "Parameter 'resolver' does not accept value 'x'"),
     ("deny=dns:53", {
         "Parameter 'deny' does not accept value 'dns:53': dns is where the guest asks for names, by udp or tcp at port 53: \
@@ -246,7 +257,8 @@ fn what_cannot_stand() {
         let fault = user(&format!(",{text}")).unwrap_err();
         assert_eq!(fault.why, *why, "{text}");
         assert!(
-            ["restrict=", "mtu="].iter().any(|k| text.starts_with(k)) || !fault.fix.is_empty(),
+            ["restrict=", "mtu=", "socket-buffer="].iter().any(|k| text.starts_with(k))
+                || !fault.fix.is_empty(),
             "{text}: what is to be done?"
         );
     }
@@ -308,6 +320,38 @@ fn forwards_to_the_guest() {
         ("unix+try:/x-:1", "Bad protocol name"),
         ("tcp:1.2.3.4%much-too-long-for-one:8-:1", "Bad host interface"),
         ("tcp:*1:8-:1", "Bad host address"),
+    ] {
+        let fault = user(&format!(",hostfwd={text}")).unwrap_err();
+        assert_eq!(fault.why, format!("Invalid host forwarding rule '{text}' ({why})"));
+    }
+}
+
+#[test]
+fn forwards_that_lead_out_of_a_namespace() {
+    for (text, want) in [
+        ("tcp+ns::8080-:80", "tcp+ns:127.0.0.1:8080-127.0.0.1:80"),
+        ("udp+try+ns:[::1]:5-9-:5", "udp+ns+try:[::1]:5-9-[::1]:5"),
+        ("tcp+ns:127.0.0.2:0-127.0.0.3:80", "tcp+ns:127.0.0.2:0-127.0.0.3:80"),
+    ] {
+        let u = user(&format!(",ns-fd=9,hostfwd={text}")).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((u.forwards[0].to_string().as_str(), u.ns_fd), (want, Some(9)));
+        assert_eq!(user(&format!(",hostfwd={want}")).unwrap().forwards, u.forwards);
+    }
+    let inside = Listen::read("tcp+ns+try:127.0.0.1:80").unwrap();
+    assert!(inside.is_at(&Listen::read("tcp+ns::80").unwrap()) && inside.inside().is_some());
+    assert!(!inside.is_at(&Listen::read("tcp:127.0.0.1:80").unwrap()), "another place");
+    let (inside, host) = (
+        "Bad address: inside a namespace it is the loopback's",
+        "Bad host address: from a namespace it is the loopback's, of the same family",
+    );
+    for (text, why) in [
+        ("tcp+ns:*:8-:1", inside),
+        ("tcp+ns:10.0.2.15:8-:1", inside),
+        ("udp+ns:127.0.0.1%lo:8-:1", inside),
+        ("tcp+ns+freebind::8-:1", inside),
+        ("tcp+ns::8-192.0.2.1:1", host),
+        ("tcp+ns::8-[::1]:1", host),
+        ("unix+ns:/x-:1", "Bad protocol name"),
     ] {
         let fault = user(&format!(",hostfwd={text}")).unwrap_err();
         assert_eq!(fault.why, format!("Invalid host forwarding rule '{text}' ({why})"));

@@ -12,6 +12,7 @@ use netreeve_shared::request::Request;
 use nix::unistd::{User, geteuid};
 
 use crate::fault::{Exit, Fault};
+use crate::sys::kernel;
 
 /// Which helper to ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +166,12 @@ fn denied(request: &Request) -> String {
             Some(b) => format!("allow user:{user} bridge {}", b.name),
             None => format!("allow user:{user} tap *"),
         },
+        Request::Xsk(x) if !kernel::since(kernel::MAPS_BOUND) => {
+            format!(
+                "allow user:{user} xsk {0}' and, before Linux 6.4, 'allow user:{user} xsk-pinned {0}",
+                x.interface
+            )
+        }
         Request::Xsk(x) => format!("allow user:{user} xsk {}", x.interface),
         Request::XskPinned(x) => format!("allow user:{user} xsk-pinned {}", x.interface),
         Request::Activate(_) => "allow ...".into(),
@@ -185,6 +192,10 @@ fn failed(request: &Request, errno: i32) -> String {
             format!("the interface may have fewer queues (ethtool -l {}); or try mode=skb", x.interface)
         }
         (Request::Xsk(_) | Request::XskPinned(_), libc::EOPNOTSUPP) => "try mode=skb".into(),
+        (Request::Xsk(_) | Request::XskPinned(_), libc::ENOSYS) => {
+            "a newer kernel: this one does not hold a socket to its interface (6.5, 6.1.39 and 5.15.121 do)"
+                .into()
+        }
         (Request::Xsk(x) | Request::XskPinned(x), libc::EBUSY) => {
             format!("another program holds the queue or the interface: bpftool net show dev {}", x.interface)
         }

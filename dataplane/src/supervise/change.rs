@@ -128,6 +128,12 @@ impl Change {
 
     /// It has to do with a slot.
     fn concerns(&self, slot: u16) -> bool {
+        let linked = |s: &Step| matches!(s, Step::Link { slot: n, .. } if *n == slot);
+        self.moves(slot) || self.steps.iter().any(linked)
+    }
+
+    /// It brings the port of a slot, takes it away or joins it.
+    fn moves(&self, slot: u16) -> bool {
         let named = |s: &Step| match s {
             Step::Add { slot: n } | Step::Remove { slot: n } => *n == slot,
             Step::Join(wire) => wire.netdev == slot || wire.device == slot,
@@ -170,6 +176,11 @@ impl Changes {
     /// One that is under way has to do with a slot.
     pub(super) fn concern(&self, slot: u16) -> bool {
         self.all().any(|c| c.concerns(slot))
+    }
+
+    /// One that is under way brings the port of a slot, takes it away or joins it.
+    pub(super) fn move_port(&self, slot: u16) -> bool {
+        self.all().any(|c| c.moves(slot))
     }
 
     /// One that is under way has to do with the filter of this number, which is nobody else's until then.

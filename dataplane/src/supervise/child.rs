@@ -56,7 +56,8 @@ pub struct Program {
 #[derive(Debug)]
 pub struct Dataplane {
     channel: Channel,
-    child: Child,
+    /// None: this process itself is at the other end, as in the fuzz target.
+    child: Option<Child>,
     /// When it was started.
     pub born: Instant,
     /// When it said *ready*.
@@ -91,11 +92,8 @@ impl Program {
             command.uid(uid).gid(gid);
         }
         sys::process::tie(&mut command, std::process::id());
-        let (channel, mut child) = channel::spawn(command).map_err(|e| self.not_started(&e))?;
-        let errors = Overheard::new(child.stderr.take()).map_err(|e| self.not_started(&e))?;
-        let now = Instant::now();
-        let mut new =
-            Dataplane { channel, child, born: now, ready: None, last_words: None, errors, window: (now, 0) };
+        let (channel, child) = channel::spawn(command).map_err(|e| self.not_started(&e))?;
+        let mut new = Dataplane::new(channel, Some(child)).map_err(|e| self.not_started(&e))?;
         match new.hand_over(plan, slots, captures, chain) {
             Ok(()) => Ok(new),
             // It is dead already: what it said and how it died is heard as with any other.
@@ -124,7 +122,18 @@ impl Program {
 }
 
 impl Dataplane {
-    fn hand_over(
+    /// This process, at the other end of this channel.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn new(channel: Channel, mut child: Option<Child>) -> io::Result<Self> {
+        let errors = Overheard::new(child.as_mut().and_then(|c| c.stderr.take()))?;
+        let now = Instant::now();
+        Ok(Self { channel, child, born: now, ready: None, last_words: None, errors, window: (now, 0) })
+    }
+
+    /// Hands over plan and descriptors.
+    pub(super) fn hand_over(
         &mut self,
         plan: &Plan,
         slots: &mut Slots,
@@ -238,7 +247,7 @@ impl Dataplane {
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.as_ref().map_or(0, Child::id)
     }
 
     /// The descriptor to watch for being readable.
@@ -249,7 +258,10 @@ impl Dataplane {
 
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().ok().flatten()
+        match &mut self.child {
+            Some(child) => child.try_wait().ok().flatten(),
+            None => Some(ExitStatus::default()),
+        }
     }
 
     /// Its end of the channel is closed: gives it a moment to be dead of itself, so that its own reason is known.
@@ -267,9 +279,10 @@ impl Dataplane {
 
     /// Ends it at once. How it ended: that may have been before.
     pub fn kill(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut()?;
         // A child that is already dead is only waited for.
-        let _sent = self.child.kill();
-        self.child.wait().ok()
+        let _sent = child.kill();
+        child.wait().ok()
     }
 
     /// Lets it end in order, for at most `wait`.

@@ -225,7 +225,8 @@ impl Supervisor {
         self.end_if_nothing_is_left(&said);
     }
 
-    fn dial(&mut self, now: Instant) {
+    /// Connections that come, go and are made.
+    pub(super) fn dial(&mut self, now: Instant) {
         for (_, s) in self.slots.iter_mut() {
             if let Some(aim) = &mut s.aim {
                 aim.step(now);

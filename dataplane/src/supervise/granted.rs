@@ -14,8 +14,9 @@ use nix::net::if_::if_nametoindex;
 use crate::fault::{Exit, Fault};
 use crate::handover::PortPlan;
 use crate::port;
+use crate::supervise::say;
 use crate::supervise::slot::{Link, Slot};
-use crate::sys;
+use crate::sys::{self, kernel};
 
 /// A tap whose queues this process inherited.
 ///
@@ -75,10 +76,23 @@ pub(super) fn granted_xsk(id: String, grant: &XskGrant, fds: Vec<OwnedFd>) -> Sl
         headroom: grant.headroom,
         multi_buffer: grant.multi_buffer,
         resume: false,
+        late: !kernel::since(kernel::MAPS_BOUND),
     };
     let link = here(&grant.name.to_string(), grant.ifindex);
     let ticket = Some(grant.ticket);
     Slot { kept: fds, link: Some(link), ticket, ..Slot::bare(id, "af-xdp", PortPlan::Xsk(plan)) }
+}
+
+/// A dead dataplane's AF_XDP sockets can be mapped by the next one. Where not, it is said.
+pub(super) fn may_be_taken_over(id: &str) -> bool {
+    let can = kernel::since(kernel::MAPS_BOUND);
+    if !can {
+        say::say(&format!(
+            "port '{id}': its AF_XDP sockets end with the dataplane: before Linux 6.4 no other can map their rings; \
+             start netreeve again"
+        ));
+    }
+    can
 }
 
 /// The helper may live in another network namespace: then the index means nothing here.

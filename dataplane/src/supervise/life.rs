@@ -17,8 +17,9 @@ use crate::supervise::back_off::Death;
 use crate::supervise::capture::Capture;
 use crate::supervise::counters::Taken;
 use crate::supervise::ready::level_name;
-use crate::supervise::say::Voice;
+use crate::supervise::say::{self, Voice};
 use crate::supervise::slot::Slot;
+use crate::supervise::user::Host;
 use crate::supervise::{Supervisor, child, command};
 
 /// How long the last counters may take.
@@ -34,12 +35,13 @@ impl Supervisor {
         self.plan.ports = self.slots.plan();
         match self.program.start(&self.plan, &mut self.slots, &mut self.captures, &self.chain) {
             Ok(new) => {
+                self.slots.iter_mut().filter_map(|(_, s)| s.user.as_mut()).for_each(Host::begins);
                 self.dataplane = Some(new);
                 Ok(())
             }
             Err(e) if !self.live => Err(e),
             Err(e) => {
-                self.voice.say(&e.to_string());
+                say::fault(&e);
                 self.replace(now, Death { served: None, killed: false }, e.why);
                 Ok(())
             }

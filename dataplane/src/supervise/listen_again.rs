@@ -5,14 +5,15 @@
 //! or another socket takes its place.
 //!
 //! Trust: none in the dead dataplane. Promise: the address stays, and so does the mode of a socket's file; what cannot be had
-//! again is said, and its port is gone (a forward of a `user` network: that forward alone).
+//! again is said, and its port is gone. (Forwards of a `user` network: [`super::user`].)
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, Backlog, SockType, SockaddrLike, SockaddrStorage, sockopt};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockType, SockaddrLike, SockaddrStorage};
 
 use crate::fault::{Exit, Fault};
 use crate::handover::PortPlan;
@@ -22,17 +23,7 @@ use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::say;
 use crate::supervise::slot::Slot;
 
-const WHY: &str = "a dataplane that died had shut the socket down";
-/// Connections to a forward that may wait for the guest.
-const FORWARD: i32 = 128;
-
-fn is_stream(socket: &OwnedFd) -> bool {
-    socket::getsockopt(socket, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream)
-}
-
-fn listens(socket: &OwnedFd) -> bool {
-    socket::getsockopt(socket, sockopt::AcceptConn).unwrap_or(false)
-}
+pub(super) const WHY: &str = "a dataplane that died had shut the socket down";
 
 fn is_inet(socket: &OwnedFd) -> bool {
     let at = socket::getsockname::<SockaddrStorage>(socket.as_raw_fd());
@@ -40,7 +31,10 @@ fn is_inet(socket: &OwnedFd) -> bool {
 }
 
 /// Has a TCP socket listen again where it did.
-fn again(socket: &OwnedFd, waiting: i32) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel's: somebody else has its port.
+pub(super) fn tcp(socket: &OwnedFd, waiting: i32) -> io::Result<()> {
     let at: SockaddrStorage = socket::getsockname(socket.as_raw_fd())?;
     // A port that the kernel chose was given back when the socket was shut, though it is still its name.
     match socket::bind(socket.as_raw_fd(), &at) {
@@ -53,11 +47,14 @@ fn again(socket: &OwnedFd, waiting: i32) -> io::Result<()> {
 impl Slot {
     /// Makes its listening socket listen again, if it is shut.
     pub(super) fn listen_again(&mut self) {
+        if let Some(user) = &mut self.user {
+            return user.listen_again(&mut self.kept).iter().for_each(say::fault);
+        }
         let kind = match &self.plan {
             PortPlan::Stream(p) if p.server && p.framing == Framing::Packets => SockType::SeqPacket,
             PortPlan::Stream(p) if p.server => SockType::Stream,
             PortPlan::VhostUser(p) if p.server => SockType::Stream,
-            PortPlan::User(_) => return self.forwards_again(),
+            PortPlan::Dgram(_) => return self.end_if_shut(),
             _ => return,
         };
         if !self.kept.first().is_some_and(listen::is_shut) {
@@ -65,29 +62,23 @@ impl Slot {
         }
         let what = format!("port '{}'", self.id);
         if let Err(fault) = self.once_more(&what, kind) {
-            say::say(&fault.to_string());
+            say::fault(&fault);
             self.kept.clear();
         }
     }
 
-    /// The same for the forwards of a `user` network, of which each has a socket of its own. One with a path stays shut,
-    /// which is said: only its rule can make another.
-    fn forwards_again(&self) {
-        // Its other descriptors hear datagrams, are connected, or are no sockets: none of them listens, and none is TCP.
-        for socket in &self.kept {
-            let done = match (is_inet(socket), is_stream(socket)) {
-                (true, true) if listen::is_shut(socket) => again(socket, FORWARD),
-                (false, true) if listens(socket) && listen::is_shut(socket) => {
-                    Err(io::Error::other("a UNIX socket is shut for good"))
-                }
-                _ => continue,
-            };
-            if let Err(e) = done {
-                let what = format!("port '{}': listening again for a forward: {e}", self.id);
-                let fix = "remove its rule, then add it again";
-                say::say(&Fault::new(Exit::Unavailable, what, WHY, fix).to_string());
-            }
+    /// Datagram sockets that are shut would wake the next dataplane for ever. One of a switch's port is made anew; of others
+    /// nothing but a new start does that.
+    fn end_if_shut(&mut self) {
+        if !self.kept.iter().any(listen::is_shut) {
+            return;
         }
+        self.kept.clear();
+        if let Some(plug) = &mut self.plug {
+            return plug.pull(Instant::now());
+        }
+        let what = format!("port '{}'", self.id);
+        say::fault(&Fault::new(Exit::Unavailable, what, WHY, "start netreeve again"));
     }
 
     fn once_more(&mut self, what: &str, kind: SockType) -> Result<(), Fault> {
@@ -118,7 +109,7 @@ impl Slot {
             }
             // Its address is still its own (TCP); a UNIX socket that was handed to us is shut for good.
             _ => {
-                let listen = |s| if is_inet(s) { again(s, listen::BACKLOG) } else { listen::listen(s) };
+                let listen = |s| if is_inet(s) { tcp(s, listen::BACKLOG) } else { listen::listen(s) };
                 self.kept.iter().try_for_each(listen).map_err(failed)?;
                 if self.kept.iter().any(listen::is_shut) {
                     return Err(failed(io::ErrorKind::NotConnected.into()));
@@ -137,15 +128,11 @@ mod tests {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-    use std::time::Instant;
 
     use nix::sys::socket::{self, AddressFamily, Shutdown, SockFlag, UnixAddr, shutdown};
 
     use super::*;
     use crate::port::stream;
-    use crate::spec::{Config, Kind};
-    use crate::supervise::ask::{Asker, Door};
-    use crate::supervise::user;
 
     fn server(addr: Option<Addr>, kept: OwnedFd) -> Slot {
         let plan = PortPlan::Stream(stream::Plan { server: true, ..stream::Plan::default() });
@@ -223,37 +210,18 @@ mod tests {
     }
 
     #[test]
-    fn forwards_of_a_user_network_listen_again() {
-        let path = std::env::temp_dir().join(format!("netreeve-forwards-{}", std::process::id()));
-        let unix = path.display();
-        let options = format!(
-            "user,id=n,hostfwd=udp:127.0.0.1:0-:1,hostfwd=tcp:127.0.0.1:0-:2,hostfwd=unix:{unix}-:3,\
-             hostfwd=tcp:[::1]:0-[fec0::15]:4,guestfwd=tcp:10.0.2.100:5-unix:{unix}"
-        );
-        let mut config = Config::read(&[options], &[], None).unwrap();
-        let Kind::User(spec) = config.ports.remove(0).kind else { panic!() };
-        let mut asker = Asker::new(Door::Socket("/nonexistent/helper.sock".into()));
-        let (host, plan, kept) = user::open("n", *spec, 0o600, &mut asker).unwrap();
-        let plan = PortPlan::User(Box::new(plan));
-        let mut slot = Slot { kept, user: Some(host), ..Slot::bare("n".into(), "user", plan) };
-        let tcp: Vec<usize> = (0..slot.kept.len()).filter(|&n| listens(&slot.kept[n])).collect();
-        let [v4, by_path, v6] = tcp[..] else { panic!("{tcp:?}") };
-        let at = |slot: &Slot, n: usize| {
-            TcpListener::from(slot.kept[n].try_clone().unwrap()).local_addr().unwrap()
-        };
-        let (v4_at, v6_at) = (at(&slot, v4), at(&slot, v6));
-        for how in WAYS {
-            for n in 0..slot.kept.len() {
-                // All of them, as far as they can be.
-                let _is_none = shutdown(slot.kept[n].as_raw_fd(), how);
+    fn datagrams_that_are_shut_are_gone_and_others_stay() {
+        for how in [None, Some(Shutdown::Read), Some(Shutdown::Both)] {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            if let Some(how) = how {
+                let _is_done = shutdown(socket.as_raw_fd(), how);
             }
-            assert!(TcpStream::connect(v4_at).is_err() && UnixStream::connect(&path).is_err());
-            let many = slot.kept.len();
+            let mut plan = crate::port::dgram::Plan::plugged(1518);
+            plan.waits = false;
+            let plan = PortPlan::Dgram(plan);
+            let mut slot = Slot { kept: vec![socket.into()], ..Slot::bare("d".into(), "dgram", plan) };
             slot.orphaned(Instant::now());
-            TcpStream::connect(v4_at).unwrap();
-            TcpStream::connect(v6_at).unwrap();
-            assert!(!slot.gone && slot.kept.len() == many);
-            assert!(listen::is_shut(&slot.kept[by_path]), "its rule makes another");
+            assert_eq!((slot.gone, slot.kept.len()), (how.is_some(), usize::from(how.is_none())), "{how:?}");
         }
     }
 }

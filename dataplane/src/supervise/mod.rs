@@ -23,7 +23,10 @@ pub mod doors;
 pub mod estate;
 mod events;
 pub mod filters;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod granted;
+pub mod inside;
 mod late_names;
 mod life;
 pub mod link_watch;
@@ -181,6 +184,7 @@ fn open(config: Config, options: Options) -> Result<Supervisor, Fault> {
     for warning in &config.warnings {
         say::say(&format!("warning: {warning}"));
     }
+    shortage::check(&config)?;
     let captures = capture::begin(&config, outputs)?;
     let chain = Chain::of(&config)?;
     let of_captures = capture::DESCRIPTORS * captures.len() as u64;

@@ -29,23 +29,64 @@ const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 /// # Errors
 /// The kernel's.
 pub(super) fn bind(to: &Bind, kind: SockType) -> io::Result<(OwnedFd, u16)> {
-    match bind_at(to.at, to, kind) {
+    bound(to, kind, kind == SockType::Stream)
+}
+
+/// `shared`: those that listen there no more, or that allow it, are no obstacle.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn bound(to: &Bind, kind: SockType, shared: bool) -> io::Result<(OwnedFd, u16)> {
+    match bind_at(to.at, to, kind, shared) {
         // A host without IPv6 has one family for both.
         Err(e) if to.both && e.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            bind_at(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), to.at.port()), to, kind)
+            bind_at(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), to.at.port()), to, kind, shared)
         }
         bound => bound,
     }
 }
 
-fn bind_at(at: SocketAddr, to: &Bind, kind: SockType) -> io::Result<(OwnedFd, u16)> {
+/// One of datagrams beside another that allows it.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn again(to: &Bind) -> io::Result<OwnedFd> {
+    bound(to, SockType::Datagram, true).map(|(new, _)| new)
+}
+
+/// A socket of datagrams at the port of another one, whose place it takes: at no moment is that port free for others. `make` is
+/// [`again`], or does it elsewhere.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn beside(
+    old: &OwnedFd,
+    to: &Bind,
+    make: impl FnOnce(&Bind) -> io::Result<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    let port = local_port(old)?.unwrap_or(to.at.port());
+    let mut to = Bind { last: port, ..*to };
+    to.at.set_port(port);
+    setsockopt(old, sockopt::ReuseAddr, &true)?;
+    let new = make(&to);
+    // The old one ends, or stays as it was; with the new one nobody shares.
+    setsockopt(new.as_ref().unwrap_or(old), sockopt::ReuseAddr, &false)?;
+    new
+}
+
+fn local_port(socket: &OwnedFd) -> io::Result<Option<u16>> {
+    let at: SockaddrStorage = socket::getsockname(socket.as_raw_fd())?;
+    Ok(at.as_sockaddr_in().map(|a| a.port()).or(at.as_sockaddr_in6().map(|a| a.port())))
+}
+
+fn bind_at(at: SocketAddr, to: &Bind, kind: SockType, shared: bool) -> io::Result<(OwnedFd, u16)> {
     let address = SockaddrStorage::from(at);
     let socket = socket::socket(address.family().unwrap_or(AddressFamily::Inet), kind, FLAGS, None)?;
     if at.is_ipv6() {
         // An address of IPv4 has a rule of its own.
         setsockopt(&socket, sockopt::Ipv6V6Only, &!to.both)?;
     }
-    if kind == SockType::Stream {
+    if shared {
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     }
     if let Some(device) = to.device {
@@ -63,8 +104,7 @@ fn bind_at(at: SocketAddr, to: &Bind, kind: SockType) -> io::Result<(OwnedFd, u1
     if kind == SockType::Datagram {
         tell_local(socket.as_fd(), at.is_ipv6())?;
     }
-    let bound: SockaddrStorage = socket::getsockname(socket.as_raw_fd())?;
-    let port = bound.as_sockaddr_in().map(|a| a.port()).or(bound.as_sockaddr_in6().map(|a| a.port()));
+    let port = local_port(&socket)?;
     Ok((socket, port.unwrap_or(at.port())))
 }
 
@@ -100,7 +140,7 @@ pub(super) fn is_another_s(e: &io::Error) -> bool {
 
 /// The helper could have it: it gives an address, and listens already, so there is no place for what is more.
 fn is_plain(to: &Bind) -> bool {
-    !to.both && to.device.is_none() && !to.willing && !to.free
+    !to.both && to.device.is_none() && !to.willing && !to.free && !to.inside
 }
 
 /// A port that is root's, from the helper, if it is there and its policy allows it; else what the kernel said of our try.
@@ -137,6 +177,15 @@ pub(super) fn words(e: &io::Error) -> String {
 pub(super) fn remedy(e: &io::Error, to: &Bind, tcp: bool) -> String {
     let (ip, port) = (to.at.ip(), to.at.port());
     match e.raw_os_error() {
+        Some(libc::EADDRINUSE) if to.inside => {
+            format!("somebody inside the namespace has port {port}: give another, or leave it out")
+        }
+        Some(libc::EACCES) if to.inside => {
+            "ports below 1024 are those of root inside the namespace: give one above, or join its user namespace".into()
+        }
+        Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) if to.inside => {
+            format!("{ip} is no address inside the namespace")
+        }
         Some(libc::EADDRINUSE) => {
             let list = if tcp { "ss -ltnp" } else { "ss -lunp" };
             format!("see who has it ({list} sport = {port}), or give another port; 0 takes any that is free")

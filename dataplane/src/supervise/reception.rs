@@ -102,7 +102,9 @@ impl Reception {
     }
 
     fn look(&mut self, file: &mut Option<SocketFile>) {
+        // One that a dataplane has shut would wake it, and the next one, for ever.
         if let (Some(socket), Some(client)) = (&self.socket, &self.client)
+            && !listen::is_shut(socket)
             && socket::connect(socket.as_raw_fd(), client).is_ok()
         {
             return;
@@ -202,7 +204,15 @@ mod tests {
             assert!(r.copy().is_none() && r.fd().is_some(), "it is gone");
             assert!(ours.send(b"x").is_err());
         }
-        drop(file);
+        // One that a dataplane shuts makes way for another, though its client is there.
+        let c = client(&theirs, &at);
+        c.send(b"x").unwrap();
+        let ours = r.step(now, &mut file).unwrap();
+        socket::shutdown(ours.as_raw_fd(), socket::Shutdown::Both).unwrap();
+        now += LOOK;
+        assert!(r.step(now, &mut file).is_none());
+        assert!(r.has_left() && r.copy().is_none() && !listen::is_shut(r.socket().unwrap()));
+        drop((c, file));
         assert!(!at.exists());
         std::fs::remove_dir_all(dir).unwrap();
     }

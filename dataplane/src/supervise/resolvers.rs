@@ -26,11 +26,16 @@ pub const FILE: &str = "/etc/resolv.conf";
 const SETTLED: Duration = Duration::from_millis(100);
 /// How often it is tried to read and watch a file that is not there.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often for an interface that is not there and a resolver can be reached by alone.
+const SOON: Duration = Duration::from_secs(5);
+/// How often the way to the file is looked for if it changes meanwhile.
+const TRIES: usize = 4;
 /// Links that are followed.
 const LINKS: usize = 40;
-/// Most that is read of the file, in bytes, and most resolvers that are used.
+/// Most that is read of the file, in bytes.
 const MOST: u64 = 64 << 10;
-const RESOLVERS: usize = 8;
+/// Most resolvers that are used.
+pub const RESOLVERS: usize = 8;
 const DNS: u16 = 53;
 
 /// The file and what it said.
@@ -112,29 +117,31 @@ impl Resolvers {
             return false;
         }
         // First watched, so that nothing happens in between.
-        let way = way(&self.file);
-        let watched = watch(way.iter().map(|(dir, _)| dir.as_path()));
+        let watched = follow(|| way(&self.file));
         let read = read(&self.file);
         if watched.is_err() || read.is_err() {
             self.due = Some(now + AGAIN);
         }
-        if let Ok(watch) = watched {
+        if let Ok((watch, way)) = watched {
             self.watch = Some(watch);
             self.names = way.into_iter().map(|(_, name)| name).collect();
         }
-        match read {
-            Ok(list) if list != self.list => {
-                self.list = list;
-                true
-            }
-            _ => false,
+        let Ok((list, whole)) = read else { return false };
+        if !whole {
+            self.due.get_or_insert(now + SOON);
         }
+        let other = list != self.list;
+        self.list = list;
+        other
     }
 }
 
+/// The directory and the name of each step of a way.
+type Way = Vec<(PathBuf, OsString)>;
+
 /// Where a path may become another one: the directory and the name of each link on the way, and of its end, be that what it
 /// names or the first of it that is not there.
-fn way(file: &Path) -> Vec<(PathBuf, OsString)> {
+fn way(file: &Path) -> Way {
     let mut found = Vec::new();
     let mut at = std::env::current_dir().unwrap_or_default();
     let mut rest: VecDeque<OsString> = parts(file).collect();
@@ -164,6 +171,20 @@ fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     path.components().filter(|c| *c != Component::CurDir).map(|c| c.as_os_str().to_owned())
 }
 
+/// Watches a way, which is looked for again once it is watched: where a link has become another one meanwhile, the directories
+/// of the old one say nothing of what comes.
+fn follow(mut way: impl FnMut() -> Way) -> nix::Result<(Inotify, Way)> {
+    let mut now = way();
+    for _ in 0..TRIES {
+        let watch = watch(now.iter().map(|(dir, _)| dir.as_path()))?;
+        let then = std::mem::replace(&mut now, way());
+        if then == now {
+            return Ok((watch, now));
+        }
+    }
+    Err(Errno::EAGAIN)
+}
+
 fn watch<'a>(dirs: impl Iterator<Item = &'a Path>) -> nix::Result<Inotify> {
     let flags = AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_MOVED_TO
@@ -178,11 +199,12 @@ fn watch<'a>(dirs: impl Iterator<Item = &'a Path>) -> nix::Result<Inotify> {
     Ok(watch)
 }
 
-fn read(file: &Path) -> io::Result<Vec<SocketAddr>> {
+/// What the file says, and whether that is all: the interface of a resolver may come later.
+fn read(file: &Path) -> io::Result<(Vec<SocketAddr>, bool)> {
     let mut text = Vec::new();
     fs::File::open(file)?.take(MOST).read_to_end(&mut text)?;
-    let list = parse(&String::from_utf8_lossy(&text));
-    Ok(if list.is_empty() { default() } else { list })
+    let (list, whole) = parse(&String::from_utf8_lossy(&text));
+    Ok((if list.is_empty() { default() } else { list }, whole))
 }
 
 /// What the C library asks where the file names nobody (resolv.conf(5)).
@@ -190,14 +212,20 @@ fn default() -> Vec<SocketAddr> {
     vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), DNS)]
 }
 
-/// The `nameserver` lines.
-fn parse(text: &str) -> Vec<SocketAddr> {
+/// The `nameserver` lines: the first ones that there may be, each resolver once; and whether the interfaces of all are there.
+#[must_use]
+pub fn parse(text: &str) -> (Vec<SocketAddr>, bool) {
+    let mut whole = true;
     let server = |line: &str| {
         let rest = line.trim_start().strip_prefix("nameserver")?;
         let word = rest.strip_prefix([' ', '\t'])?.split_whitespace().next()?;
         let (ip, zone) = word.split_once('%').map_or((word, None), |(ip, zone)| (ip, Some(zone)));
         Some(match (ip.parse::<IpAddr>().ok()?, zone) {
-            (IpAddr::V6(ip), Some(zone)) => scoped(ip, zone)?,
+            (IpAddr::V6(ip), Some(zone)) => {
+                let at = scoped(ip, zone);
+                whole &= at.is_some();
+                at?
+            }
             (ip, _) => SocketAddr::new(ip, DNS),
         })
     };
@@ -207,7 +235,7 @@ fn parse(text: &str) -> Vec<SocketAddr> {
             list.push(at);
         }
     }
-    list
+    (list, whole)
 }
 
 fn scoped(ip: Ipv6Addr, zone: &str) -> Option<SocketAddr> {
@@ -230,9 +258,51 @@ mod tests {
             SocketAddrV6::new("fe80::1".parse().unwrap(), 53, 0, 1).into(),
             SocketAddrV6::new("fe80::2".parse().unwrap(), 53, 0, 7).into(),
         ];
-        assert_eq!(parse(text), want);
-        assert_eq!(parse(&"nameserver 1.1.1.1\n".repeat(99)).len(), 1);
-        assert_eq!(parse("").len(), 0);
+        assert_eq!(parse(text), (want, true));
+        assert_eq!(parse(&"nameserver 1.1.1.1\n".repeat(99)).0.len(), 1);
+        assert_eq!(parse(""), (Vec::new(), true));
+    }
+
+    /// At boot a file may be there before the interface that it names.
+    #[test]
+    fn a_resolver_whose_interface_is_not_there_is_looked_for_again() {
+        let file = std::env::temp_dir().join(format!("netreeve-resolv-zone-{}", std::process::id()));
+        fs::write(&file, "nameserver fe80::1%nobody-has-it\nnameserver 10.0.0.1\n").unwrap();
+        let mut r = Resolvers::new(&file);
+        assert_eq!(r.list(), ["10.0.0.1:53".parse().unwrap()]);
+        let due = r.due().unwrap();
+        assert!(!r.step(due - Duration::from_millis(1)), "not before");
+        // An interface comes without a word about the file.
+        r.watch = None;
+        fs::write(&file, "nameserver fe80::1%lo\n").unwrap();
+        assert!(r.step(due));
+        assert_eq!(r.list(), [SocketAddrV6::new("fe80::1".parse().unwrap(), 53, 0, 1).into()]);
+        assert_eq!(r.due(), None, "all are there");
+        fs::remove_file(file).unwrap();
+    }
+
+    /// A link that becomes another one between a look and the watch.
+    #[test]
+    fn the_way_that_is_watched_is_the_one_that_there_is() {
+        let dir = std::env::temp_dir().join(format!("netreeve-resolv-race-{}", std::process::id()));
+        let (old, new) = (dir.join("old"), dir.join("new"));
+        [&old, &new].into_iter().for_each(|d| fs::create_dir_all(d).unwrap());
+        let step = |d: &Path| vec![(d.to_owned(), OsString::from("stub"))];
+        let mut looks = [&old, &new, &new].into_iter();
+        let (watch, way) = follow(|| step(looks.next().unwrap())).unwrap();
+        assert_eq!(way, step(&new));
+        fs::write(old.join("stub"), "").unwrap();
+        assert!(watch.read_events().is_err(), "nothing happens there any more");
+        fs::write(new.join("stub"), "").unwrap();
+        assert!(watch.read_events().unwrap().iter().any(|e| e.name.as_deref() == Some("stub".as_ref())));
+        // One that never rests is tried later.
+        let mut n = 0_u32;
+        let restless = follow(|| {
+            n += 1;
+            vec![(dir.clone(), n.to_string().into())]
+        });
+        assert_eq!(restless.unwrap_err(), Errno::EAGAIN);
+        fs::remove_dir_all(dir).unwrap();
     }
 
     /// Until it is read; events come late on a busy machine.

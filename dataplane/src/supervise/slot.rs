@@ -30,7 +30,7 @@ use crate::supervise::control::report::far_end;
 use crate::supervise::datagram::{self, Aim, Opened};
 use crate::supervise::dial::{self, Dialler, Step, Target};
 use crate::supervise::estate::{self, Estate};
-use crate::supervise::granted::{granted_tap, granted_xsk, handed_tap, mtu_of};
+use crate::supervise::granted::{granted_tap, granted_xsk, handed_tap, may_be_taken_over, mtu_of};
 use crate::supervise::link_watch;
 use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::reception::Reception;
@@ -185,7 +185,7 @@ impl Slot {
                 Ok(datagrams(port.id, kind, opened))
             }
             Kind::Hub(plan) => Ok(Self::bare(port.id, kind, PortPlan::Hub(plan))),
-            Kind::User(u) => user_network(port.id, &what, *u, how.mode, asker),
+            Kind::User(u) => user_network(port.id, &what, *u, fds, how.mode, asker),
             Kind::VhostUser(v) => {
                 // A connection that was handed over is of somebody who starts passt.
                 let handed = if matches!(v.addr, Addr::Fd(_)) { CHANNEL } else { 0 };
@@ -284,6 +284,7 @@ impl Slot {
     pub fn orphaned(&mut self, now: Instant) {
         if let PortPlan::Xsk(plan) = &mut self.plan {
             plan.resume = true;
+            self.gone |= self.ticket.is_none() && !may_be_taken_over(&self.id);
         }
         self.listen_again();
         self.alone = false;
@@ -329,10 +330,11 @@ fn user_network(
     id: String,
     what: &str,
     spec: spec::user::User,
+    inherited: Vec<OwnedFd>,
     mode: u32,
     asker: &mut Asker,
 ) -> Result<Slot, Fault> {
-    let (host, plan, kept) = user::open(what, spec, mode, asker)?;
+    let (host, plan, kept) = user::open(what, spec, inherited.into_iter().next(), mode, asker)?;
     let bare = Slot::bare(id, "user", PortPlan::User(Box::new(plan)));
     Ok(Slot { kept, user: Some(host), ..bare })
 }
@@ -561,6 +563,7 @@ mod tests {
             headroom: 0,
             multi_buffer: false,
             resume: false,
+            late: false,
         };
         let link = Link { name: "nowhere".into(), index: Some(i32::MAX.cast_unsigned()) };
         let mut slot = Slot {

@@ -8,6 +8,8 @@
 //! is never closed and opened again, so nobody else can take its port.
 #![forbid(unsafe_code)]
 
+mod again;
+
 use std::fs;
 use std::io;
 use std::net::ToSocketAddrs;
@@ -23,16 +25,17 @@ use nix::sys::socket::{SockType, UnixAddr};
 use crate::engine::KIND;
 use crate::fault::{Exit, Fault};
 use crate::handover::PortPlan;
-use crate::port::user::plan::{Boot, Forward, GuestForward, Limits, MAC, Plan, Range, To, V4, V6, Way};
+use crate::port::user::plan::{Boot, Forward, GuestForward, MAC, Plan, Range, To, V4, V6};
 use crate::port::user::policy::Policy;
 use crate::spec::forward::{self, Bind, HostForward, Listen, Target};
 use crate::spec::user::{FORWARDS, User};
 use crate::supervise::ask::Asker;
 use crate::supervise::doors::{Beyond, Door};
+use crate::supervise::inside::{self, Inside};
 use crate::supervise::listen::{self, SocketFile};
 use crate::supervise::ports;
 use crate::supervise::resolvers::{self, Resolvers};
-use crate::supervise::shortage::{room_for, say_limits};
+use crate::supervise::shortage::{room_later, say_limits};
 use ports::{by_helper, remedy, words};
 
 /// Most bytes of a plan: what a message holds less what the other ports need.
@@ -71,26 +74,34 @@ pub struct Host {
     table: Vec<Open>,
     next: Option<Next>,
     next_id: u32,
+    /// Sockets of the table that the dataplane began with.
+    began: usize,
     /// The host's resolvers.
     pub resolvers: Resolvers,
     /// Doors of guest forwards.
     pub doors: Vec<Door>,
+    /// Who binds sockets inside the namespace that is the guest, if it is one.
+    inside: Option<Inside>,
 }
 
-/// Opens what a network needs: the host's side, what a dataplane builds, and its descriptors in the plan's order.
+/// Opens what a network needs: the host's side, what a dataplane builds, and its descriptors in the plan's order. `inherited`
+/// is the descriptor that `ns-fd=` names.
 ///
 /// # Errors
 /// A forward's address, a guest forward's peer or the directory cannot be had.
 pub fn open(
     what: &str,
     spec: User,
+    inherited: Option<OwnedFd>,
     mode: u32,
     asker: &mut Asker,
 ) -> Result<(Host, Plan, Vec<OwnedFd>), Fault> {
+    let limits = spec.limits();
     let resolvers = match spec.resolvers.is_empty() {
         true => Resolvers::new(Path::new(resolvers::FILE)),
         false => Resolvers::fixed(spec.resolvers),
     };
+    let inside = inherited.map(|fd| Inside::handed(what, fd, spec.restrict)).transpose()?;
     let mut host = Host {
         what: what.to_owned(),
         mode,
@@ -99,11 +110,11 @@ pub fn open(
         table: Vec::new(),
         next: None,
         next_id: 1,
+        began: 0,
         resolvers,
         doors: Vec::new(),
+        inside,
     };
-    let ports: usize = spec.forwards.iter().map(|f| f.listen.ports()).sum();
-    room_for(what, ports)?;
     ports::leaves(what, &spec.outbound)?;
     let mut kept = Vec::new();
     for rule in spec.forwards {
@@ -111,7 +122,8 @@ pub fn open(
         host.table.push(open);
         kept.extend(sockets);
     }
-    say_limits(what, spec.restrict, kept.len());
+    host.begins();
+    say_limits(what, spec.restrict, kept.len(), limits);
     let mut guest_forwards = Vec::new();
     for g in spec.guest_forwards {
         let (to, beyond) = reach(what, &g, spec.restrict)?;
@@ -139,7 +151,7 @@ pub fn open(
         aliases: spec.aliases,
         lease6: spec.lease6,
         outbound: spec.outbound,
-        limits: Limits::default(),
+        limits,
     };
     fits(what, &plan)?;
     Ok((host, plan, kept))
@@ -167,6 +179,11 @@ impl Host {
     #[must_use]
     pub fn sockets(&self) -> usize {
         count(&self.table)
+    }
+
+    /// A dataplane begins with this table.
+    pub fn begins(&mut self) {
+        self.began = self.sockets();
     }
 
     /// The table in force, as it is written, with the ports that the kernel chose.
@@ -214,10 +231,12 @@ impl Host {
         let mut table: Vec<Open> = self.table.iter().filter(|o| stays(o)).map(Open::unheld).collect();
         let new: Vec<HostForward> =
             add.iter().filter(|r| !table.iter().any(|o| **r == o.asked || **r == o.rule)).cloned().collect();
-        if new.iter().map(|r| r.listen.ports()).sum::<usize>() > MAX_FDS {
+        let ports = new.iter().map(|r| r.listen.ports()).sum::<usize>();
+        if ports > MAX_FDS {
             let why = format!("more than {MAX_FDS} new ports at once");
             return Err(fault(&why, "make the change in several steps"));
         }
+        room_later(&self.what, self.began, self.sockets(), ports)?;
         if table.len() + new.len() > FORWARDS {
             return Err(fault(&format!("more than {FORWARDS} forwards"), "remove some"));
         }
@@ -338,6 +357,7 @@ impl Host {
 
     /// The sockets of a rule.
     fn listen(&mut self, rule: HostForward, asker: &mut Asker) -> Result<(Open, Vec<OwnedFd>), Fault> {
+        inside::check(&self.what, &rule, self.inside.is_some())?;
         let (mut bound, mut file) = (rule.clone(), None);
         let sockets = match &mut bound.listen {
             Listen::Tcp(bind) => self.bound(&rule, bind, SockType::Stream, asker)?,
@@ -353,7 +373,7 @@ impl Host {
 
     /// A socket at each port, and in `bind` the one that the kernel chose.
     fn bound(
-        &self,
+        &mut self,
         rule: &HostForward,
         bind: &mut Bind,
         kind: SockType,
@@ -364,7 +384,11 @@ impl Host {
         for port in bind.at.port()..=bind.last {
             let mut one = Bind { last: port, ..*bind };
             one.at.set_port(port);
-            match ports::bind(&one, kind).or_else(|e| by_helper(&self.what, &one, !tcp, e, asker)) {
+            let had = match self.inside.as_mut().filter(|_| one.inside) {
+                Some(inside) => inside.bind(&one, !tcp),
+                None => ports::bind(&one, kind).or_else(|e| by_helper(&self.what, &one, !tcp, e, asker)),
+            };
+            match had {
                 Ok((socket, chosen)) => {
                     if !range {
                         bind.at.set_port(chosen);
@@ -395,18 +419,13 @@ impl Host {
 
 impl Open {
     fn plan(&self) -> Forward {
-        let way = match self.rule.listen {
-            Listen::Tcp(_) => Way::Tcp,
-            Listen::Udp(_) => Way::Udp,
-            Listen::Unix(_) => Way::Unix,
-        };
         let range = match self.rule.listen {
             Listen::Tcp(b) | Listen::Udp(b) if b.ports() > 1 => {
                 Some(Range { first: b.at.port(), sockets: self.sockets })
             }
             _ => None,
         };
-        Forward { id: self.id, way, guest: self.rule.guest, range }
+        Forward { id: self.id, way: self.rule.listen.way(), guest: self.rule.guest, range }
     }
 
     fn is_at(&self, listen: &Listen) -> bool {

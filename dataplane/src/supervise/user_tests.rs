@@ -1,9 +1,11 @@
 //! Tables of forwards that change, with real sockets.
 
 use super::*;
+use crate::port::user::plan::{Limits, Way};
 use crate::spec::{Config, Kind};
 use crate::supervise::ask::Door;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ fn nobody() -> Asker {
 }
 
 fn opened(options: &str) -> (Host, Plan, Vec<OwnedFd>) {
-    open("port 'n'", spec(options), 0o600, &mut nobody()).unwrap()
+    open("port 'n'", spec(options), None, 0o600, &mut nobody()).unwrap()
 }
 
 fn ports(host: &Host) -> Vec<u16> {
@@ -91,6 +93,14 @@ fn what_is_asked_for_is_open() {
 }
 
 #[test]
+fn flows_are_as_many_as_were_asked_for() {
+    let limits = |options: &str| opened(options).1.limits;
+    assert_eq!(limits(""), Limits::default());
+    let asked = limits(",flows=64,socket-buffer=64k");
+    assert_eq!(asked, Limits { tcp: 64, udp: 16, buffer: Some(1 << 16), ..Limits::default() });
+}
+
+#[test]
 fn a_table_changes_as_a_whole() {
     let (mut host, _, mut kept) = opened(",hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:0-:23");
     kept.push(fs::File::open("/dev/null").unwrap().into());
@@ -148,7 +158,7 @@ fn a_unix_socket_goes_on_under_another_number() {
 #[test]
 fn what_the_next_dataplane_could_not_be_told_is_refused() {
     let one = ",deny=[2001:db8:1234:5678:9abc:def0:1234:5678]:1024-65535";
-    let fits = |n: &usize| open("port 'n'", spec(&one.repeat(*n)), 0o600, &mut nobody()).is_ok();
+    let fits = |n: &usize| open("port 'n'", spec(&one.repeat(*n)), None, 0o600, &mut nobody()).is_ok();
     let most = (1..256).rev().find(fits).unwrap();
     let (mut host, plan, kept) = opened(&one.repeat(most - 5));
     let more = |n: usize| (0..n).map(|_| rule("tcp:127.0.0.1:0-:1")).collect::<Vec<_>>();
@@ -176,7 +186,7 @@ fn one_change_at_a_time_and_not_too_much() {
 
 #[test]
 fn what_cannot_be_had_is_said_in_three_parts() {
-    let fault = |options: &str| open("port 'n'", spec(options), 0o600, &mut nobody()).unwrap_err();
+    let fault = |options: &str| open("port 'n'", spec(options), None, 0o600, &mut nobody()).unwrap_err();
     let f = fault(",tftp=/nonexistent/x");
     assert_eq!((f.exit, f.what.as_str()), (Exit::Config, "port 'n': opening tftp=/nonexistent/x"));
     let f = fault(",tftp=/dev/null");
@@ -255,7 +265,7 @@ fn a_range_has_a_socket_for_each_port_that_can_be_had() {
     // An address that nobody else uses.
     let taken = TcpListener::bind("127.77.3.1:20005").unwrap();
     let range = "127.77.3.1:20000-20019-:9000";
-    let f = open("port 'n'", spec(&format!(",hostfwd=tcp:{range}")), 0o600, &mut nobody()).unwrap_err();
+    let f = open("port 'n'", spec(&format!(",hostfwd=tcp:{range}")), None, 0o600, &mut nobody()).unwrap_err();
     assert!(f.why.contains("(port 20005: Address already in use)") && f.fix.contains("sport = 20005"), "{f}");
     let (mut host, plan, mut kept) = opened(&format!(
         ",hostfwd=tcp+try:{range},hostfwd=udp:127.77.3.1:20000-20001-:1,hostfwd=unix:/tmp/netreeve-range-{}-:2",
@@ -290,7 +300,7 @@ fn everything_of_both_families_and_what_is_not_there_yet() {
     if UdpSocket::bind("[::1]:0").is_ok() {
         TcpStream::connect(("::1", port)).unwrap();
     }
-    let fault = |options: &str| open("port 'n'", spec(options), 0o600, &mut nobody()).unwrap_err();
+    let fault = |options: &str| open("port 'n'", spec(options), None, 0o600, &mut nobody()).unwrap_err();
     let f = fault(",hostfwd=tcp:127.0.0.1%nobody-has-it:0-:1");
     assert!(f.why.contains("No such device") && f.fix.contains("no such interface"), "{f}");
     for (options, what, why) in [
@@ -306,10 +316,117 @@ fn everything_of_both_families_and_what_is_not_there_yet() {
     assert!(!plan.outbound.is_free());
 }
 
+/// The one that is refused by the numbers leaves nothing behind; a new dataplane begins anew.
 #[test]
-fn more_ports_than_descriptors_are_refused_with_what_to_do() {
-    // Whatever the limit is: nobody has so many.
-    let all: String = (1..120).map(|n| format!(",hostfwd=udp+try:127.77.4.{n}:1-65535-:1")).collect();
-    let f = open("port 'n'", spec(&all), 0o600, &mut nobody()).unwrap_err();
-    assert!(f.why.contains("listen at 7798665 ports") && f.fix.contains("ulimit -Hn"), "{f}");
+fn more_ports_than_a_running_dataplane_has_room_for_are_refused() {
+    let (mut host, _, mut kept) = opened(",hostfwd=tcp:127.0.0.1:0-:1");
+    for n in 0..8 {
+        let more: Vec<String> = (0..15).map(|i| format!("tcp:127.0.0.1:0-:{}", 100 * n + i + 2)).collect();
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        change(&mut host, &mut kept, false, &[], &more).unwrap();
+    }
+    let f = change(&mut host, &mut kept, false, &[], &["udp:127.77.5.1:20000-20015-:1"]).unwrap_err();
+    assert!(
+        f.why.contains("would listen at 137 ports, and a dataplane that began with 1 has room for 129"),
+        "{f}"
+    );
+    assert_eq!((kept.len(), host.prepared().is_none()), (121, true));
+    host.begins();
+    change(&mut host, &mut kept, false, &[], &["udp:127.77.5.1:20000-20015-:1"]).unwrap();
+    assert_eq!(kept.len(), 137);
+}
+
+/// Runs something where there is no IPv6 at all (`ipv6.disable=1`): a socket of it is not to be had by this thread.
+fn without_ipv6<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule,
+    };
+    let family = u64::try_from(libc::AF_INET6).unwrap();
+    let is = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, family).unwrap();
+    let rules = [(libc::SYS_socket, vec![SeccompRule::new(vec![is]).unwrap()])].into();
+    let none = SeccompAction::Errno(libc::EAFNOSUPPORT.cast_unsigned());
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, none, arch).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    std::thread::scope(|s| {
+        let thread = s.spawn(|| {
+            seccompiler::apply_filter(&filter).unwrap();
+            assert_eq!(UdpSocket::bind("[::]:0").unwrap_err().raw_os_error(), Some(libc::EAFNOSUPPORT));
+            run()
+        });
+        thread.join().unwrap()
+    })
+}
+
+/// `hostfwd=tcp:*:0` is what passt's `-t` becomes.
+#[test]
+fn a_host_without_ipv6_has_the_other_family_of_everything() {
+    without_ipv6(|| {
+        let (mut host, plan, mut kept) =
+            opened(",hostfwd=tcp:*:0-:1,hostfwd=udp:*:0-:2,hostfwd=tcp+try:*:0-:3");
+        change(&mut host, &mut kept, false, &[], &["tcp:*:0-:4"]).unwrap();
+        let [tcp, udp, willing, later] = ports(&host)[..] else { panic!() };
+        for port in [tcp, willing, later] {
+            TcpStream::connect(("127.0.0.1", port)).unwrap();
+        }
+        assert!(UdpSocket::bind(("127.0.0.1", udp)).is_err(), "it is ours");
+        // The dataplane's side, with a guest that has both families.
+        let handed = kept.iter().take(3).map(|fd| fd.try_clone().unwrap()).collect();
+        let mut network = crate::port::user::open(&plan, handed).unwrap();
+        let mut batch = crate::frame::Batch::new();
+        network[0].recv(&mut batch).unwrap();
+        assert_eq!(network[0].stats().flows.unwrap().now, 2, "those who came");
+        // After a dataplane that had spoilt it.
+        nix::sys::socket::shutdown(kept[1].as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap_err();
+        assert!(host.listen_again(&mut kept).is_empty());
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.send_to(b"x", ("127.0.0.1", udp)).unwrap();
+        let ours = UdpSocket::from(kept[1].try_clone().unwrap());
+        ours.set_nonblocking(false).unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(ours.recv(&mut [0; 4]).unwrap(), 1);
+        assert!(crate::port::user::icmp::allowed().1, "nothing is missing that could be given");
+        let f = open("port 'n'", spec(",hostfwd=tcp:[::]:0-[fec0::15]:1"), None, 0o600, &mut nobody())
+            .unwrap_err();
+        assert!(f.fix.contains("this machine has no IPv6: give an IPv4 address"), "{f}");
+    });
+}
+
+#[test]
+fn forwards_that_lead_out_are_bound_by_who_is_inside() {
+    let (ours, theirs) = netreeve_shared::channel::Channel::pair().unwrap();
+    let other = std::thread::spawn(move || inside::serve(&theirs));
+    let options =
+        ",ns-fd=9,hostfwd=tcp+ns:127.0.0.1:0-:80,hostfwd=udp+ns:127.0.0.1:0-:53,hostfwd=tcp:127.0.0.1:0-:22";
+    let open = |options: &str, fd| open("port 'n'", spec(options), fd, 0o600, &mut nobody());
+    let (mut host, plan, mut kept) = open(options, Some(ours.into_fd())).unwrap();
+    let ways: Vec<_> = plan.forwards.iter().map(|f| (f.way, f.guest.to_string())).collect();
+    let want = [(Way::OutTcp, "127.0.0.1:80"), (Way::OutUdp, "127.0.0.1:53"), (Way::Tcp, "10.0.2.15:22")];
+    assert_eq!(ways, want.map(|(way, to)| (way, to.to_owned())));
+    assert!(plan.limits.out > 0 && kept.len() == 3);
+    let [tcp, ..] = ports(&host)[..] else { panic!() };
+    TcpStream::connect(("127.0.0.1", tcp)).unwrap();
+    // What is told to clients is what can be said again.
+    let shown: Vec<String> = host.rules().collect();
+    assert_eq!(shown[0], format!("tcp+ns:127.0.0.1:{tcp}-127.0.0.1:80"));
+    change(&mut host, &mut kept, false, &[&format!("tcp+ns:127.0.0.1:{tcp}")], &["udp+ns::0-:5"]).unwrap();
+    assert!(is_closed(tcp) && host.rules().count() == 3);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let fault = change(&mut host, &mut kept, false, &[], &[&format!("tcp+ns::{port}-:1")]).unwrap_err();
+    assert!(
+        fault.why.contains("Address already in use") && fault.fix.contains("inside the namespace"),
+        "{fault}"
+    );
+    drop(host);
+    other.join().unwrap().unwrap();
+    // Nobody is inside of a machine; nothing leaves where nothing shall.
+    let fault = open(",hostfwd=tcp+ns::0-:80", None).unwrap_err();
+    assert!(fault.why.contains("no network namespace") && fault.fix.contains("netreeve-pasta"), "{fault}");
+    let (ours, _theirs) = netreeve_shared::channel::Channel::pair().unwrap();
+    let fault = open(",restrict=on", Some(ours.into_fd())).unwrap_err();
+    assert!(fault.what.contains("ns-fd=") && fault.why.contains("restrict=on"), "{fault}");
+    let file = fs::File::open("/dev/null").unwrap();
+    assert!(open("", Some(file.into())).unwrap_err().what.contains("ns-fd="));
 }

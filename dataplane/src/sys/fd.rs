@@ -4,9 +4,10 @@ use std::io::{Error, ErrorKind, IoSliceMut, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use netreeve_shared::channel::take_fds;
 use netreeve_shared::l2tp::Instruction;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{MsgFlags, recvmsg};
 
 /// Most descriptors that one `sendmsg` can carry (`SCM_MAX_FD`).
 const MAX_FDS: usize = 253;
@@ -100,22 +101,25 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<()> {
 /// # Errors
 /// The kernel's; `InvalidData` if descriptors were lost (a limit of ours). Those that came are in `fds` even then.
 pub fn recv(fd: BorrowedFd<'_>, to: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize> {
-    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+    recv_in(fd, to, fds, nix::cmsg_space!([RawFd; MAX_FDS]).len())
+}
+
+/// With so many bytes of room for what lists descriptors.
+fn recv_in(fd: BorrowedFd<'_>, to: &mut [u8], fds: &mut Vec<OwnedFd>, room: usize) -> Result<usize> {
+    let mut control = vec![0_u8; room];
     let mut iov = [IoSliceMut::new(to)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let got = recvmsg::<()>(fd.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
-    for c in got.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(list) = c {
-            for raw in list {
-                // SAFETY: the kernel just installed this descriptor for us, and nobody else knows it.
-                fds.push(unsafe { OwnedFd::from_raw_fd(raw) });
-            }
-        }
-    }
-    if got.flags.contains(MsgFlags::MSG_CTRUNC) {
+    let (bytes, flags) = {
+        let got = recvmsg::<()>(fd.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
+        (got.bytes, got.flags)
+    };
+    // nix withholds its own list after MSG_CTRUNC, and those that did come would be nobody's.
+    // SAFETY: zeros, of which the call above wrote some; it is looked at here only.
+    fds.append(&mut unsafe { take_fds(&control) });
+    if flags.contains(MsgFlags::MSG_CTRUNC) {
         return Err(ErrorKind::InvalidData.into());
     }
-    Ok(got.bytes)
+    Ok(bytes)
 }
 
 /// Attaches a classic BPF program to a socket, for ever (`SO_ATTACH_FILTER`, `SO_LOCK_FILTER`): whoever has the socket
@@ -241,5 +245,21 @@ mod tests {
         let mut count = [0; 8];
         let e = nix::unistd::read(&fds[0], &mut count).unwrap_err();
         assert_eq!(e, nix::errno::Errno::EAGAIN);
+    }
+
+    /// As when a limit is met: the kernel makes some of them, and says that there were more.
+    #[test]
+    fn descriptors_of_a_list_that_was_cut_are_not_left_behind() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut end, held) = std::io::pipe().unwrap();
+        let list = [held.as_raw_fd(); 3];
+        let rights = [ControlMessage::ScmRights(&list)];
+        sendmsg::<()>(a.as_raw_fd(), &[IoSlice::new(b"abc")], &rights, MsgFlags::empty(), None).unwrap();
+        drop(held);
+        let (mut to, mut fds, room) = ([0; 3], Vec::new(), nix::cmsg_space!([RawFd; 2]).len());
+        let e = recv_in(b.as_fd(), &mut to, &mut fds, room).unwrap_err();
+        assert_eq!((e.kind(), fds.len()), (ErrorKind::InvalidData, 2));
+        drop(fds);
+        assert_eq!(std::io::Read::read(&mut end, &mut [0; 1]).unwrap(), 0, "nobody has it any more");
     }
 }

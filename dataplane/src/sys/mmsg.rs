@@ -68,6 +68,7 @@ pub struct Incoming {
     noted: Vec<usize>,
     got: Vec<Got>,
     named: bool,
+    noted_too: bool,
 }
 
 impl Incoming {
@@ -80,7 +81,14 @@ impl Incoming {
             noted: Vec::with_capacity(MESSAGES),
             got: Vec::with_capacity(MESSAGES),
             named,
+            noted_too: true,
         }
+    }
+
+    /// Whether the kernel may say more of messages than who sent them. Not of those of UNIX sockets: what their senders
+    /// pass along with a message are descriptors, which the kernel makes ours wherever there is room to name them.
+    pub fn take_notes(&mut self, yes: bool) {
+        self.noted_too = yes;
     }
 
     /// Receives as many messages as are there, one into each segment, [`MESSAGES`] at most.
@@ -95,8 +103,9 @@ impl Incoming {
         for (((m, seg), name), note) in list.iter_mut().zip(to).zip(&mut self.names).zip(&mut self.notes) {
             let named =
                 if self.named { (ptr::from_mut(name).cast(), NAME_LEN) } else { (ptr::null_mut(), 0) };
+            let room = if self.noted_too { NOTE } else { 0 };
             // A Seg has the layout of an iovec (asserted in mem::seg), and recvmmsg does not write to it.
-            m.write(message(named, ptr::from_ref(seg).cast_mut().cast(), 1, (note, NOTE)));
+            m.write(message(named, ptr::from_ref(seg).cast_mut().cast(), 1, (note, room)));
             n += 1;
         }
         // SAFETY: `n` headers are written; each points to one segment of mapped writable memory and to room of the length

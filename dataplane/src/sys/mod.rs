@@ -7,6 +7,7 @@
 pub mod beneath;
 pub mod fd;
 pub mod io;
+pub mod kernel;
 pub mod mmsg;
 pub mod poll;
 pub mod process;

@@ -80,6 +80,20 @@ pub fn connect(fd: BorrowedFd<'_>, to: SocketAddr) -> Result<bool> {
     }
 }
 
+/// [`connect`] to somebody else: where nobody is at one of the host's own ports, the port that the kernel chooses for us may be
+/// that one, and TCP and UDP sockets that were connected to themselves hear themselves.
+///
+/// # Errors
+/// The kernel's; `ECONNREFUSED` as well if we are there.
+pub fn call(fd: BorrowedFd<'_>, to: SocketAddr) -> Result<bool> {
+    let done = connect(fd, to)?;
+    if local(fd).is_some_and(|at| (at.ip().to_canonical(), at.port()) == (to.ip().to_canonical(), to.port()))
+    {
+        return Err(Error::from_raw_os_error(libc::ECONNREFUSED));
+    }
+    Ok(done)
+}
+
 /// `bind(2)` to an address; the port is the kernel's choice.
 ///
 /// # Errors

@@ -59,3 +59,20 @@ fn the_network_says_that_nobody_listens() {
     assert_eq!((said_of.errno, said_of.origin, said_of.kind, said_of.code), (libc::ECONNREFUSED, 2, 3, 3));
     assert_eq!(said_of.by, Some(Ipv4Addr::LOCALHOST.into()));
 }
+
+#[test]
+fn nobody_is_connected_to_himself() {
+    for (speaks, host) in
+        [(Speaks::Tcp, "127.0.0.1"), (Speaks::Udp, "127.0.0.1"), (Speaks::Tcp, "::1"), (Speaks::Udp, "::1")]
+    {
+        let host: IpAddr = host.parse().unwrap();
+        let one = new(speaks, host.is_ipv6()).unwrap();
+        bind(one.as_fd(), host).unwrap();
+        let at = local(one.as_fd()).unwrap();
+        assert_eq!(call(one.as_fd(), at).unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED), "{at}");
+        let other = std::net::UdpSocket::bind((host, 0)).unwrap().local_addr().unwrap();
+        if speaks == Speaks::Udp {
+            assert!(call(new(speaks, host.is_ipv6()).unwrap().as_fd(), other).unwrap());
+        }
+    }
+}

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::*;
@@ -351,6 +352,22 @@ fn a_lane_that_was_busy_sleeps_and_wakes() {
                 stage.give(1, 1);
                 wait_for("frames do not come", || stage.given(0) == 10_000 * n && stage.given(1) == n);
             }
+        });
+    }
+}
+
+#[test]
+fn what_a_descriptor_has_to_say_is_heard_while_frames_never_pause() {
+    for lanes in [1, 2] {
+        let stage = Stage::new(lanes, u64::MAX / 2);
+        perform(&stage, 1, false, Duration::ZERO, |_, _| {
+            wait_for("frames do not come", || stage.given(0) > 10_000);
+            let bell = &stage.sources[0].bell;
+            bell.write(1).unwrap();
+            wait_for("it is not heard", || {
+                let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+                nix::poll::poll(&mut fds, PollTimeout::ZERO).unwrap() == 0
+            });
         });
     }
 }

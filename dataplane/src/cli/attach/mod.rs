@@ -8,7 +8,7 @@
 //! with us; no word of the command is changed but its placeholders.
 #![forbid(unsafe_code)]
 
-mod qemu;
+pub(super) mod qemu;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -100,28 +100,28 @@ const GRAIN: u64 = 8192;
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Line {
+pub(in crate::cli) struct Line {
     /// How the guest's memory can be shared.
-    pub(super) memory: Memory,
+    pub(in crate::cli) memory: Memory,
     /// The virtio-net front-end that this machine takes, if any.
-    pub(super) model: Option<&'static str>,
+    pub(in crate::cli) model: Option<&'static str>,
     /// Identifiers of netdevs that are there.
-    pub(super) netdevs: Vec<String>,
+    pub(in crate::cli) netdevs: Vec<String>,
     /// Front-ends that are there: driver and netdev.
-    pub(super) fronts: Vec<(String, String)>,
+    pub(in crate::cli) fronts: Vec<(String, String)>,
     /// A network that is not ours, as it was written.
-    pub(super) other: Option<String>,
+    pub(in crate::cli) other: Option<String>,
     /// Why the guest must be one whose state can be saved and loaded, if it must.
-    pub(super) moves: Option<&'static str>,
+    pub(in crate::cli) moves: Option<&'static str>,
     /// QEMU goes to the background.
-    pub(super) daemonize: bool,
+    pub(in crate::cli) daemonize: bool,
     /// The guest is run by KVM, if there is any.
-    pub(super) kvm: bool,
+    pub(in crate::cli) kvm: bool,
 }
 
 /// The guest's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Memory {
+pub(in crate::cli) enum Memory {
     /// It is shared already.
     Shared,
     /// It is shared if a backend of so many bytes is added.
@@ -131,7 +131,7 @@ pub(super) enum Memory {
 }
 
 /// Where QEMU's own words begin, if the command is QEMU, or starts it.
-pub(super) fn find(words: &[OsString]) -> Option<usize> {
+pub(in crate::cli) fn find(words: &[OsString]) -> Option<usize> {
     let base = |w: &OsString| Path::new(w).file_name().map(|n| n.to_string_lossy().into_owned());
     let is_qemu =
         |name: &str| name.starts_with("qemu-system-") || ["qemu-kvm", "kvm", "qemu"].contains(&name);
@@ -172,7 +172,7 @@ fn get<'a>(keys: &'a [(String, String)], names: &[&str]) -> Option<&'a str> {
 }
 
 /// Reads QEMU's words, its name first.
-pub(super) fn read(words: &[OsString]) -> Line {
+pub(in crate::cli) fn read(words: &[OsString]) -> Line {
     let all = options(words);
     let of = |names: &'static [&str]| {
         all.iter().filter(|(n, _)| names.contains(&n.as_str())).map(|(_, v)| keys(v))
@@ -327,14 +327,14 @@ fn bytes(text: &str) -> Option<u64> {
 
 /// Major and minor number of a QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Version(u16, u16);
+pub(in crate::cli) struct Version(u16, u16);
 
 impl Version {
     /// It does not say.
-    pub(super) const UNKNOWN: Self = Self(0, 0);
+    pub(in crate::cli) const UNKNOWN: Self = Self(0, 0);
 
     /// From what `--version` prints.
-    pub(super) fn read(text: &str) -> Self {
+    pub(in crate::cli) fn read(text: &str) -> Self {
         let number = || {
             let (_, rest) = text.split_once("version ")?;
             let mut parts = rest.split(|c: char| !c.is_ascii_digit());
@@ -360,43 +360,47 @@ impl Version {
 }
 
 /// How one netdev is attached.
-pub(super) struct Attach<'a> {
+pub(in crate::cli) struct Attach<'a> {
     /// Its identifier.
-    pub(super) id: &'a str,
+    pub(in crate::cli) id: &'a str,
     /// The socket.
-    pub(super) path: &'a str,
+    pub(in crate::cli) path: &'a str,
     /// By vhost-user; else by a stream.
-    pub(super) vhost_user: bool,
+    pub(in crate::cli) vhost_user: bool,
     /// Its queues.
-    pub(super) queues: usize,
+    pub(in crate::cli) queues: usize,
     /// Which QEMU it is.
-    pub(super) version: Version,
+    pub(in crate::cli) version: Version,
     /// An MTU that the guest should know of from the start.
-    pub(super) mtu: Option<u16>,
+    pub(in crate::cli) mtu: Option<u16>,
 }
 
 impl Line {
     /// The front-end for this netdev of ours that is there already.
-    pub(super) fn front(&self, id: &str) -> Option<&str> {
+    pub(in crate::cli) fn front(&self, id: &str) -> Option<&str> {
         let name = self.name(id);
         self.fronts.iter().find(|(_, n)| *n == name).map(|(driver, _)| driver.as_str())
     }
 
     /// Words that give this machine shared memory, if it needs any: once.
-    pub(super) fn share(&self) -> Vec<String> {
+    pub(in crate::cli) fn share(&self) -> Vec<String> {
         let Memory::Add(size) = self.memory else { return Vec::new() };
         let object = format!("memory-backend-memfd,id=netreeve-memory,size={size},share=on");
         ["-object", &object, "-machine", "memory-backend=netreeve-memory"].map(str::to_owned).into()
     }
 
     /// What a netdev of ours is called there: as here, unless QEMU's own words have one of that name.
-    pub(super) fn name(&self, id: &str) -> String {
-        let taken = self.netdevs.iter().any(|n| n == id);
-        if taken { format!("netreeve-{id}") } else { id.to_owned() }
+    pub(in crate::cli) fn name(&self, id: &str) -> String {
+        let others = (1_u32..).map(|n| match n {
+            1 => format!("netreeve-{id}"),
+            n => format!("netreeve-{id}-{n}"),
+        });
+        let mut all = std::iter::once(id.to_owned()).chain(others);
+        all.find(|name| !self.netdevs.contains(name)).unwrap_or_default()
     }
 
     /// Words that attach a netdev.
-    pub(super) fn attach(&self, a: &Attach<'_>) -> Vec<String> {
+    pub(in crate::cli) fn attach(&self, a: &Attach<'_>) -> Vec<String> {
         let path = a.path.replace(',', ",,");
         let id = self.name(a.id);
         let again = a.version.again(a.vhost_user);

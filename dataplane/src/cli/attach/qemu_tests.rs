@@ -195,6 +195,10 @@ fn what_is_added() {
         attach("-netdev user,id=net0 -device e1000,netdev=net0", true)
             .contains("-device virtio-net-pci,netdev=netreeve-net0")
     );
+    assert!(
+        attach("-netdev user,id=net0 -netdev user,id=netreeve-net0", false)
+            .contains("-netdev stream,id=netreeve-net0-2,")
+    );
     let new = Attach { id: "n", path: "/p", vhost_user: true, queues: 4, version: Version(10, 0), mtu: None };
     let words = line("").attach(&new).join(" ");
     assert!(

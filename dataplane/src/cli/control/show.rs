@@ -158,6 +158,14 @@ fn describe(p: &Value) -> Vec<String> {
     if let Some(all) = get(p, "resolvers").as_array() {
         add("resolvers", all.iter().map(text).collect::<Vec<_>>().join(", "));
     }
+    let l = get(p, "limits");
+    if l.is_object() {
+        let [tcp, udp] = ["tcp", "udp"].map(|key| text(get(l, key)));
+        let buffer = get(l, "socket_buffer");
+        let buffer =
+            if buffer.is_number() { format!(", socket-buffer={}", text(buffer)) } else { String::new() };
+        add("limits", format!("flows={tcp}:{udp}{buffer}"));
+    }
     if !get(p, "rx_frames").is_number() {
         add("counters", "none now: the dataplane does not answer".into());
         return out;
@@ -207,6 +215,9 @@ mod tests {
             &json!({"id": "n", "type": "user", "hostfwd": ["tcp:a-b", "c"], "resolvers": ["d", "e"]}),
         );
         assert_eq!(user[3..6], ["  hostfwd    tcp:a-b", "  hostfwd    c", "  resolvers  d, e"]);
+        let limits = json!({"tcp": 64, "udp": 16, "socket_buffer": 65536});
+        let user = describe(&json!({"id": "n", "type": "user", "limits": limits}));
+        assert_eq!(user[3], "  limits     flows=64:16, socket-buffer=65536");
         let flows = json!({"now": 4, "half_open": 1, "most": 9, "opened": 70, "limited": 3});
         let user = describe(&json!({"id": "n", "type": "user", "rx_frames": 1, "flows": flows}));
         assert!(user.contains(&"  flows      4 of at most 9, 1 of them half open".to_owned()), "{user:?}");

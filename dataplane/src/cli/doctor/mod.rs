@@ -28,6 +28,7 @@ use crate::supervise::child::{Program, READY_WITHIN, in_words};
 use crate::supervise::filters::Chain;
 use crate::supervise::ready::{level_name, print_line};
 use crate::supervise::slots::Slots;
+use crate::sys::kernel::{MAPS_BOUND, Version, version};
 use crate::sys::sock::{self, Opt, Speaks};
 
 /// Descriptors that a big dataplane needs.
@@ -90,12 +91,6 @@ fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok().map(|t| t.trim().to_owned())
 }
 
-/// The first two numbers of a kernel's release.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
 fn kernel() -> Finding {
     let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
     match version(&release) {
@@ -153,20 +148,19 @@ fn streams() -> Finding {
     Finding::ok("user", text)
 }
 
-/// The first kernel that lets another process map the rings of a bound AF_XDP socket.
-const MAPS_BOUND: (u32, u32) = (6, 4);
-
 fn af_xdp() -> Finding {
     let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
     judge_af_xdp(version(&release), &release)
 }
 
-fn judge_af_xdp(version: Option<(u32, u32)>, release: &str) -> Finding {
+fn judge_af_xdp(version: Option<Version>, release: &str) -> Finding {
     if version.is_some_and(|v| v >= MAPS_BOUND) {
-        return Finding::ok("af-xdp", "the kernel lets rings of a bound socket be mapped");
+        return Finding::ok("af-xdp", "a dead dataplane's sockets can be taken over");
     }
-    let text = format!("'run' needs Linux 6.4, this is {release}; 'grant' works");
-    let fix = "a newer kernel; or hand the socket to a VMM that has af-xdp itself: netreeve grant --netdev af-xdp,...";
+    let text = format!(
+        "{release}: works if the policy allows xsk and xsk-pinned; the sockets of a dataplane that dies cannot be taken over before Linux 6.4"
+    );
+    let fix = "a newer kernel; or a service manager that starts netreeve again";
     Finding::bad(Mark::Warn, "af-xdp", text, fix)
 }
 
@@ -347,15 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn releases_are_compared_as_numbers() {
-        assert_eq!(version("6.12.101-um1"), Some((6, 12)));
-        assert_eq!(version("6.9-rc1"), Some((6, 9)));
-        assert_eq!(version("x"), None);
-        assert!(version("6.9.0") < version("6.12.0"));
-    }
-
-    #[test]
-    fn af_xdp_needs_a_kernel_that_maps_bound_sockets() {
+    fn who_dies_with_af_xdp_is_replaced_where_the_kernel_maps_bound_sockets() {
         assert_eq!(judge_af_xdp(version("6.4.0-1-amd64"), "").mark, Mark::Ok);
         assert_eq!(judge_af_xdp(version("6.18.44"), "").mark, Mark::Ok);
         for old in ["6.1.0-40-amd64", "5.15.0", "6.3.9", "unknown"] {

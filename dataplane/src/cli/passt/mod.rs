@@ -19,7 +19,7 @@ use std::path::Path;
 use crate::fault::{Exit, Fault};
 pub(super) use addresses::own_by;
 pub(super) use options::{Given, Mode, Option_, read};
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 pub(super) use ports::read as read_ports;
 pub(super) use ports::{Ports, Scene, ephemeral};
 
@@ -195,7 +195,7 @@ pub(super) fn network(given: &Given, mode: Mode) -> Result<String, Fault> {
     Ok(out)
 }
 
-/// All specifications of ports, those that depend on who listens inside included.
+/// All specifications of ports that lead inside, those that depend on who listens there included.
 ///
 /// # Errors
 /// One is none.
@@ -204,10 +204,38 @@ pub(super) fn forwards(
     mode: Mode,
     ephemeral: (u16, u16),
 ) -> Result<Vec<(Scene, Ports)>, Fault> {
+    let options = [(Option_::TcpPorts, false), (Option_::UdpPorts, true)];
+    specified(given, (mode, false), ephemeral, options)
+}
+
+/// All specifications of ports that lead from a namespace to the host, those that depend on who listens there included.
+///
+/// # Errors
+/// One is none, or is of a protocol that is off.
+pub(super) fn out(given: &Given, ephemeral: (u16, u16)) -> Result<Vec<(Scene, Ports)>, Fault> {
+    let off = [
+        (Option_::NoTcp, Option_::TcpNs, "--no-tcp and --tcp-ns"),
+        (Option_::NoUdp, Option_::UdpNs, "--no-udp and --udp-ns"),
+    ];
+    let asked = |o| given.all(o).any(|spec| spec != "none");
+    if let Some((.., both)) = off.into_iter().find(|(off, on, _)| given.has(*off) && asked(*on)) {
+        return Err(bad(both, "are mutually exclusive", "give one of them"));
+    }
+    let options = [(Option_::TcpNs, false), (Option_::UdpNs, true)];
+    specified(given, (Mode::Pasta, true), ephemeral, options)
+}
+
+fn specified(
+    given: &Given,
+    (mode, inside): (Mode, bool),
+    ephemeral: (u16, u16),
+    options: [(Option_, bool); 2],
+) -> Result<Vec<(Scene, Ports)>, Fault> {
     let mut all = Vec::new();
-    for (option, udp) in [(Option_::TcpPorts, false), (Option_::UdpPorts, true)] {
+    for (option, udp) in options {
         let scene = Scene {
             udp,
+            inside,
             v4: !given.has(Option_::Ipv6Only),
             v6: !given.has(Option_::Ipv4Only),
             free: given.has(Option_::Freebind),

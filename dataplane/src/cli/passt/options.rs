@@ -150,7 +150,7 @@ const PASTA: &[(&str, char, bool, Option_)] = &[
     ("netns-only", '\0', false, O::NetnsOnly),
     ("no-netns-quit", '\0', false, O::NoNetnsQuit),
     ("config-net", '\0', false, O::ConfigNet),
-    // Nothing is ever spliced past the tap, and no host's routes or addresses are copied.
+    // Nothing that comes in is ever spliced past the tap, and no host's routes or addresses are copied.
     ("no-splice", '\0', false, O::NoSplice),
     ("no-copy-routes", '\0', false, O::NoSplice),
     ("no-copy-addrs", '\0', false, O::NoSplice),
@@ -179,8 +179,8 @@ const REFUSED: &[(&str, char, &str, &str)] = &[
     (
         "splice-only",
         '\0',
-        "nothing is spliced past the tap",
-        "leave it out, and give --no-tcp, --no-udp and --no-icmp for what shall not pass",
+        "there is a tap in any case",
+        "leave it out: without --config-net the tap is down, and --tcp-ns and --udp-ns go past it",
     ),
     ("stats", '\0', "counters are not printed by the clock", "send SIGUSR1, which prints them"),
 ];

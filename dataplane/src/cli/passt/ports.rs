@@ -6,6 +6,9 @@
 //! | `~FIRST[-LAST]` | not these |
 //! | `all[:TOADDRESS]`, nothing, or exclusions alone | every other port that is not ephemeral and can be had |
 //! | `auto` | pasta: of these ports (or every one), those at which somebody listens inside |
+//!
+//! Those that lead from a namespace to the host (pasta's) listen at the namespace's loopback and go to the host's, so they have
+//! no addresses; their `auto` is about who listens on the host.
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
@@ -26,6 +29,8 @@ const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 pub(in crate::cli) struct Scene {
     /// UDP; else TCP.
     pub(in crate::cli) udp: bool,
+    /// They listen inside the namespace, and lead to the host.
+    pub(in crate::cli) inside: bool,
     /// The guest has IPv4.
     pub(in crate::cli) v4: bool,
     /// The guest has IPv6.
@@ -80,10 +85,12 @@ pub(in crate::cli) fn ephemeral() -> (u16, u16) {
 /// # Errors
 /// It is none.
 pub(in crate::cli) fn read(spec: &str, scene: &Scene) -> Result<Ports, Fault> {
-    let option = format!("--{}-ports {spec}", scene.proto());
-    let fault = |why: &str| {
-        bad(&option, why, "as in 22, 2222:22, 8000-8010:9000-9010, 127.0.0.1/8080, %eth0/80, all,~25 or none")
+    let option = format!("--{}-{} {spec}", scene.proto(), if scene.inside { "ns" } else { "ports" });
+    let fix = match scene.inside {
+        true => "as in 5432, 8080:80, 8000-8010:9000-9010, all,~25, auto or none",
+        false => "as in 22, 2222:22, 8000-8010:9000-9010, 127.0.0.1/8080, %eth0/80, all,~25 or none",
     };
+    let fault = |why: &str| bad(&option, why, fix);
     if spec == "none" {
         return Ok(Ports::default());
     }
@@ -96,6 +103,11 @@ pub(in crate::cli) fn read(spec: &str, scene: &Scene) -> Result<Ports, Fault> {
         },
         None => (None, spec),
     };
+    if scene.inside && at.is_some() {
+        return Err(fault(
+            "inside a namespace it listens at the loopback, and at no other address or interface",
+        ));
+    }
     let mut ports = Ports { hosts: hosts(at, scene), ..Ports::default() };
     let mut without: Vec<(u16, u16)> = Vec::new();
     let mut all = None;
@@ -110,6 +122,9 @@ pub(in crate::cli) fn read(spec: &str, scene: &Scene) -> Result<Ports, Fault> {
         } else {
             ports.rows.push(row(item).map_err(fault)?);
         }
+    }
+    if scene.inside && (all.flatten().is_some() || ports.rows.iter().any(|r| r.guest.is_some())) {
+        return Err(fault("from a namespace it leads to the host's loopback, and to no other address"));
     }
     if ports.auto && !scene.auto {
         return Err(fault("nobody looks into a virtual machine for ports (pasta has auto)"));
@@ -141,10 +156,30 @@ impl Ports {
         self.rows.iter().filter_map(leads).flat_map(|r| self.row(&r, scene)).collect()
     }
 
+    /// The same at the addresses of one family, of those that are inside.
+    pub(in crate::cli) fn of_family(&self, six: bool) -> Self {
+        let hosts = self.hosts.iter().filter(|h| h.starts_with('[') == six).cloned().collect();
+        Self { hosts, ..self.clone() }
+    }
+
+    /// There are some.
+    pub(in crate::cli) fn any(&self) -> bool {
+        !self.rows.is_empty()
+    }
+
+    /// First and last ports of those in a row.
+    pub(in crate::cli) fn ranges(&self) -> impl Iterator<Item = (u16, u16)> {
+        self.rows.iter().map(|r| r.ports)
+    }
+
     fn row(&self, r: &Row, scene: &Scene) -> Vec<String> {
         let (first, last) = r.ports;
-        let words =
-            [scene.proto(), if r.willing { "+try" } else { "" }, if scene.free { "+freebind" } else { "" }];
+        let words = [
+            scene.proto(),
+            if scene.inside { "+ns" } else { "" },
+            if r.willing { "+try" } else { "" },
+            if scene.free && !scene.inside { "+freebind" } else { "" },
+        ];
         let range = if last > first { format!("-{last}") } else { String::new() };
         let guest = r.guest.map_or(String::new(), |a| match a {
             IpAddr::V4(a) => a.to_string(),
@@ -178,6 +213,10 @@ fn guest(text: &str) -> Option<IpAddr> {
 
 /// What it is in a `hostfwd`.
 fn hosts(at: Option<(Option<IpAddr>, Option<IfName>)>, scene: &Scene) -> Vec<String> {
+    if scene.inside {
+        let both = [(scene.v4, "127.0.0.1"), (scene.v6, "[::1]")];
+        return both.iter().filter(|(on, _)| *on).map(|(_, a)| (*a).to_owned()).collect();
+    }
     let (ip, device) = at.unwrap_or_default();
     let host = match (ip, scene.v4, scene.v6) {
         (Some(IpAddr::V4(a)), ..) => a.to_string(),

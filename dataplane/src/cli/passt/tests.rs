@@ -260,8 +260,8 @@ const MANUAL: &[(&str, char, &str, &str)] = &[
     ("tcp-ports", 't', "all", "both"),
     ("udp-ports", 'u', "all", "both"),
     ("ns-ifname", 'I', "tap0", "pasta"),
-    ("tcp-ns", 'T', "none", "pasta"),
-    ("udp-ns", 'U', "none", "pasta"),
+    ("tcp-ns", 'T', "8080:80,auto", "pasta"),
+    ("udp-ns", 'U', "all,~53", "pasta"),
     ("host-lo-to-ns-lo", '\0', "", "refused"),
     ("userns", '\0', "/u", "pasta"),
     ("netns", '\0', "/n", "pasta"),
@@ -308,8 +308,15 @@ fn every_option_of_the_manual_is_taken_or_refused_with_a_reason() {
 
 #[test]
 fn all_ports_are_those_that_nobody_else_is_given() {
-    let scene =
-        Scene { udp: false, v4: true, v6: true, free: false, auto: false, ephemeral: (32_768, 60_999) };
+    let scene = Scene {
+        udp: false,
+        inside: false,
+        v4: true,
+        v6: true,
+        free: false,
+        auto: false,
+        ephemeral: (32_768, 60_999),
+    };
     let rules = |spec: &str| ports::read(spec, &scene).unwrap().rules(&scene);
     let low = "tcp+try:*:1-32767-:1";
     let high = "tcp+try:*:61000-65535-:61000";

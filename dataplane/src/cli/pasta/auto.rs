@@ -1,13 +1,15 @@
 //! Follows who listens inside a namespace, and has their ports forwarded: a process that stays there, looks once a second at
-//! what the kernel says (`/proc/net`, proc_net(5)), and asks for changes as any client of the control socket does.
+//! what the kernel says (`/proc/net`, proc_net(5)), and asks for changes as any client of the control socket does. The same
+//! for who listens on the host, whose tables it has opened before it came.
 //!
 //! Trust: the kernel; the supervisor. Promise: it ends with the supervisor; who listens at the loopback alone is not meant,
-//! since nobody reaches him by a tap; a port that cannot be had is tried again.
+//! since nobody reaches him by a tap; on the host only who is reached by the loopback is, and not we ourselves; a port that
+//! cannot be had is tried again.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -31,11 +33,19 @@ const LINE: usize = 1 << 20;
 const LISTENS: &str = "0A";
 const UNCONNECTED: &str = "07";
 
+/// Ports of the host's that we listen at ourselves: UDP or not, the first, the last.
+pub(super) type Own = (bool, u16, u16);
+
 /// Goes on until the other end is closed.
 ///
 /// # Errors
 /// The other end does not speak as it should.
-pub(super) fn follow(socket: UnixStream, autos: &[(Scene, Ports)]) -> io::Result<()> {
+pub(super) fn follow(
+    socket: UnixStream,
+    autos: &[(Scene, Ports)],
+    own: &[Own],
+    mut host: Option<Listeners>,
+) -> io::Result<()> {
     let mut talk = Talk { socket: BufReader::new(socket), line: Vec::new() };
     talk.hear(PATIENCE)?;
     let hello = json!({ "execute": "qmp_capabilities" });
@@ -44,7 +54,14 @@ pub(super) fn follow(socket: UnixStream, autos: &[(Scene, Ports)]) -> io::Result
     }
     let (mut have, mut refused) = (BTreeSet::new(), BTreeMap::new());
     loop {
-        let wanted = wanted(autos, &|udp| listening(udp));
+        let mut wanted = wanted(autos, &|udp| listening(udp));
+        if let Some(host) = &mut host {
+            // Those that are about to go are in the host's tables still, and are ours.
+            let into =
+                have.iter().filter(|rule: &&String| !rule.contains("+ns")).chain(&wanted).cloned().collect();
+            let out = wanted_out(autos, own, &into, &mut |udp| host.look(udp));
+            wanted.extend(out);
+        }
         for (change, rule) in due(&have, &wanted, &mut refused, Instant::now()) {
             match (talk.ask(&change)?.is_some(), wanted.contains(&rule)) {
                 (true, true) => drop(have.insert(rule)),
@@ -62,7 +79,77 @@ fn wanted(autos: &[(Scene, Ports)], look: &dyn Fn(bool) -> BTreeSet<u16>) -> BTr
     let rules = |(scene, ports): &(Scene, Ports)| {
         look(scene.udp).into_iter().flat_map(|p| ports.rules_to(p, scene)).collect::<Vec<_>>()
     };
-    autos.iter().flat_map(rules).collect()
+    autos.iter().filter(|(scene, _)| !scene.inside).flat_map(rules).collect()
+}
+
+/// What is to lead from the namespace to the host, if `look` says who listens there, and by which family (true: IPv6). Ports that
+/// we listen at ourselves, for what leads `into` the namespace or is our `own`, are left out: they would lead back.
+fn wanted_out(
+    autos: &[(Scene, Ports)],
+    own: &[Own],
+    into: &BTreeSet<String>,
+    look: &mut dyn FnMut(bool) -> BTreeSet<(bool, u16)>,
+) -> BTreeSet<String> {
+    let mut out = BTreeSet::new();
+    for (scene, ports) in autos.iter().filter(|(scene, _)| scene.inside) {
+        let of = |rule: &&String| rule.starts_with("udp") == scene.udp;
+        let taken: BTreeSet<u16> = into.iter().filter(of).filter_map(|rule| host_port(rule)).collect();
+        let ours = |port| {
+            let is_own = |(udp, first, last): &Own| *udp == scene.udp && (*first..=*last).contains(&port);
+            taken.contains(&port) || own.iter().any(is_own)
+        };
+        for (six, port) in look(scene.udp).into_iter().filter(|(_, port)| !ours(*port)) {
+            out.extend(ports.of_family(six).rules_to(port, scene));
+        }
+    }
+    out
+}
+
+/// At which port of the host's a rule for one port listens.
+fn host_port(rule: &str) -> Option<u16> {
+    rule.rsplit_once('-')?.0.rsplit_once(':')?.1.parse().ok()
+}
+
+/// The tables of a namespace in which we were when they were opened.
+#[derive(Debug)]
+pub(super) struct Listeners([[Option<File>; 2]; 2]);
+
+impl Listeners {
+    /// Of the namespace that we are in.
+    pub(super) fn here() -> Self {
+        let open = |kind: &str, family: &str| File::open(format!("/proc/net/{kind}{family}")).ok();
+        Self(["tcp", "udp"].map(|kind| ["", "6"].map(|family| open(kind, family))))
+    }
+
+    /// Ports at which somebody is reached by the loopback, and by which family of it (true: IPv6).
+    fn look(&mut self, udp: bool) -> BTreeSet<(bool, u16)> {
+        let Self([tcp, of_udp]) = self;
+        let files = if udp { of_udp } else { tcp };
+        let mut all = BTreeSet::new();
+        for file in files.iter_mut().flatten() {
+            let mut text = String::new();
+            // A table that cannot be read has nobody in it.
+            if file.rewind().and_then(|()| file.read_to_string(&mut text)).is_ok() {
+                all.extend(reached(&text, udp));
+            }
+        }
+        all
+    }
+}
+
+/// Those of one table.
+fn reached(text: &str, udp: bool) -> BTreeSet<(bool, u16)> {
+    let mut all = BTreeSet::new();
+    for (ip, port) in sockets(text, udp) {
+        match ip {
+            IpAddr::V4(a) if a.is_unspecified() || a == Ipv4Addr::LOCALHOST => all.extend([(false, port)]),
+            // Mostly of both families; who came for nothing by the other one is told so.
+            IpAddr::V6(a) if a.is_unspecified() => all.extend([(false, port), (true, port)]),
+            IpAddr::V6(Ipv6Addr::LOCALHOST) => all.extend([(true, port)]),
+            _ => {}
+        }
+    }
+    all
 }
 
 /// What to ask for now: whoever listens inside decides how much that would be, so no more than there may be forwards, few at
@@ -104,15 +191,20 @@ fn listening(udp: bool) -> BTreeSet<u16> {
 
 /// Those of one file.
 fn ports(text: &str, udp: bool) -> Vec<u16> {
+    sockets(text, udp).filter(|(ip, _)| !ip.is_loopback()).map(|(_, port)| port).collect()
+}
+
+/// Where those of one file listen.
+fn sockets(text: &str, udp: bool) -> impl Iterator<Item = (IpAddr, u16)> {
     let state = if udp { UNCONNECTED } else { LISTENS };
-    let port = |line: &str| {
+    let socket = move |line: &str| {
         let mut words = line.split_whitespace().skip(1);
         let (local, _, is) = (words.next()?, words.next()?, words.next()?);
         let (ip, port) = local.split_once(':')?;
-        let meant = is == state && !address(ip)?.is_loopback();
-        meant.then(|| u16::from_str_radix(port, 16).ok()).flatten().filter(|p| *p > 0)
+        let port = u16::from_str_radix(port, 16).ok().filter(|p| is == state && *p > 0)?;
+        Some((address(ip)?, port))
     };
-    text.lines().skip(1).filter_map(port).collect()
+    text.lines().skip(1).filter_map(socket)
 }
 
 /// An address as the kernel shows it: words of 32 bits, as they lie in its memory.
@@ -208,8 +300,57 @@ mod tests {
     }
 
     fn auto(spec: &str, udp: bool) -> (Scene, Ports) {
-        let scene = Scene { udp, v4: true, v6: true, free: false, auto: true, ephemeral: (32768, 60999) };
+        let scene = scene(udp, false);
         (scene, read_ports(spec, &scene).unwrap())
+    }
+
+    fn scene(udp: bool, inside: bool) -> Scene {
+        Scene { udp, inside, v4: true, v6: true, free: false, auto: true, ephemeral: (32768, 60999) }
+    }
+
+    #[test]
+    fn what_leads_out_follows_who_listens_on_the_host() {
+        let out = |spec: &str, udp| (scene(udp, true), read_ports(spec, &scene(udp, true)).unwrap());
+        let autos = [auto("auto", false), out("auto,~22", false), out("9000-9010:7000-7010,auto", true)];
+        let own = [(false, 440, 450), (true, 80, 80)];
+        let into = wanted(&autos, &|udp| if udp { BTreeSet::new() } else { BTreeSet::from([8080]) });
+        let mut look = |udp: bool| {
+            let (tcp, of_udp) =
+                ([(false, 22), (false, 80), (true, 80), (true, 81)], [(false, 7001), (true, 5)]);
+            // We are listening there ourselves: 443 in any case, 8080 as somebody does inside.
+            if udp {
+                BTreeSet::from(of_udp)
+            } else {
+                [(false, 443), (false, 8080)].into_iter().chain(tcp).collect()
+            }
+        };
+        let all = wanted_out(&autos, &own, &into, &mut look);
+        let want = [
+            "tcp+ns+try:127.0.0.1:80-:80",
+            "tcp+ns+try:[::1]:80-:80",
+            "tcp+ns+try:[::1]:81-:81",
+            "udp+ns+try:127.0.0.1:9001-:7001",
+        ];
+        assert_eq!(all, want.iter().map(|w| (*w).to_owned()).collect());
+        let (ask, _) = changes(&all, &BTreeSet::new()).remove(3);
+        assert_eq!(ask["arguments"]["remove"][0], "udp+ns+try:127.0.0.1:9001");
+    }
+
+    #[test]
+    fn who_is_reached_by_the_loopback_is_read_again_and_again() {
+        assert_eq!(reached(TCP, false), BTreeSet::from([(false, 0x1f90), (false, 80)]));
+        assert_eq!(reached(TCP6, false), BTreeSet::from([(true, 80), (true, 23), (false, 23), (false, 24)]));
+        let mut tables = Listeners::here();
+        let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = (false, held.local_addr().unwrap().port());
+        assert!(tables.look(false).contains(&there), "opened before he listened");
+        let udp = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        assert!(tables.look(true).contains(&(false, udp.local_addr().unwrap().port())));
+        drop(held);
+        let until = Instant::now() + PATIENCE;
+        while tables.look(false).contains(&there) {
+            assert!(Instant::now() < until, "he is still in the table");
+        }
     }
 
     #[test]
@@ -251,7 +392,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let held = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
         let port = held.local_addr().unwrap().port();
-        let follower = std::thread::spawn(move || follow(theirs, &[auto("1-65535,auto", false)]));
+        let follower = std::thread::spawn(move || follow(theirs, &[auto("1-65535,auto", false)], &[], None));
         let mut read = BufReader::new(ours.try_clone().unwrap());
         let mut next = || {
             let mut line = String::new();

@@ -30,7 +30,7 @@ use netreeve_shared::mac::Mac;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::daemon;
-use super::passt::{self, Given, Log, Mode, Option_ as O, read};
+use super::passt::{self, Given, Log, Mode, Option_ as O, Ports, Scene, read};
 use crate::fault::{Exit, Fault};
 use crate::port::user::services::conf::{lease4, lease6};
 use crate::spec::forward::{Bind, Listen};
@@ -76,6 +76,8 @@ struct Wish {
     target: Target,
     /// The `user` network.
     netdev: String,
+    /// What leads from the namespace to the host.
+    out: Vec<(Scene, Ports)>,
     /// What the stage is to do.
     order: Order,
     /// Where the forwards are to listen.
@@ -131,7 +133,7 @@ fn vacated(listens: &[Listen]) {
     let until = Instant::now() + LEAVING;
     // Of a range, both ends; who takes what is left waits for nobody.
     let ends = |b: &Bind| {
-        let waits = !b.willing && b.device.is_none() && !b.free;
+        let waits = !b.willing && b.device.is_none() && !b.free && !b.inside;
         let all = [b.at.port(), b.last].map(|port| SocketAddr::new(b.at.ip(), port));
         all.into_iter().filter(move |_| waits)
     };
@@ -149,28 +151,37 @@ fn vacated(listens: &[Listen]) {
 /// Reads everything, without doing anything.
 fn wish(given: Given, rest: &[OsString]) -> Result<Wish, Fault> {
     let target = target(&given, rest)?;
-    for (option, name) in [(O::TcpNs, "--tcp-ns"), (O::UdpNs, "--udp-ns")] {
-        if let Some(other) = given.all(option).find(|p| *p != "none") {
-            let fix = "let the command ask the gateway's address, which is the host's loopback, or --map-host-loopback";
-            return Err(bad(
-                &format!("{name} {other}"),
-                "nobody listens inside the namespace for the host",
-                fix,
-            ));
-        }
-    }
     let netdev = passt::network(&given, Mode::Pasta)?;
-    let config = Config::read(std::slice::from_ref(&netdev), &[], None)?;
+    let out = out(&given)?;
+    let whole = leading_out(&netdev, &out, true);
+    let config = Config::read(std::slice::from_ref(&whole), &[], None)?;
     let Some(user) = config.ports.iter().find_map(|p| match &p.kind {
         Kind::User(u) => Some((**u).clone()),
         _ => None,
     }) else {
         return Err(bad("the network", "it is none", ""));
     };
-    let order = order(&given, &target, &user)?;
+    let order = order(&given, &target, &user, &out)?;
     let listens = user.forwards.into_iter().map(|f| f.listen).collect();
     let log = passt::log(&given)?;
-    Ok(Wish { given, target, netdev, order, listens, log })
+    Ok(Wish { given, target, netdev, out, order, listens, log })
+}
+
+/// What leads from the namespace to the host.
+fn out(given: &Given) -> Result<Vec<(Scene, Ports)>, Fault> {
+    let all = passt::out(given, passt::ephemeral())?;
+    Ok(all.into_iter().filter(|(_, ports)| ports.auto || ports.any()).collect())
+}
+
+/// The network with its forwards that lead out, as far as they are not there only while somebody listens.
+fn leading_out(netdev: &str, out: &[(Scene, Ports)], six: bool) -> String {
+    let mut text = netdev.to_owned();
+    for (scene, ports) in out.iter().filter(|(_, p)| !p.auto) {
+        // Where there is no IPv6 inside, nobody listens by it.
+        let ports = if six { ports.clone() } else { ports.of_family(false) };
+        ports.rules(scene).iter().for_each(|rule| text.push_str(&format!(",hostfwd={rule}")));
+    }
+    text
 }
 
 /// Whose namespace is meant.
@@ -209,7 +220,7 @@ fn target(given: &Given, rest: &[OsString]) -> Result<Target, Fault> {
 }
 
 /// What the stage is to do.
-fn order(given: &Given, target: &Target, user: &User) -> Result<Order, Fault> {
+fn order(given: &Given, target: &Target, user: &User, out: &[(Scene, Ports)]) -> Result<Order, Fault> {
     let (userns, netns) = match target {
         Target::New(_) => (None, None),
         Target::There(user, net) => (user.clone(), Some(net.clone())),
@@ -232,6 +243,13 @@ fn order(given: &Given, target: &Target, user: &User) -> Result<Order, Fault> {
             gateways.push(IpAddr::from(v.host));
         }
     }
+    let (autos, fixed): (Vec<_>, Vec<_>) =
+        passt::forwards(given, Mode::Pasta, passt::ephemeral())?.into_iter().partition(|(_, p)| p.auto);
+    let follows = out.iter().any(|(_, p)| p.auto);
+    let ranges = |(scene, ports): &(Scene, Ports)| {
+        ports.ranges().map(|(first, last)| (scene.udp, first, last)).collect::<Vec<_>>()
+    };
+    let own = if follows { fixed.iter().flat_map(ranges).collect() } else { Vec::new() };
     Ok(Order {
         userns,
         netns,
@@ -241,10 +259,9 @@ fn order(given: &Given, target: &Target, user: &User) -> Result<Order, Fault> {
         config: given.has(O::ConfigNet),
         addresses,
         gateways,
-        autos: passt::forwards(given, Mode::Pasta, passt::ephemeral())?
-            .into_iter()
-            .filter(|(_, ports)| ports.auto)
-            .collect(),
+        inside: !out.is_empty(),
+        autos: autos.into_iter().chain(out.iter().filter(|(_, p)| p.auto).cloned()).collect(),
+        own,
         resolv: (given.has(O::ConfigNet) && given.last(O::Dns) != Some("none")).then(|| names(given, user)),
     })
 }
@@ -299,13 +316,23 @@ fn served(wish: &Wish, stays: bool, made: Made) -> Result<Vec<OsString>, Fault> 
     };
     let numbers: Vec<String> = made.fds.into_iter().map(hand).collect::<Result<_, Fault>>()?;
     let follower = made.follower.map(hand).transpose()?;
+    let inside = made.inside.map(hand).transpose()?;
     let (tap, namespaces) = numbers.split_first().ok_or_else(|| bad("the tap", "it did not come", ""))?;
     let mut out: Vec<OsString> = vec!["run".into()];
     let mut add = |option: &str, value: Option<&str>| {
         out.push(option.into());
         out.extend(value.map(OsString::from));
     };
-    add("--netdev", Some(&wish.netdev));
+    if !made.six && wish.given.has(O::Ipv6Only) && !wish.out.is_empty() {
+        return Err(bad(
+            "--ipv6-only",
+            "the namespace has no IPv6 at its loopback",
+            "leave --tcp-ns and --udp-ns out",
+        ));
+    }
+    let mut netdev = leading_out(&wish.netdev, &wish.out, made.six);
+    inside.iter().for_each(|number| netdev.push_str(&format!(",ns-fd={number}")));
+    add("--netdev", Some(&netdev));
     add("--device", Some(&format!("tap,netdev=net0,fd={tap}")));
     passt::common(&wish.given, &mut add);
     if let Some(number) = &follower {

@@ -1,5 +1,6 @@
 //! What is done inside a namespace, by processes of one thread each that we start: `make` (join or make the namespaces,
-//! put a tap there, configure it, hand its descriptor back), `enter` (become the user's command in there), and `watch`
+//! put a tap there, configure it, hand its descriptor back; and, where ports follow who listens or lead from the namespace to
+//! the host, stay there, to look and to bind), `enter` (become the user's command in there), and `watch`
 //! (end when the namespace has gone).
 //!
 //! Trust: whoever started us, the same program. Promise: nothing here has a privilege beyond what its user namespace gives
@@ -9,13 +10,14 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, parent_id};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use netreeve_shared::channel::{Channel, spawn};
@@ -23,14 +25,15 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::prctl;
 use nix::unistd::{getegid, geteuid, setsid};
 use serde::{Deserialize, Serialize};
 
-use super::auto;
+use super::auto::{self, Own};
 use super::netlink::Link;
 use crate::cli::passt::{Ports, Scene};
 use crate::fault::{Exit, Fault};
-use crate::supervise::say;
+use crate::supervise::{inside, say};
 use crate::sys::{process, tun};
 
 /// The word behind our name by which a stage is told from a command line.
@@ -64,8 +67,20 @@ pub(super) struct Order {
     pub(super) gateways: Vec<IpAddr>,
     /// What `resolv.conf` is to say, if the mount namespace is ours.
     pub(super) resolv: Option<String>,
-    /// Ports that are forwarded while somebody listens at them inside.
+    /// Ports that are forwarded while somebody listens where they lead, inside or on the host.
     pub(super) autos: Vec<(Scene, Ports)>,
+    /// Ports of the host's that we listen at ourselves, whoever listens inside: UDP or not, the first, the last. To be known
+    /// where what leads out follows who listens.
+    pub(super) own: Vec<Own>,
+    /// Sockets are to be bound inside as long as the supervisor may ask for some.
+    pub(super) inside: bool,
+}
+
+impl Order {
+    /// Whoever does it stays.
+    fn stays(&self) -> bool {
+        self.inside || !self.autos.is_empty()
+    }
 }
 
 /// What a stage made.
@@ -76,13 +91,18 @@ pub(super) struct Made {
     /// Our end of a connection to the process that stays inside and says over it, as a client of the control socket does,
     /// which ports are to be forwarded.
     pub(super) follower: Option<OwnedFd>,
+    /// Our end of a connection to the process that binds sockets inside.
+    pub(super) inside: Option<OwnedFd>,
+    /// There is IPv6 at the loopback inside.
+    pub(super) six: bool,
 }
 
 /// What a stage answers.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
-    /// The tap, and for new namespaces those: user, network, mount. `note`: what the user should hear.
-    Done { note: Option<String> },
+    /// The tap, and for new namespaces those: user, network, mount. `note`: what the user should hear; `six`: there is IPv6 at
+    /// the loopback.
+    Done { note: Option<String>, six: bool },
     /// What failed, and why.
     Failed { what: String, why: String },
 }
@@ -97,35 +117,38 @@ pub(super) fn make(order: &Order) -> Result<Made, Fault> {
     let own = std::env::current_exe().map_err(|e| broken(&e))?;
     let mut command = Command::new(own);
     command.args([WORD, "make"]);
-    let follows = !order.autos.is_empty();
-    if follows {
+    let stays = order.stays();
+    if stays {
         // One that stays keeps nobody's pipe or terminal. It is tied to nobody: who starts it may go into the background, and
-        // when the supervisor ends, so does their conversation.
+        // when the supervisor ends, so do their conversations.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     }
     let (channel, mut child) = spawn(command).map_err(|e| broken(&e))?;
-    let pair = follows.then(UnixStream::pair).transpose().map_err(|e| broken(&e))?;
-    let (ours, theirs) = pair.unzip();
-    if let Some(ours) = &ours {
+    let pair = (!order.autos.is_empty()).then(UnixStream::pair).transpose().map_err(|e| broken(&e))?;
+    let (follower, follows) = pair.unzip();
+    if let Some(ours) = &follower {
         ours.set_nonblocking(true).map_err(|e| broken(&e))?;
     }
+    let pair = order.inside.then(Channel::pair).transpose().map_err(|e| broken(&e))?;
+    let (inside, binds) = pair.unzip();
     let text = serde_json::to_vec(order).map_err(|e| broken(&e))?;
-    let handed: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
+    let handed: Vec<_> = follows.iter().map(AsFd::as_fd).chain(binds.iter().map(AsFd::as_fd)).collect();
     channel.send(&text, &handed).map_err(|e| broken(&e))?;
     let answer = channel.recv(4, Some(PATIENCE));
-    drop((channel, theirs));
+    drop((channel, follows, binds));
     let answer = answer.map_err(|e| broken(&e)).and_then(|a| a.ok_or_else(|| broken(&"it ended")));
     let answer =
         answer.and_then(|a| Ok((serde_json::from_slice::<Answer>(&a.bytes).map_err(|e| broken(&e))?, a.fds)));
-    if !follows || !matches!(answer, Ok((Answer::Done { .. }, _))) {
+    if !stays || !matches!(answer, Ok((Answer::Done { .. }, _))) {
         let _ended = child.kill();
         child.wait().map_err(|e| broken(&e))?;
     }
     let (answer, fds) = answer?;
     match answer {
-        Answer::Done { note } => {
+        Answer::Done { note, six } => {
             note.iter().for_each(|n| say::say(n));
-            Ok(Made { fds, follower: ours.map(OwnedFd::from) })
+            let inside = inside.map(Channel::into_fd);
+            Ok(Made { fds, follower: follower.map(OwnedFd::from), inside, six })
         }
         Answer::Failed { what, why } => {
             let fix = "see pasta in netreeve(1): what a user namespace and its owner may do, and where none may be made";
@@ -162,23 +185,49 @@ fn failed<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> Failed + '_ {
 
 fn making() -> io::Result<ExitCode> {
     let channel = Channel::inherited()?;
-    let Some(message) = channel.recv(1, Some(PATIENCE))? else { return Ok(ExitCode::FAILURE) };
+    let Some(message) = channel.recv(2, Some(PATIENCE))? else { return Ok(ExitCode::FAILURE) };
     let order: Order = serde_json::from_slice(&message.bytes)?;
-    if !order.autos.is_empty() {
+    if order.stays() {
         // It goes on beside a supervisor in the background: what ends the group or the terminal of who started it is not for it.
         setsid()?;
     }
+    // Who listens on the host is read from files that are opened there.
+    let host = order.autos.iter().any(|(scene, _)| scene.inside).then(auto::Listeners::here);
     let (made, fds) = match made(&order) {
-        Ok((fds, note)) => (Answer::Done { note }, fds),
+        Ok((fds, note)) => {
+            // Asked by binding: it is what will be done.
+            let six = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+            (Answer::Done { note, six }, fds)
+        }
         Err((what, why)) => (Answer::Failed { what, why }, Vec::new()),
     };
     let handed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     channel.send(&serde_json::to_vec(&made)?, &handed)?;
     drop((channel, fds));
-    if let (Answer::Done { .. }, Some(socket)) = (made, message.fds.into_iter().next()) {
-        auto::follow(UnixStream::from(socket), &order.autos)?;
+    if matches!(made, Answer::Done { .. }) {
+        stay(order, message.fds, host)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Looks and binds, until nobody asks any more.
+fn stay(order: Order, fds: Vec<OwnedFd>, host: Option<auto::Listeners>) -> io::Result<()> {
+    // Root of the namespace is not to trace it, nor to take its descriptors (ptrace(2)).
+    prctl::set_dumpable(false)?;
+    let mut fds = fds.into_iter();
+    let follows = (!order.autos.is_empty()).then(|| fds.next()).flatten().map(UnixStream::from);
+    let binds = order.inside.then(|| fds.next()).flatten().map(Channel::from_fd).transpose()?;
+    let follow = move |socket| auto::follow(socket, &order.autos, &order.own, host);
+    match (follows, binds) {
+        (Some(socket), None) => follow(socket),
+        (None, Some(channel)) => inside::serve(&channel),
+        (Some(socket), Some(channel)) => {
+            // A second thread is of the same namespaces. It ends with the process, and sooner only if the supervisor breaks off.
+            let _looks = thread::Builder::new().spawn(move || follow(socket))?;
+            inside::serve(&channel)
+        }
+        (None, None) => Ok(()),
+    }
 }
 
 fn made(order: &Order) -> Result<(Vec<OwnedFd>, Option<String>), Failed> {

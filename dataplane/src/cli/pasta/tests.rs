@@ -66,6 +66,36 @@ fn those_who_start_pasta_are_understood() {
 }
 
 #[test]
+fn what_leads_out_of_the_namespace() {
+    let w = wished("-T 8080:80,9000-9003,~9002 -U 53 -U auto -T none -t 2222:22 --no-map-gw true");
+    assert!(!w.netdev.contains("+ns"), "the namespace is asked first what it has: {}", w.netdev);
+    let (both, four) = (leading_out(&w.netdev, &w.out, true), leading_out(&w.netdev, &w.out, false));
+    let rules: Vec<&str> = both.split(",hostfwd=").skip(1).collect();
+    let want = [
+        "tcp:*:2222-:22",
+        "tcp+ns:127.0.0.1:8080-:80",
+        "tcp+ns:[::1]:8080-:80",
+        "tcp+ns:127.0.0.1:9000-9001-:9000",
+        "tcp+ns:[::1]:9000-9001-:9000",
+        "tcp+ns:127.0.0.1:9003-:9003",
+        "tcp+ns:[::1]:9003-:9003",
+        "udp+ns:127.0.0.1:53-:53",
+        "udp+ns:[::1]:53-:53",
+    ];
+    assert_eq!(rules, want);
+    assert!(four.contains("udp+ns:127.0.0.1:53") && !four.contains("+ns:["), "{four}");
+    assert!(w.order.inside && w.order.autos.len() == 1 && w.order.autos[0].0.inside);
+    assert_eq!(w.order.own, [(false, 2222, 2222)]);
+    // None of them is waited for on the host.
+    assert!(w.listens.iter().any(|l| l.inside().is_some()));
+    vacated(&w.listens);
+    let six = wished("-6 -T all,~1-8000 true");
+    let text = leading_out(&six.netdev, &six.out, true);
+    assert_eq!(text.matches(",hostfwd=tcp+ns+try:[::1]:").count(), text.matches("hostfwd").count());
+    assert!(!wished("-T none -U none true").order.inside);
+}
+
+#[test]
 fn what_the_namespace_is_told() {
     let w =
         wished("--config-net -4 -S a.org -I e0 --ns-mac-addr 52:54:00:12:34:56 -a 10.9.0.9 -g 10.9.0.1 true");
@@ -83,8 +113,13 @@ fn what_the_namespace_is_told() {
 #[test]
 fn what_cannot_be_had_is_refused() {
     for (line, what, why) in [
-        ("-T 80 true", "--tcp-ns 80", "inside the namespace"),
-        ("-U auto true", "--udp-ns auto", "inside the namespace"),
+        ("-T 127.0.0.1/80 true", "--tcp-ns 127.0.0.1/80", "no other address or interface"),
+        ("-U %eth0/80 true", "--udp-ns %eth0/80", "no other address or interface"),
+        ("-T 80:192.0.2.1/80 true", "--tcp-ns 80:192.0.2.1/80", "no other address"),
+        ("-U all:192.0.2.1 true", "--udp-ns all:192.0.2.1", "no other address"),
+        ("-T 80:79-81 true", "--tcp-ns 80:79-81", "differ in length"),
+        ("-T 80 --no-tcp true", "--no-tcp and --tcp-ns", "mutually exclusive"),
+        ("-U 80 --no-udp true", "--no-udp and --udp-ns", "mutually exclusive"),
         ("--netns /n true", "--netns", "in place of"),
         ("--userns /u true", "--userns and --netns-only", "of its own"),
         ("--userns /u --netns-only 7", "--userns and --netns-only", "mutually exclusive"),

@@ -3,11 +3,13 @@
 //! The kernel may give many datagrams as one ([`Got::segment`]); they are taken apart here, and given as room allows.
 //!
 //! Trust: none in who sends. Promise: one frame for each datagram, whole or not at all; what is not a frame for us is
-//! counted by its reason and never ends anything.
+//! counted by its reason and never ends anything; no descriptor that a peer sends along becomes ours.
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+
+use netreeve_shared::fdkind;
 
 use crate::frame::{Batch, MAX_FRAME};
 use crate::mem::{Buf, Seg};
@@ -58,6 +60,13 @@ impl Inbox {
             at: 0,
             expect: FEW,
         })
+    }
+
+    /// Receives from this socket from now on.
+    pub(super) fn of(&mut self, fd: &OwnedFd) {
+        // What stands beside an internet's datagrams is the kernel's own.
+        let unix = fdkind::socket(fd.as_fd()).is_ok_and(|s| s.family == libc::AF_UNIX);
+        self.incoming.take_notes(!unix);
     }
 
     /// Something is here that was not given.

@@ -117,13 +117,16 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
     for fd in &fds {
         check(fd).map_err(fail("a descriptor is not the datagram socket that was said"))?;
     }
+    let mut inbox = Inbox::new(&plan.sources).map_err(fail("no memory for a datagram port"))?;
+    // Two are of one family.
+    fds.iter().for_each(|fd| inbox.of(fd));
     Ok(vec![Box::new(Dgram {
         plan: plan.clone(),
         connected_before: !fds.is_empty(),
         sockets: fds,
         turn: 0,
         first: 0,
-        inbox: Inbox::new(&plan.sources).map_err(fail("no memory for a datagram port"))?,
+        inbox,
         outbox: Outbox::new(plan),
         stats: Stats::default(),
     })])
@@ -230,6 +233,7 @@ impl Port for Dgram {
             return Err(io::ErrorKind::Unsupported.into());
         }
         check(&fd)?;
+        self.inbox.of(&fd);
         self.sockets = vec![fd];
         self.turn = 0;
         if self.connected_before {

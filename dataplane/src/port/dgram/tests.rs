@@ -97,6 +97,37 @@ fn drops(p: &dyn Port, why: Reason) -> u64 {
     p.stats().drops[why as usize]
 }
 
+/// The kernel makes descriptors that come along ours wherever there is room for their numbers.
+#[test]
+fn what_else_a_peer_sends_along_is_nobodys() {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    use std::io::{IoSlice, Read};
+    let waits = Plan::plugged(1518);
+    for (later, plan) in [(false, &PLAIN), (true, &waits)] {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let mut p = if later {
+            let mut p = port(plan, vec![]);
+            p.connect(ours.into()).unwrap();
+            p
+        } else {
+            port(plan, vec![ours.into()])
+        };
+        let (mut end, held) = std::io::pipe().unwrap();
+        set_nonblocking(end.as_fd()).unwrap();
+        let frame = pattern(60, 3);
+        let rights = [held.as_raw_fd(); 20];
+        let rights = [ControlMessage::ScmRights(&rights)];
+        for _ in 0..3 {
+            let part = [IoSlice::new(&frame)];
+            sendmsg::<()>(theirs.as_raw_fd(), &part, &rights, MsgFlags::empty(), None).unwrap();
+        }
+        drop(held);
+        let mut b = Batch::new();
+        assert_eq!(recv(p.as_mut(), &mut b), vec![frame; 3]);
+        assert_eq!(end.read(&mut [0; 1]).unwrap(), 0, "later: {later}: nobody has it any more");
+    }
+}
+
 #[test]
 fn sizes_both_ways_over_unix_sockets() {
     let (mut p, peer) = unix();

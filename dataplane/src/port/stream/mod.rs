@@ -84,8 +84,10 @@ struct Stream {
     conn: Option<OwnedFd>,
     /// Where a client came from.
     from: Option<SocketAddr>,
-    /// The connection is of no more use, and was shut down so that its descriptor becomes ready and says so.
+    /// Nothing more is sent over the connection, which was shut down so that its descriptor becomes ready and says so.
     lost: bool,
+    /// Nothing more can be read from it.
+    over: bool,
     /// That, or the last one's end, is because its peer broke the framing.
     broken: bool,
     /// Frames can pass to and from the peer on the lane.
@@ -116,6 +118,7 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
         conn: None,
         from: None,
         lost: false,
+        over: false,
         broken: false,
         peer_up: true,
         looks: plan.undone.is_some() || plan.framing == Framing::Vnet,
@@ -159,7 +162,7 @@ impl Stream {
         lengthen(&fd);
         self.inbox.reset();
         self.outbox.reset();
-        self.lost = false;
+        (self.lost, self.over) = (false, false);
         self.broken = false;
         self.conn = Some(fd);
         self.from = None;
@@ -170,7 +173,8 @@ impl Stream {
         Change { rewire: true, link: Some(true), ..Change::default() }
     }
 
-    /// The connection is over. Its end is handled when its descriptor is ready, which shutting it down makes sure of.
+    /// The connection is lost. What the kernel has of it is still read (vsock keeps nothing): nothing is added, and then it says that it is
+    /// over. Its end is handled when its descriptor is ready, which shutting it down makes sure of.
     fn lose(&mut self) {
         if let Some(conn) = &self.conn {
             // It may be shut down already, by the peer.
@@ -179,9 +183,15 @@ impl Stream {
         }
     }
 
+    /// And all of it is read, or not worth it.
+    fn finish(&mut self) {
+        self.lose();
+        self.over = true;
+    }
+
     fn end(&mut self) -> Change {
         self.conn = None;
-        self.lost = false;
+        (self.lost, self.over) = (false, false);
         self.inbox.reset();
         self.outbox.reset();
         let redial = self.plan.redial && !self.plan.server;
@@ -202,7 +212,7 @@ impl Stream {
             }
             Err(e) if is_full(&e) => false,
             Ok(_) | Err(_) => {
-                self.lose();
+                self.finish();
                 false
             }
         }
@@ -228,7 +238,7 @@ impl Stream {
             }
             match said {
                 Ok(0) => {
-                    self.lose();
+                    self.finish();
                     break;
                 }
                 // Its boundaries are the kernel's: the next one is as good as ever.
@@ -239,7 +249,7 @@ impl Stream {
                 }
                 Err(e) if is_full(&e) => break,
                 Err(_) => {
-                    self.lose();
+                    self.finish();
                     break;
                 }
             }
@@ -285,7 +295,7 @@ impl Stream {
                     // Nothing after it can be believed.
                     self.inbox.reset();
                     self.broken = true;
-                    self.lose();
+                    self.finish();
                     return;
                 }
             }
@@ -363,7 +373,7 @@ impl Port for Stream {
         }
         // What came whole before the end goes on after it.
         self.give(b);
-        if b.room() == 0 || self.lost || self.inbox.is_odd() {
+        if b.room() == 0 || self.over || self.inbox.is_odd() {
             return Ok(());
         }
         let came = match self.plan.framing {
@@ -426,7 +436,7 @@ impl Port for Stream {
         if self.conn.as_ref().is_some_and(|c| c.as_raw_fd() == fd) && self.lost {
             // Not before what came whole has gone on; until then there is a turn for every event. Where it cannot go
             // there is none, and its end would be told for ever.
-            let goes_on = self.peer_up && self.inbox.is_ready();
+            let goes_on = self.peer_up && (!self.over || self.inbox.is_ready());
             return Ok(if goes_on { Change::default() } else { self.end() });
         }
         if why == Interest::Gone {

@@ -293,7 +293,14 @@ fn dropped_frames_are_not_sent_and_a_lost_peer_is_counted() {
     assert_eq!(p.stats().tx_frames, 2);
     let mut w = Watch::default();
     p.watch(&mut w);
-    assert!(p.event(w.fds()[0].0, Interest::Takes).unwrap().redial);
+    let fd = w.fds()[0].0;
+    assert_eq!(
+        p.event(fd, Interest::Takes).unwrap(),
+        Change::default(),
+        "what it sent before is yet to be read"
+    );
+    assert!(recv(p.as_mut(), &mut b).is_empty());
+    assert!(p.event(fd, Interest::Gives).unwrap().redial);
 }
 
 #[test]
@@ -400,6 +407,33 @@ fn whole_frames_that_came_before_the_end_go_on() {
     assert!(!p.arm_gives());
     assert!(p.event(fd, Interest::Gives).unwrap().redial);
     assert_eq!(p.stats().rx_frames, 150);
+}
+
+/// That nothing can be sent any more is noticed first, as under load.
+#[test]
+fn whole_frames_that_came_before_the_end_go_on_when_it_is_the_sender_that_notices() {
+    let (mut p, mut peer) = client();
+    let (mut b, mem) = (Batch::new(), Buf::new(1 << 20).unwrap());
+    let frames: Vec<Vec<u8>> = (0..150).map(|i| pattern(60 + i, i)).collect();
+    for f in &frames {
+        peer.write_all(&wire(f)).unwrap();
+    }
+    drop(peer);
+    fill(&mut b, &mem, &[vec![1; 20]]);
+    assert_eq!((p.send(&b).unwrap(), p.stats().drops[Reason::PeerDown as usize]), (1, 1));
+    let mut w = Watch::default();
+    p.watch(&mut w);
+    let fd = w.fds()[0].0;
+    let mut got = Vec::new();
+    while got.len() < frames.len() {
+        assert_eq!(p.event(fd, Interest::Gives).unwrap(), Change::default(), "{} frames", got.len());
+        let some = recv(p.as_mut(), &mut b);
+        assert!(!some.is_empty(), "{} frames", got.len());
+        got.extend(some);
+    }
+    assert_eq!(got, frames);
+    assert!(recv(p.as_mut(), &mut b).is_empty());
+    assert!(p.event(fd, Interest::Gives).unwrap().redial);
 }
 
 #[test]

@@ -140,7 +140,12 @@ impl Fragments {
             return None;
         }
         let whole = self.whole.frames().first()?;
-        Packet::of(whole, &self.whole).map_err(|why| cx.stats.drop(why)).ok()
+        let mut whole = Packet::of(whole, &self.whole).map_err(|why| cx.stats.drop(why)).ok()?;
+        // Whoever cut it lets it be cut. In IPv6 that is said by the pieces alone.
+        if let Some(ip) = &mut whole.ip {
+            ip.whole = false;
+        }
+        Some(whole)
     }
 
     /// Old ones are forgotten when another comes, and cost nothing until then: no timer is needed.

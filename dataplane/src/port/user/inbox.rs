@@ -13,6 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
+use super::flows::Owned;
 use crate::mem::{Buf, Seg};
 use crate::sys::mmsg::{Got, Incoming};
 
@@ -28,6 +29,15 @@ pub(super) struct Key {
     pub(super) guest: SocketAddr,
     /// The other.
     pub(super) far: SocketAddr,
+}
+
+/// The guest's end has its flows.
+impl Owned for Key {
+    type Owner = SocketAddr;
+
+    fn owner(&self) -> SocketAddr {
+        self.guest
+    }
 }
 
 /// What waits in a slot.

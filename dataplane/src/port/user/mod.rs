@@ -10,7 +10,7 @@
 //! The link to the guest loses nothing by itself, and nothing here makes it: what a socket does not take is held, within
 //! bounds that the guest has been told as its window; what the guest does not take stays in its socket.
 //!
-//! Rooms: `tcp`, `udp`, `icmp`, `fragments`, `services`. Where a guest may go is asked before a socket is made ([`policy`],
+//! Rooms: `tcp`, `udp`, `icmp`, `fragments`, `services`, and `passage`, past which no frame comes. Where a guest may go is asked before a socket is made ([`policy`],
 //! [`room::Cx::route`]).
 //!
 //! Trust: none in the guest, none in what answers; the plan is trusted. Promise: a broken flow ends that flow; whatever a
@@ -29,6 +29,7 @@ mod inbox;
 pub mod net;
 pub mod out;
 pub mod packet;
+pub mod passage;
 pub mod plan;
 pub mod policy;
 pub mod poll;
@@ -57,6 +58,7 @@ use icmp::Icmp;
 use net::Net;
 use out::Out;
 use packet::{ICMP, ICMPV6, Packet, TCP, UDP};
+use passage::Passage;
 pub use plan::{Boot, Forward, GuestForward, Limits, Outbound, Plan, Tell, To, V4, V6, Way};
 use poll::{Poll, Ready, Token, Want, Who};
 use room::{Cx, Room};
@@ -71,6 +73,9 @@ const ROUNDS: usize = 4;
 /// Timers that are served before frames are given.
 const TICKS: usize = 256;
 
+/// Forwards, with the sockets of those that are new.
+type Table = Vec<(Forward, Option<OwnedFd>)>;
+
 /// The rooms.
 struct Rooms {
     tcp: Tcp,
@@ -78,6 +83,7 @@ struct Rooms {
     icmp: Icmp,
     fragments: Fragments,
     services: Services,
+    passage: Passage,
 }
 
 /// The port.
@@ -109,9 +115,13 @@ fn made(plan: &Plan, fds: Vec<OwnedFd>) -> Result<User, OpenError> {
         });
     }
     let mut fds = fds.into_iter();
-    let (mut streams, mut datagrams) = (Vec::new(), Vec::new());
+    let (mut streams, mut datagrams, mut out) = (Vec::new(), Vec::new(), Vec::new());
     for f in &plan.forwards {
-        let to = if f.way == Way::Udp { &mut datagrams } else { &mut streams };
+        let to = match f.way {
+            Way::Udp => &mut datagrams,
+            Way::Tcp | Way::Unix => &mut streams,
+            Way::OutTcp | Way::OutUdp => &mut out,
+        };
         to.extend(sockets(f, &mut fds));
     }
     let guests = plan
@@ -129,6 +139,7 @@ fn made(plan: &Plan, fds: Vec<OwnedFd>) -> Result<User, OpenError> {
         icmp: Icmp::new(plan, &cx).map_err(fail("a user network's echo requests"))?,
         fragments: Fragments::new().map_err(fail("memory for a user network's fragments"))?,
         services: Services::new(plan, tftp, &mut cx).map_err(fail("a user network's services"))?,
+        passage: Passage::new(out, &mut cx).map_err(fail("a user network's way out of a namespace"))?,
     };
     Ok(User { cx, rooms, bay: Bay::default(), events: Vec::new(), udp_first: false, seen_to: false })
 }
@@ -208,6 +219,7 @@ impl Rooms {
             Who::Udp => self.udp.ready(at, ready, cx),
             Who::Icmp => self.icmp.ready(at, ready, cx),
             Who::Services => self.services.ready(at, ready, cx),
+            Who::Passage => self.passage.ready(at, ready, cx),
             Who::Fragments => {}
         }
     }
@@ -219,6 +231,7 @@ impl Rooms {
             Who::Udp => self.udp.tick(at, cx),
             Who::Icmp => self.icmp.tick(at, cx),
             Who::Services => self.services.tick(at, cx),
+            Who::Passage => self.passage.tick(at, cx),
             Who::Fragments => self.fragments.tick(at, cx),
         }
     }
@@ -242,6 +255,7 @@ impl User {
             let Some(at) = self.cx.timers.next(self.cx.now) else { break };
             self.rooms.tick(at, &mut self.cx);
         }
+        self.rooms.passage.go_on(&mut self.cx);
         Ok(())
     }
 }
@@ -345,6 +359,7 @@ impl Port for User {
             || rooms.tcp.has_more()
             || rooms.udp.has_more()
             || rooms.icmp.has_more()
+            || rooms.passage.has_more()
     }
 
     fn tell(&mut self, what: Told, fds: Vec<OwnedFd>) -> io::Result<()> {
@@ -360,7 +375,7 @@ impl Port for User {
     }
 
     fn stats(&self) -> Stats {
-        let mut flows = self.rooms.tcp.flows();
+        let mut flows = self.rooms.tcp.flows().with(&self.rooms.passage.flows());
         flows.idle += self.cx.idle;
         Stats { flows: Some(flows), ..self.cx.stats }
     }
@@ -373,7 +388,10 @@ impl Port for User {
 impl User {
     /// Other forwards: all of them or, if the descriptors are not as many as are new or cannot be watched, none.
     fn forwards(&mut self, list: &[Forward], fds: Vec<OwnedFd>) -> io::Result<()> {
-        let new = |f: &Forward| !self.rooms.tcp.has_forward(f.id) && !self.rooms.udp.has_forward(f.id);
+        let rooms = &self.rooms;
+        let had =
+            |id| rooms.tcp.has_forward(id) || rooms.udp.has_forward(id) || rooms.passage.has_forward(id);
+        let new = |f: &Forward| !had(f.id);
         let wanted: u64 = list.iter().filter(|f| new(f)).map(|f| u64::from(f.sockets())).sum();
         if u64::try_from(fds.len()) != Ok(wanted) {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -388,7 +406,19 @@ impl User {
                 all.extend((0..f.sockets()).map(|n| (f.part(n, 0), None)));
             }
         }
+        let (out, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|(f, _)| f.way.is_out());
         let (datagrams, streams): (Vec<_>, Vec<_>) = all.into_iter().partition(|(f, _)| f.way == Way::Udp);
+        self.rooms.passage.watch(&out, &mut self.cx)?;
+        if let Err(e) = self.set_inward(streams, datagrams) {
+            Passage::unwatch(&out, &mut self.cx);
+            return Err(e);
+        }
+        self.rooms.passage.set_forwards(out, &mut self.cx);
+        Ok(())
+    }
+
+    /// Those of them that lead into the guest.
+    fn set_inward(&mut self, streams: Table, datagrams: Table) -> io::Result<()> {
         Tcp::<Stream>::watch_forwards(&streams, &mut self.cx)?;
         if let Err(e) = self.rooms.udp.set_forwards(datagrams, &mut self.cx) {
             Tcp::<Stream>::unwatch_forwards(&streams, &mut self.cx);

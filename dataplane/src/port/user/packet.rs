@@ -64,7 +64,7 @@ pub struct Ip {
     pub proto: u8,
     /// Hops that are left.
     pub ttl: u8,
-    /// It may not be fragmented (IPv6: never).
+    /// It may not be fragmented (IPv6: never, but by who sent it).
     pub whole: bool,
     /// Traffic class, or type of service.
     pub class: u8,

@@ -190,7 +190,7 @@ pub struct Boot {
     pub server_name: String,
 }
 
-/// Ways into the guest.
+/// Ways into the guest and, where it is a network namespace, out of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Way {
     /// A listening TCP socket.
@@ -199,9 +199,21 @@ pub enum Way {
     Udp,
     /// A listening UNIX stream socket, whose connections reach the guest as TCP.
     Unix,
+    /// A listening TCP socket in the guest's network namespace: it leads out of it, to the host's loopback.
+    OutTcp,
+    /// A bound UDP socket in the guest's network namespace, which leads there too.
+    OutUdp,
 }
 
-/// From the host to the guest.
+impl Way {
+    /// It leads from the guest's namespace to the host.
+    #[must_use]
+    pub fn is_out(self) -> bool {
+        matches!(self, Self::OutTcp | Self::OutUdp)
+    }
+}
+
+/// From the host to the guest, or the other way ([`Way::is_out`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forward {
     /// Its number, of the supervisor's choice, that no other has. Of a range: its first socket's, and the others have the
@@ -209,7 +221,7 @@ pub struct Forward {
     pub id: u32,
     /// What was handed over.
     pub way: Way,
-    /// Where in the guest. Of a range: where its first port leads.
+    /// Where in the guest, or on the host's loopback if it leads out. Of a range: where its first port leads.
     pub guest: SocketAddr,
     /// It is a range of ports.
     pub range: Option<Range>,
@@ -277,22 +289,41 @@ pub struct Limits {
     pub held: u32,
     /// Bytes held for one of them.
     pub held_each: u32,
+    /// Bytes that a flow's socket keeps for one direction, which the kernel doubles; none: as it likes.
+    pub buffer: Option<u32>,
+    /// Connections that pass from the guest's namespace to the host's loopback, and four times the UDP flows that do; 0: no
+    /// forward leads out.
+    pub out: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { tcp: 16_384, udp: 1024, pings: 64, held: 16 << 20, held_each: 1 << 20 }
+        Self { tcp: 16_384, udp: 1024, pings: 64, held: 16 << 20, held_each: 1 << 20, buffer: None, out: 0 }
     }
 }
 
-/// Descriptors beside those of flows: resolvers' sockets, files that are read by TFTP, and what the port itself has.
-const OWN: u64 = 256;
+/// Sockets of forwards that may come while a dataplane runs, beyond those that it began with: how many descriptors it may
+/// have is settled at its start, and flows take what is left.
+pub const LATER: u64 = 128;
+/// Descriptors beside those of flows: those, resolvers' sockets, files that are read by TFTP, and what the port itself has.
+const OWN: u64 = 128 + LATER;
+
+/// Connections that pass to the host's loopback, where forwards may lead there.
+pub const OUT: u32 = 1024;
 
 impl Limits {
     /// Descriptors that so much takes.
     #[must_use]
     pub fn descriptors(&self) -> u64 {
-        u64::from(self.tcp) + u64::from(self.udp) + u64::from(self.pings) + OWN
+        // Of what passes out, two for a connection and one for a UDP flow.
+        let out = 2 * u64::from(self.out) + u64::from(self.out_udp());
+        u64::from(self.tcp) + u64::from(self.udp) + u64::from(self.pings) + out + OWN
+    }
+
+    /// UDP flows that pass to the host's loopback.
+    #[must_use]
+    pub fn out_udp(&self) -> u32 {
+        self.out.div_ceil(4)
     }
 
     /// What of it so many descriptors are enough for.
@@ -302,8 +333,9 @@ impl Limits {
         if have >= want {
             return self;
         }
-        let part = |n: u32| u32::try_from(u64::from(n) * have / want).unwrap_or(n).max(1);
-        Self { tcp: part(self.tcp), udp: part(self.udp), pings: part(self.pings), ..self }
+        let part = |n: u32| u32::try_from(u64::from(n) * have / want).unwrap_or(n).max(1).min(n);
+        let (tcp, udp, pings) = (part(self.tcp), part(self.udp), part(self.pings));
+        Self { tcp, udp, pings, out: part(self.out), ..self }
     }
 }
 
@@ -346,7 +378,8 @@ impl Plan {
             To::Address(at) => Some(at.port()),
             _ => None,
         }));
-        Some(all)
+        // Others may come later.
+        (self.limits.out == 0).then_some(all)
     }
 
     /// How many descriptors travel with it.

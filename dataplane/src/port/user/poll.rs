@@ -32,6 +32,8 @@ pub enum Who {
     Services = 4,
     /// Fragments.
     Fragments = 5,
+    /// What passes from the guest's namespace to the host's loopback.
+    Passage = 6,
 }
 
 /// What an event or a timer is about.
@@ -62,6 +64,7 @@ impl Token {
             3 => Who::Icmp,
             4 => Who::Services,
             5 => Who::Fragments,
+            6 => Who::Passage,
             _ => return None,
         };
         let (generation, index) = (u16::from_be_bytes([g0, g1]), u32::from_be_bytes([i0, i1, i2, i3]));

@@ -1,4 +1,4 @@
-//! Port `af-xdp`: AF_XDP sockets that the helper bound, one [`Port`] each.
+//! Port `af-xdp`: AF_XDP sockets that the helper bound (before Linux 6.4: binds when they are open here), one [`Port`] each.
 //!
 //! Received frames are given where the kernel put them, in the UMEM, and sent frames are copied into it: one copy in
 //! user space each way. There is no segmentation in AF_XDP and no checksum help that we use, so frames sent here are
@@ -55,6 +55,8 @@ pub struct Plan {
     pub multi_buffer: bool,
     /// Descriptors were used by an earlier dataplane that died: take over the rings as they stand.
     pub resume: bool,
+    /// The sockets are bound only when they are activated (kernels before 6.4): until then nothing can be sent.
+    pub late: bool,
 }
 
 /// What it calls once locked in: kicks without data or address, the timer of [`Again`], and the counters of loss.
@@ -178,10 +180,11 @@ pub fn open(plan: &Plan, fds: Vec<OwnedFd>) -> Result<Queues, OpenError> {
     Ok(queues)
 }
 
-/// Kernels before 6.4 map a socket's rings only until it is bound (`xsk_mmap`), and say that it is busy.
+/// Kernels before 6.4 map a socket's rings only until it is bound (`xsk_mmap`), and say that it is busy. The helper binds
+/// later there, so this is a killed dataplane's successor.
 fn not_mapped(e: io::Error) -> OpenError {
     let what = if e.raw_os_error() == Some(libc::EBUSY) {
-        "cannot map the rings of a bound AF_XDP socket, which needs Linux 6.4 or newer (netreeve grant works without)"
+        "cannot take over a dead dataplane's AF_XDP socket, which needs Linux 6.4 or newer: start netreeve again"
     } else {
         "cannot map an AF_XDP socket"
     };
@@ -196,7 +199,8 @@ impl Xsk {
         let at = xdp::mmap_offsets(fd.as_fd())?;
         let umem = Umem::map(memory.as_fd(), u64::from(plan.chunk) * u64::from(plan.chunks))?;
         let done = Ring::map(fd.as_fd(), Which::Completion, &at, plan.ring)?;
-        let (tx, sent) = Tx::open(Ring::map(fd.as_fd(), Which::Tx, &at, plan.ring)?, done, shape)?;
+        let (mut tx, sent) = Tx::open(Ring::map(fd.as_fd(), Which::Tx, &at, plan.ring)?, done, shape)?;
+        tx.late = plan.late;
         let fill = Ring::map(fd.as_fd(), Which::Fill, &at, plan.ring)?;
         let (rx, received) =
             Rx::open(Ring::map(fd.as_fd(), Which::Rx, &at, plan.ring)?, fill, shape, plan.mtu)?;

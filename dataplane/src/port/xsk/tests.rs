@@ -22,6 +22,7 @@ fn plan(multi_buffer: bool) -> Plan {
         headroom: 0,
         multi_buffer,
         resume: true,
+        late: false,
     }
 }
 

@@ -62,6 +62,8 @@ pub(super) struct Tx {
     free: Vec<u32>,
     state: Vec<State>,
     left: Option<Left>,
+    /// See the plan's.
+    pub(super) late: bool,
     /// The interface is down: frames are not sent, and not kept waiting either.
     pub(super) is_down: bool,
     /// The kernel did not take what waits in the ring and wants to be kicked again.
@@ -75,8 +77,20 @@ impl Tx {
         let state = vec![State::Unknown; shape.own as usize];
         let free = Vec::with_capacity(shape.own as usize);
         let (left, is_down, stalled) = (None, false, false);
-        let mut tx =
-            Self { ring, done, shape, next, told: next, reaped, free, state, left, is_down, stalled };
+        let mut tx = Self {
+            ring,
+            done,
+            shape,
+            next,
+            told: next,
+            reaped,
+            free,
+            state,
+            left,
+            late: false,
+            is_down,
+            stalled,
+        };
         tx.reap_to(completed)?;
         let with_kernel = next.wrapping_sub(completed);
         tx.left = Some(Left { with_kernel, since: Instant::now() });
@@ -210,6 +224,11 @@ impl Tx {
                 Some(libc::EAGAIN) if progress => self.is_down = false,
                 // Full somewhere below: the rest stays in the ring until the next kick.
                 Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => {
+                    self.stalled = true;
+                    break;
+                }
+                // It is not bound yet. (Once something went, or where it was bound before, the device is gone.)
+                Some(libc::ENXIO) if self.late && seen == 0 => {
                     self.stalled = true;
                     break;
                 }

@@ -112,6 +112,16 @@ impl Client {
         self.dead || finished || self.due().is_some_and(|t| t <= now)
     }
 
+    /// Why it is [`Client::is_over`].
+    #[must_use]
+    pub fn why_over(&self, now: Instant) -> &'static str {
+        let slow = self.due().is_some_and(|t| t <= now) || self.dead;
+        match slow && !self.ended {
+            true => "it did not read what it was told, and was cut off",
+            false => "it has ended, or its process was killed",
+        }
+    }
+
     /// Reads what has come.
     pub fn read(&mut self) {
         if !self.wants_reading() {
@@ -122,7 +132,7 @@ impl Client {
             Ok(0) => self.ended = true,
             Ok(n) => self.input.push(bytes.get(..n).unwrap_or_default()),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Err(_) => self.dead = true,
+            Err(_) => (self.ended, self.dead) = (true, true),
         }
         self.passed.truncate(MAX_FDS);
     }
@@ -206,7 +216,7 @@ impl Client {
                     self.stuck.get_or_insert(now);
                     break;
                 }
-                Err(_) => self.dead = true,
+                Err(_) => (self.ended, self.dead) = (true, true),
             }
         }
         // Moved seldom: half of it is gone by then.

@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 
 use crate::fault::{Exit, Fault};
 use crate::supervise::listen::{self, SocketFile};
+use crate::supervise::say;
 use crate::sys;
 use client::Client;
 use message::{Refusal, Request};
@@ -66,6 +67,8 @@ pub struct Control {
     next: Key,
     /// Nobody is accepted before.
     paused: Option<Instant>,
+    /// The client that was handed over, for as long as it is there.
+    handed: Option<Key>,
 }
 
 impl Control {
@@ -84,12 +87,13 @@ impl Control {
         }
         let listener = path.map(|p| listen::unix("the control socket", &p, 0o600)).transpose()?;
         let clients = Vec::new();
-        let mut new = Self { listener, _place: place, name: at.name, clients, next: 0, paused: None };
+        let name = at.name;
+        let mut new = Self { listener, _place: place, name, clients, next: 0, paused: None, handed: None };
         if let Some(number) = at.client {
             let fix = "name a connected socket that this process was started with";
             let socket = sys::process::adopt(number)
                 .map_err(|e| Fault::new(Exit::Config, format!("--control-fd {number}"), e, fix))?;
-            new.greet(socket, Instant::now());
+            new.handed = new.greet(socket, Instant::now());
         }
         Ok(Some(new))
     }
@@ -138,8 +142,13 @@ impl Control {
         self.bury(now);
     }
 
-    /// Lets go of who is gone.
+    /// Lets go of who is gone. Of the client that was handed over that is said, and why: nobody else can come in its place.
     pub fn bury(&mut self, now: Instant) {
+        let handed = self.handed;
+        if let Some((_, c)) = self.clients.iter().find(|(k, c)| Some(*k) == handed && c.is_over(now)) {
+            say::fault(&lost(c.why_over(now)));
+            self.handed = None;
+        }
         self.clients.retain(|(_, c)| !c.is_over(now));
     }
 
@@ -151,7 +160,9 @@ impl Control {
         for _ in 0..MAX_CLIENTS {
             let Some((listener, _)) = &self.listener else { return };
             match sys::io::accept(listener.as_fd()) {
-                Ok(socket) => self.greet(socket, now),
+                Ok(socket) => {
+                    self.greet(socket, now);
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(_) => {
                     self.paused = Some(now + PAUSE);
@@ -161,20 +172,23 @@ impl Control {
         }
     }
 
-    fn greet(&mut self, socket: OwnedFd, now: Instant) {
+    /// A new client's key, if it may be one.
+    pub(super) fn greet(&mut self, socket: OwnedFd, now: Instant) -> Option<Key> {
         let known = client::user(socket.as_fd()).is_ok_and(|u| u == 0 || u == geteuid().as_raw());
         let mut new = Client::new(socket);
         if !known {
-            return;
+            return None;
         }
         if self.clients.len() >= MAX_CLIENTS {
             let why = format!("{MAX_CLIENTS} clients are connected already");
             new.answer(Err(Refusal::generic(why)), None, now);
-            return;
+            return None;
         }
         new.tell(&message::greeting(), now);
-        self.clients.push((self.next, new));
+        let key = self.next;
+        self.clients.push((key, new));
         self.next += 1;
+        Some(key)
     }
 
     /// The next request of a client that may ask now, as often as one turn allows.
@@ -214,6 +228,13 @@ impl Control {
             c.tell(&event, now);
         }
     }
+}
+
+/// The client that was handed over is there no more: forwards that it asked for stay, and nobody asks for others.
+fn lost(why: &str) -> Fault {
+    let fix = "start netreeve again if what it did is to be done on (called as pasta: to have ports forwarded as somebody begins \
+               or ceases to listen at them); forwards stay as they are now";
+    Fault::new(Exit::Unavailable, "the client at --control-fd", why, fix)
 }
 
 /// Rounds of [`Control::requests`] in one turn.

@@ -34,6 +34,9 @@ pub(super) fn set_link(s: &mut Supervisor, _: Key, mut arguments: Arguments) -> 
     let up = arguments.need_flag("up")?;
     arguments.end()?;
     let slot = s.slots.find(&name).ok_or_else(|| Refusal::no_device(&name))?;
+    if s.changes.move_port(slot) {
+        return Err(busy(&name));
+    }
     Ok(change([Step::Link { slot, up }]))
 }
 
@@ -68,8 +71,14 @@ pub(super) fn set_netdev(s: &mut Supervisor, _: Key, mut arguments: Arguments) -
     let netdev = arguments.need_text("netdev")?;
     arguments.end()?;
     let slot = s.find(&device, true)?;
+    s.not_changing(slot, &device)?;
     let wire = s.wire(slot, &netdev)?;
     Ok(if s.plan.wires.contains(&wire) { change([]) } else { change([Step::Join(wire)]) })
+}
+
+/// A slot may be another port's before the turn of a second change comes.
+fn busy(id: &str) -> Refusal {
+    Refusal::generic(format!("Device '{id}' is in the middle of another change: try again"))
 }
 
 fn change<const N: usize>(steps: [Step; N]) -> Outcome {
@@ -81,10 +90,7 @@ fn remove(s: &Supervisor, mut arguments: Arguments, device: bool) -> Result<Outc
     arguments.end()?;
     let slot = s.find(&id, device)?;
     s.not_beside(slot)?;
-    if s.changes.concern(slot) {
-        // Its slot may be another's before our turn comes.
-        return Err(Refusal::generic(format!("Device '{id}' is in the middle of another change: try again")));
-    }
+    s.not_changing(slot, &id)?;
     if s.slots.get(slot).is_some_and(|p| p.of_client) {
         let client = id.strip_suffix(".hub").unwrap_or(&id);
         return Err(Refusal::generic(format!("'{id}' goes with its client: delete '{client}'")));
@@ -224,11 +230,17 @@ impl Supervisor {
         slot.ok_or_else(|| Refusal::no_device(id))
     }
 
+    /// No change is under way that has to do with a slot.
+    fn not_changing(&self, slot: u16, id: &str) -> Result<(), Refusal> {
+        if self.changes.concern(slot) { Err(busy(id)) } else { Ok(()) }
+    }
+
     /// The slot of a netdev that no other device than `but` has.
     fn free_netdev(&self, id: &str, but: Option<u16>) -> Result<u16, Refusal> {
         let bad = |why: &str| Refusal::generic(format!("Property 'netdev' can't {why}"));
         let found = self.find(id, false).map_err(|_| bad(&format!("find value '{id}'")))?;
-        if self.chain.user(found).is_some() {
+        // Another client's change may be about to take it, or to take it away.
+        if self.chain.user(found).is_some() || self.changes.concern(found) {
             return Err(bad(&format!("take value '{id}', it's in use")));
         }
         let wire = self.plan.wires.iter().find(|w| w.netdev == found || w.device == found);

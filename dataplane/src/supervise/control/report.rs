@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::handover::{Level, PortPlan};
 use crate::port::dgram::l2tp::Carrier;
+use crate::port::user::plan::Limits;
 use crate::spec::addr::Addr;
 use crate::stats::{Reason, Stats};
 use crate::supervise::Supervisor;
@@ -90,11 +91,23 @@ impl Supervisor {
             add("hostfwd", user.rules().collect());
             add("resolvers", user.resolvers.list().iter().map(|r| r.to_string()).collect());
         }
+        if let PortPlan::User(plan) = &slot.plan {
+            add("limits", limits(&plan.limits));
+        }
         if let Some((stats, _)) = counters {
             count(stats, &mut out);
         }
         Value::Object(out)
     }
+}
+
+/// What a user network may have at a time, as it was asked for.
+fn limits(l: &Limits) -> Value {
+    let mut out = json!({ "tcp": l.tcp, "udp": l.udp });
+    if let (Some(out), Some(bytes)) = (out.as_object_mut(), l.buffer) {
+        out.insert("socket_buffer".into(), bytes.into());
+    }
+    out
 }
 
 /// The counters, as members.

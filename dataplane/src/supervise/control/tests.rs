@@ -95,3 +95,34 @@ fn clients_are_so_many_and_no_more() {
     control.turn(now);
     assert_eq!(control.clients.len(), 1);
 }
+
+/// Whoever was handed over and is gone is missed once, with the reason; others come and go.
+#[test]
+fn the_client_that_was_handed_over_is_missed() {
+    use std::os::fd::IntoRawFd;
+    let now = Instant::now();
+    for reads in [true, false] {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        let at = Where { client: Some(ours.into_raw_fd()), ..Where::default() };
+        let mut control = Control::open(at).unwrap().unwrap();
+        control.turn(now);
+        assert!(control.handed.is_some() && control.clients.len() == 1);
+        let why = if reads {
+            drop(theirs);
+            control.clients[0].1.read();
+            control.clients[0].1.why_over(now).to_owned()
+        } else {
+            // It is told, and told, and reads nothing.
+            control.clients[0].1.negotiated = true;
+            (0..20_000).for_each(|_| control.event("X", json!({ "y": "z".repeat(40) }), now));
+            control.clients[0].1.why_over(now).to_owned()
+        };
+        let fault = lost(&why).to_string();
+        let word = if reads { "it has ended" } else { "cut off" };
+        assert!(fault.contains(word) && fault.contains("\n  to do: start netreeve again"), "{fault}");
+        control.turn(now);
+        assert!(control.handed.is_none() && control.clients.is_empty());
+    }
+}

@@ -156,6 +156,11 @@ impl Plug {
         }
     }
 
+    /// What it was given is of no use any more: it plugs in anew.
+    pub fn pull(&mut self, now: Instant) {
+        self.later(now);
+    }
+
     fn later(&mut self, now: Instant) {
         self.state = self.again.map_or(State::Idle, |a| State::Wait(now + a));
     }

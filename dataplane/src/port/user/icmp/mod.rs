@@ -70,10 +70,14 @@ pub struct Icmp {
     id: u32,
 }
 
-/// The kernel gives this process sockets for echo requests: IPv4, IPv6.
+/// The kernel gives this process sockets for echo requests: IPv4, IPv6; or has none of the family for anybody.
 #[must_use]
 pub fn allowed() -> (bool, bool) {
-    (sock::new(Speaks::Ping, false).is_ok(), sock::new(Speaks::Ping, true).is_ok())
+    let may = |ipv6| match sock::new(Speaks::Ping, ipv6) {
+        Ok(_) => true,
+        Err(e) => e.raw_os_error() == Some(libc::EAFNOSUPPORT),
+    };
+    (may(false), may(true))
 }
 
 impl Icmp {
@@ -128,7 +132,7 @@ impl Icmp {
             }
         }
         if self.flows.is_full() {
-            let gone = self.flows.quietest(|_| true).0.and_then(|i| self.flows.remove(i));
+            let gone = self.flows.quietest().and_then(|i| self.flows.remove(i));
             cx.stats.evicted += u64::from(gone.is_some());
         }
         match self.dial(at, cx) {

@@ -183,37 +183,11 @@ pub fn wire_names(names: &[String]) -> Vec<u8> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::super::plan::MAC;
     use super::*;
 
     /// QEMU's network.
     pub(in crate::port::user::services) fn qemu() -> Conf {
-        Conf {
-            mac: MAC,
-            link_local: link_local(MAC),
-            v4: Some(V4 {
-                net: Ipv4Addr::new(10, 0, 2, 0),
-                prefix: 24,
-                host: Ipv4Addr::new(10, 0, 2, 2),
-                dns: Ipv4Addr::new(10, 0, 2, 3),
-                dhcp_start: Ipv4Addr::new(10, 0, 2, 15),
-            }),
-            v6: Some(V6 {
-                prefix: "fec0::".parse().unwrap(),
-                len: 64,
-                host: "fec0::2".parse().unwrap(),
-                dns: "fec0::3".parse().unwrap(),
-            }),
-            mtu: 1500,
-            hostname: String::new(),
-            domain: String::new(),
-            search: Vec::new(),
-            boot: Boot::default(),
-            restrict: false,
-            more: Vec::new(),
-            without: Vec::new(),
-            lease6: None,
-        }
+        Conf::new(&Plan::qemu())
     }
 
     #[test]

@@ -89,9 +89,9 @@ impl Forwards {
         Ok(f)
     }
 
-    /// Ways by which somebody can come from the host's side.
-    pub(super) fn len(&self) -> usize {
-        self.listeners.len()
+    /// The numbers of those by which somebody can come from the host's side.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.listeners.keys().copied()
     }
 
     pub(super) fn has(&self, id: u32) -> bool {

@@ -59,6 +59,8 @@ use table::{FLOW, Table};
 
 /// Timers that may mean nothing, beside one for each flow.
 const SPARE: usize = 4096;
+/// Flows that are gone and wait to give all the same, beside one for each that is there.
+const GONE: usize = 256;
 
 /// What happened, for whoever wonders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,12 +112,10 @@ impl<S: Sock> Tcp<S> {
         guests: Vec<(GuestForward, Option<OwnedFd>)>,
         cx: &mut Cx,
     ) -> io::Result<Self> {
-        let mut store = Store::new(plan.limits.held)?;
-        store.share(!forwards.is_empty());
-        Ok(Self {
+        let mut room = Self {
             table: Table::new(cx.limits.tcp),
             tools: Tools {
-                store,
+                store: Store::new(plan.limits.held)?,
                 each: plan.limits.held_each,
                 parts: Vec::new(),
                 waiting: Waiting::default(),
@@ -131,7 +131,15 @@ impl<S: Sock> Tcp<S> {
             secret: RandomState::new(),
             start: cx.now,
             counts: Counts::default(),
-        })
+        };
+        room.heed();
+        Ok(room)
+    }
+
+    /// There are other forwards than before: whoever may come by them has his part of everything.
+    fn heed(&mut self) {
+        self.shares.listen(self.forwards.ids());
+        self.tools.store.share(self.forwards.ids().next().is_some());
     }
 
     /// There is a forward with this number.
@@ -157,7 +165,7 @@ impl<S: Sock> Tcp<S> {
     /// All forwards from now on: a descriptor with each that is new, and watched.
     pub fn set_forwards(&mut self, list: Vec<(Forward, Option<OwnedFd>)>, cx: &mut Cx) {
         self.forwards.replace(list, cx);
-        self.tools.store.share(self.forwards.len() > 0);
+        self.heed();
     }
 
     /// What happened so far.
@@ -255,11 +263,12 @@ impl<S: Sock> Tcp<S> {
             return self.remove(token, cx);
         }
         let Some(f) = self.table.get(token) else { return };
+        let timer = f.timer(cx.now);
         if may_queue && !f.queued && f.may_give() {
             f.queued = true;
-            self.giving.push_back(token);
+            queue(&mut self.giving, &self.table, token);
         }
-        if let Some(when) = f.timer(cx.now) {
+        if let Some(when) = timer {
             cx.timers.at(when, token);
             self.sweep(cx);
         }
@@ -317,11 +326,20 @@ impl<S: Sock> Tcp<S> {
                 f.down.turn = Turn::Has;
                 if !f.queued && f.may_give() {
                     f.queued = true;
-                    self.giving.push_back(token);
+                    queue(&mut self.giving, &self.table, token);
                 }
             }
         }
     }
+}
+
+/// Adds to those that give. Who is gone is forgotten when his turn comes, and that may be never: small frames go first, and a
+/// guest may see to it that there are always some.
+fn queue<S>(giving: &mut VecDeque<Token>, table: &Table<S>, token: Token) {
+    if giving.len() > 2 * table.len() + GONE {
+        giving.retain(|t| table.state(*t).is_some());
+    }
+    giving.push_back(token);
 }
 
 impl<S: Sock> Room for Tcp<S> {

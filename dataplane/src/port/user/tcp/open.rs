@@ -65,10 +65,11 @@ impl<S: Sock> Tcp<S> {
             // IPv4 in the clothes of IPv6 would go by where IPv4 does not: past its routes, and where there is none.
             None => errors::unmapped(key.far).and_then(|()| S::open(to, &cx.outbound)),
         };
-        let sock = match sock {
+        let mut sock = match sock {
             Ok(s) => s,
             Err(e) => return self.refused(syn.seq, key, &e, cx),
         };
+        cx.limits.buffer.iter().for_each(|n| sock.bound(*n));
         let (iss, now) = (self.first(&key, cx), cx.now);
         let Some(token) = self.table.add(key, |t| Flow::called(key, t, sock, syn, iss, now)) else { return };
         let table = &self.table;
@@ -97,9 +98,8 @@ impl<S: Sock> Tcp<S> {
     /// there is no place at all, one of theirs that is late, or was silent for long (that only while few of theirs are half
     /// open: a place that a call never fills is one that the next call takes).
     fn spare(&mut self, who: Origin, cx: &Cx) -> Option<Option<Token>> {
-        let forwards = self.forwards.len();
-        let crowded = self.shares.is_crowded(who, forwards);
-        if !crowded && self.shares.has_place(who, forwards) {
+        let crowded = self.shares.is_crowded(who);
+        if !crowded && self.shares.has_place(who) {
             return Some(None);
         }
         let table = &self.table;
@@ -236,6 +236,7 @@ impl<S: Sock> Tcp<S> {
         if self.table.find(&key).is_some() || !self.make_room(who, cx) {
             return sock.abort();
         }
+        cx.limits.buffer.iter().for_each(|n| sock.bound(*n));
         let (iss, now) = (self.first(&key, cx), cx.now);
         let Some(token) = self.table.add(key, |t| Flow::asking(key, t, sock, iss, who, now)) else { return };
         let table = &self.table;

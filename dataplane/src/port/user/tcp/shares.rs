@@ -4,13 +4,14 @@
 //! other cannot take, and neither has more than a part of it in connections that are *half open*: those that the other end
 //! has not answered yet. So a flood of calls, from either side, costs at most that part, pushes out its own oldest calls,
 //! and ends no connection that both ends have, but for silent ones where all is taken, at most [`LEAST`] at a time.
-//! Where there are several forwards, those who come by one leave a part of that part to those who come by others. (Who comes
+//! Where there are several forwards, half of their part is divided among them: what of his own somebody has not taken, nobody
+//! else can take, so each finds as much as the others do, however many of them are flooded and whoever was first. (Who comes
 //! from one address has no bounds of his own: he may be a whole network behind one router, or the proxy before them all.)
 //!
 //! Trust: none in either. Promise: bounded; counts are those of the table.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::super::poll::Token;
@@ -18,8 +19,11 @@ use super::flow::State;
 
 /// What of the table the guest, and those who come by forwards, can always have: this part.
 const OWN: u32 = 4;
-/// What of a part of theirs those who come by one forward leave to those who come by others: this part.
-const OTHERS: u32 = 4;
+/// What of the forwards' part is divided among them: this part.
+const DIVIDED: u32 = 2;
+/// Forwards that are told apart. Where there are more, those whose numbers are so many apart have one part together: the
+/// ports of a range have numbers in a row, so neighbours never do.
+const GROUPS: u32 = 256;
 /// What of the table may be half open, of either: this part;
 const HALF: u32 = 4;
 /// of those, so many may be calls (each is a socket of the kernel's that sends SYNs, or a stranger who waits for the guest);
@@ -94,14 +98,24 @@ struct Share {
     answered: Row,
 }
 
+/// Forwards that have one part together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Group {
+    /// What of the host's came by them, be it that they are no longer there.
+    count: Count,
+    /// Somebody may come by one of them.
+    listens: bool,
+}
+
 /// All that there is.
 #[derive(Debug)]
 pub(super) struct Shares {
     most: u32,
     guest: Share,
     host: Share,
-    /// What of the host's came by each forward that has any.
-    forwards: HashMap<u32, Count>,
+    groups: Vec<Group>,
+    /// Groups by which somebody may come.
+    listening: u32,
 }
 
 fn is_call(state: Option<State>) -> bool {
@@ -116,26 +130,38 @@ fn append(row: &mut Row, entry: (Instant, Token), most: u32, alive: impl Fn(Toke
     row.push_back(entry);
 }
 
-/// The first of theirs in a row that is alive and there since `before`. `alive` says whose it is, if it is.
-fn first(
-    row: &mut Row,
-    who: Origin,
-    before: Option<Instant>,
-    alive: impl Fn(Token) -> Option<Origin>,
-) -> Option<Token> {
+/// The first of theirs in a row that is alive and there since `before`. `alive` says whether one is theirs, if it is alive.
+fn first(row: &mut Row, before: Option<Instant>, alive: impl Fn(Token) -> Option<bool>) -> Option<Token> {
     while row.front().is_some_and(|(_, t)| alive(*t).is_none()) {
         row.pop_front();
     }
     let before = before?;
     let mut old = row.iter().take_while(|(at, _)| *at <= before);
-    old.find(|(_, t)| alive(*t) == Some(who)).map(|(_, t)| *t)
+    old.find(|(_, t)| alive(*t) == Some(true)).map(|(_, t)| *t)
 }
 
 impl Shares {
     /// Of a table of `most`.
     pub(super) fn new(most: u32) -> Self {
+        let most = most.max(1);
+        let groups = usize::try_from((most / OWN).clamp(1, GROUPS)).unwrap_or(1);
         let (guest, host) = (Share::default(), Share::default());
-        Self { most: most.max(1), guest, host, forwards: HashMap::new() }
+        Self { most, guest, host, groups: vec![Group::default(); groups], listening: 0 }
+    }
+
+    /// By these forwards somebody may come from now on, and by no others.
+    pub(super) fn listen(&mut self, ids: impl Iterator<Item = u32>) {
+        self.groups.iter_mut().for_each(|g| g.listens = false);
+        for id in ids {
+            let group = self.group(id);
+            self.groups.get_mut(group).into_iter().for_each(|g| g.listens = true);
+        }
+        self.listening = u32::try_from(self.groups.iter().filter(|g| g.listens).count()).unwrap_or(GROUPS);
+    }
+
+    /// Where a forward is.
+    fn group(&self, id: u32) -> usize {
+        usize::try_from(id).unwrap_or(0) % self.groups.len().max(1)
     }
 
     fn of(&mut self, who: Origin) -> &mut Share {
@@ -149,7 +175,7 @@ impl Shares {
     fn own(&self, who: Origin) -> Count {
         match who {
             Origin::Guest => self.guest.count,
-            Origin::Host(id) => self.forwards.get(&id).copied().unwrap_or_default(),
+            Origin::Host(id) => self.groups.get(self.group(id)).map(|g| g.count).unwrap_or_default(),
         }
     }
 
@@ -157,12 +183,27 @@ impl Shares {
     fn count(&mut self, who: Origin, change: impl Fn(&mut Count)) {
         change(&mut self.of(who).count);
         if let Origin::Host(id) = who {
-            let own = self.forwards.entry(id).or_default();
-            change(own);
-            if own.flows == 0 {
-                self.forwards.remove(&id);
-            }
+            let group = self.group(id);
+            self.groups.get_mut(group).into_iter().for_each(|g| change(&mut g.count));
         }
+    }
+
+    /// What of `all` those who come by each forward can always have; one alone has nobody to share with.
+    fn part(&self, all: u32) -> u32 {
+        match self.listening {
+            0 | 1 => 0,
+            n => (all / DIVIDED / n).max(u32::from(n <= all)),
+        }
+    }
+
+    /// What of their parts those who come by forwards have not taken: by all of them, or by all others.
+    fn promised(&self, part: u32, others: Option<u32>, has: impl Fn(&Count) -> u32) -> u32 {
+        if part == 0 {
+            return 0;
+        }
+        let but = others.map(|id| self.group(id));
+        let all = self.groups.iter().enumerate().filter(|(n, g)| g.listens && Some(*n) != but);
+        all.map(|(_, g)| part.saturating_sub(has(&g.count))).sum()
     }
 
     /// Connections that there may be.
@@ -175,38 +216,37 @@ impl Shares {
         self.guest.count.half + self.host.count.half
     }
 
-    /// There is a place for one more of theirs, where there are so many forwards: with one, guest and host may each want
-    /// their part; with several, each of them.
-    pub(super) fn has_place(&self, who: Origin, forwards: usize) -> bool {
+    /// There is a place for one more of theirs: where somebody may come by a forward, guest and host may each want their
+    /// part; where by several, each of them.
+    pub(super) fn has_place(&self, who: Origin) -> bool {
         let (guest, host) = (self.guest.count.flows, self.host.count.flows);
-        let kept = if forwards > 0 { self.most / OWN } else { 0 };
-        let others = if forwards > 1 { kept / OTHERS } else { 0 };
-        let all = guest + host;
+        let (all, has) = (guest + host, |c: &Count| c.flows);
+        let kept = if self.listening > 0 { self.most / OWN } else { 0 };
+        let part = self.part(kept);
         all < self.most
             && match who {
-                // More than its own part only where a single forward's have left enough of theirs.
+                // More than its own part only where that is promised to nobody.
                 Origin::Guest => {
-                    let spares = host < kept - others || all + others < self.most;
-                    guest < self.most - kept && (guest < kept || spares)
+                    let spares = || all + self.promised(part, None, has) < self.most;
+                    guest < self.most - kept && (guest < kept || spares())
                 }
-                Origin::Host(_) => {
-                    let wanted = others.saturating_sub(host - self.own(who).flows);
-                    all + wanted < self.most && host + wanted < self.most - kept
+                Origin::Host(id) => {
+                    let own = self.own(who).flows < part;
+                    let others = if own { 0 } else { self.promised(part, Some(id), has) };
+                    all + others < self.most && host + others < self.most - kept
                 }
             }
     }
 
     /// They have as many half-open ones as they may.
-    pub(super) fn is_crowded(&self, who: Origin, forwards: usize) -> bool {
+    pub(super) fn is_crowded(&self, who: Origin) -> bool {
         let (half, calls) = bounds(self.most);
-        let part = |n: u32| if forwards > 1 { n - n / OTHERS } else { n };
-        match who {
-            Origin::Guest => self.guest.count.is_crowded((half, calls)),
-            Origin::Host(_) => {
-                self.host.count.is_crowded((half, calls))
-                    || self.own(who).is_crowded((part(half), part(calls)))
-            }
-        }
+        let Origin::Host(id) = who else { return self.guest.count.is_crowded((half, calls)) };
+        // Whoever comes is a call until the guest has answered.
+        let part = self.part(calls);
+        let own = self.own(who).calling < part;
+        let others = if own { 0 } else { self.promised(part, Some(id), |c| c.calling) };
+        self.host.count.is_crowded((half, calls.saturating_sub(others)))
     }
 
     /// One more of theirs may push out an open one that was silent for long: so few of those that come are half open that
@@ -253,141 +293,22 @@ impl Shares {
         now: Instant,
         state: impl Fn(Token) -> Option<(State, Origin)>,
     ) -> Option<Token> {
-        let hurried = who == Origin::Guest && self.is_crowded(who, 0);
+        let hurried = who == Origin::Guest && self.is_crowded(who);
         let late = now.checked_sub(LATE);
         let before = if hurried { now.checked_sub(YOUNG) } else { late };
+        let groups = u32::try_from(self.groups.len()).unwrap_or(1).max(1);
+        let theirs = |other| match (who, other) {
+            (Origin::Guest, Origin::Guest) => true,
+            (Origin::Host(a), Origin::Host(b)) => a % groups == b % groups,
+            _ => false,
+        };
         let s = self.of(who);
-        let call = |t| state(t).filter(|(s, _)| is_call(Some(*s))).map(|(_, who)| who);
-        let answered = |t| state(t).filter(|(s, _)| *s == State::Answered).map(|(_, who)| who);
-        first(&mut s.calls, who, before, call).or_else(|| first(&mut s.answered, who, late, answered))
+        let call = |t| state(t).filter(|(s, _)| is_call(Some(*s))).map(|(_, who)| theirs(who));
+        let answered = |t| state(t).filter(|(s, _)| *s == State::Answered).map(|(_, who)| theirs(who));
+        first(&mut s.calls, before, call).or_else(|| first(&mut s.answered, late, answered))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::super::poll::Who;
-    use super::*;
-
-    fn token(index: u32) -> Token {
-        Token { who: Who::Tcp, kind: 0, index, generation: 0 }
-    }
-
-    #[test]
-    fn neither_takes_the_others_part() {
-        let now = Instant::now();
-        for (one, other) in [(Origin::Guest, Origin::Host(1)), (Origin::Host(1), Origin::Guest)] {
-            let mut s = Shares::new(400);
-            let mut n = 0;
-            while s.has_place(one, 1) {
-                s.called(one, (now, token(n)), |_| Some(State::Calling));
-                s.opened(one, State::Calling);
-                n += 1;
-            }
-            assert_eq!((n, s.half()), (300, 0));
-            assert!(s.has_place(one, 0), "all of it, where nobody else can come");
-            while s.has_place(other, 1) {
-                s.called(other, (now, token(n)), |_| Some(State::Calling));
-                n += 1;
-            }
-            assert_eq!((n, s.half()), (400, 100));
-            assert!(s.is_crowded(other, 1) && !s.is_crowded(one, 1));
-            s.over(one, State::Open);
-            assert!(s.has_place(one, 1) && s.has_place(other, 1));
-            s.over(other, State::Calling);
-            assert!(s.half() == 99 && !s.is_crowded(other, 1));
-        }
-    }
-
-    /// Whatever order the guest and those who come by one forward come and go in, those of another find their places, and
-    /// the guest its own.
-    #[test]
-    fn one_forward_leaves_others_their_places() {
-        let now = Instant::now();
-        let (guest, one, another) = (Origin::Guest, Origin::Host(1), Origin::Host(2));
-        let fill = |s: &mut Shares, who: Origin| {
-            let before = s.own(who).flows;
-            while s.has_place(who, 2) {
-                s.called(who, (now, token(0)), |_| None);
-                s.opened(who, State::Calling);
-            }
-            s.own(who).flows - before
-        };
-        let mut random = 0x9e37_79b9_u32;
-        for _ in 0..200 {
-            let mut s = Shares::new(1600);
-            for _ in 0..20 {
-                random ^= random << 13;
-                random ^= random >> 17;
-                random ^= random << 5;
-                let (who, n) = ([guest, one][(random & 1) as usize], random >> 8 & 1023);
-                for i in 0..n {
-                    let (there, goes) = (s.own(who).flows > 0, (random >> 4) & 3 == 0);
-                    if goes && there {
-                        s.over(who, State::Open);
-                    } else if s.has_place(who, 2) {
-                        s.called(who, (now, token(i)), |_| None);
-                        s.opened(who, State::Calling);
-                    }
-                }
-            }
-            fill(&mut s, [guest, one][(random & 1) as usize]);
-            assert!(fill(&mut s, another) >= 100, "{s:?}");
-            fill(&mut s, one);
-            fill(&mut s, guest);
-            assert!(s.own(guest).flows >= 400, "{s:?}");
-            let all = s.own(guest).flows + s.own(one).flows + s.own(another).flows;
-            assert_eq!(all, 1600, "none is left over");
-        }
-        // Of the half-open ones as well, and its late ones go for its own.
-        let mut s = Shares::new(1600);
-        let mut n = 0;
-        while !s.is_crowded(one, 2) {
-            s.called(one, (now, token(n)), |_| Some(State::Asking));
-            n += 1;
-        }
-        assert_eq!((n, s.is_crowded(another, 2)), (300, false));
-        s.called(another, (now, token(n)), |_| Some(State::Asking));
-        let whose = |t: Token| Some((State::Asking, if t.index == 300 { another } else { one }));
-        assert_eq!(s.victim(another, now + LATE, whose), Some(token(300)));
-        assert_eq!(s.victim(one, now + LATE, whose), Some(token(0)));
-        (0..300).for_each(|_| s.over(one, State::Asking));
-        assert_eq!((s.half(), s.forwards.len()), (1, 1), "who has none is not remembered");
-    }
-
-    #[test]
-    fn the_oldest_that_are_under_way_go_and_the_rows_are_bounded() {
-        assert_eq!(
-            [16_384, 2000, 200, 4, 1].map(bounds),
-            [(4096, 1024), (500, 500), (64, 64), (4, 4), (1, 1)]
-        );
-        let start = Instant::now();
-        let mut s = Shares::new(16_384);
-        // One in a thousand stays, the others open at once; of these, those with even numbers were answered.
-        let state = |t: Token| match (t.index % 1000, t.index % 2000) {
-            (7, 7) => Some(State::Calling),
-            (7, _) => Some(State::Answered),
-            _ => Some(State::Open),
-        };
-        let ms = |n: u32| start + Duration::from_millis(n.into());
-        for i in 0..100_000 {
-            s.called(Origin::Guest, (ms(i), token(i)), state);
-            match state(token(i)) {
-                Some(State::Answered) => s.answered((ms(i), token(i)), state),
-                Some(State::Open) => s.opened(Origin::Guest, State::Calling),
-                _ => {}
-            }
-        }
-        assert_eq!((s.half(), s.guest.count.calling), (100, 50));
-        assert!(s.guest.calls.len() <= 2048 && s.guest.answered.len() <= 8192);
-        let whose = |t: Token| state(t).map(|s| (s, Origin::Guest));
-        let victim = |s: &mut Shares, at| s.victim(Origin::Guest, ms(at), whose);
-        assert_eq!(victim(&mut s, 3000), None, "nobody is late");
-        assert_eq!(victim(&mut s, 3007), Some(token(7)));
-        s.guest.count.half = 4096;
-        assert_eq!((victim(&mut s, 106), victim(&mut s, 107)), (None, Some(token(7))));
-        let done = |t: Token| whose(t).filter(|(s, _)| *s == State::Answered);
-        assert_eq!(s.victim(Origin::Guest, ms(4006), done), None);
-        assert_eq!(s.victim(Origin::Guest, ms(4007), done), Some(token(1007)));
-        assert_eq!(s.victim(Origin::Host(1), ms(90_000), whose), None);
-    }
-}
+#[path = "tests/shares.rs"]
+mod tests;

@@ -62,6 +62,9 @@ pub trait Sock: Sized {
     /// The kernel's.
     fn rewind(&mut self) -> io::Result<()>;
 
+    /// The kernel keeps no more than twice so many bytes for each direction.
+    fn bound(&mut self, bytes: u32);
+
     /// The far end is asked whether it is there after so many seconds of silence.
     fn keep_alive(&mut self, seconds: u16);
 
@@ -104,7 +107,7 @@ impl Sock for Stream {
         let fd = sock::new(Speaks::Tcp, to.is_ipv6())?;
         let s = Self::dress(fd, true);
         leave(s.fd.as_fd(), to, by)?;
-        sock::connect(s.fd.as_fd(), to)?;
+        sock::call(s.fd.as_fd(), to)?;
         Ok(s)
     }
 
@@ -139,6 +142,13 @@ impl Sock for Stream {
 
     fn rewind(&mut self) -> io::Result<()> {
         sock::set(self.fd.as_fd(), Opt::PeekOff, 0)
+    }
+
+    fn bound(&mut self, bytes: u32) {
+        let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+        // Neither can fail: it is the kernel that says how many these are at most.
+        let _ = sock::set(self.fd.as_fd(), Opt::SendBuffer, bytes);
+        let _ = sock::set(self.fd.as_fd(), Opt::ReceiveBuffer, bytes);
     }
 
     fn keep_alive(&mut self, seconds: u16) {

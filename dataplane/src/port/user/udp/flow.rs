@@ -114,9 +114,8 @@ impl Flow {
 /// else has how many, and whoever began them.
 pub(super) fn make_place(flows: &mut Flows<Key, Flow>, guest: SocketAddr, cx: &mut Cx) {
     let share = usize::try_from(cx.limits.udp.div_ceil(SHARE)).unwrap_or(usize::MAX);
-    let (own, count) = flows.quietest(|k| k.guest == guest);
-    let goes =
-        if count >= share { own } else { flows.is_full().then(|| flows.quietest(|_| true).0).flatten() };
+    let (own, count) = flows.quietest_of(&guest);
+    let goes = if count >= share { own } else { flows.is_full().then(|| flows.quietest()).flatten() };
     evict(flows, goes, cx);
 }
 
@@ -159,7 +158,7 @@ pub(super) fn open(
     make_place(flows, key.guest, cx);
     let made = match dial(flows, at, cx) {
         Err(e) if errors::is_shortage(&e) => {
-            let quietest = flows.quietest(|_| true).0;
+            let quietest = flows.quietest();
             evict(flows, quietest, cx);
             dial(flows, at, cx)
         }
@@ -183,8 +182,12 @@ fn dial(flows: &mut Flows<Key, Flow>, at: SocketAddr, cx: &mut Cx) -> io::Result
     errors::unmapped(at)?;
     let fd = sock::new(Speaks::Udp, at.is_ipv6())?;
     sock::set(fd.as_fd(), if at.is_ipv4() { Opt::RecvErr } else { Opt::RecvErr6 }, 1)?;
+    if let Some(n) = cx.limits.buffer.and_then(|n| i32::try_from(n).ok()) {
+        // What is sent does not stay.
+        sock::set(fd.as_fd(), Opt::ReceiveBuffer, n)?;
+    }
     leave(fd.as_fd(), at, &cx.outbound)?;
-    sock::connect(fd.as_fd(), at)?;
+    sock::call(fd.as_fd(), at)?;
     cx.poll.add(fd.as_fd(), Token { who: Who::Udp, kind: FLOW, index, generation }, Want::READ)?;
     Ok(fd)
 }

@@ -41,6 +41,8 @@ use outbox::{Failure, Outbox};
 /// How long a flow lives that nobody answered, and one that somebody did.
 const QUIET: Duration = Duration::from_secs(30);
 const ANSWERED: Duration = Duration::from_secs(180);
+/// Flows that are closed at a time.
+const EXPIRE: usize = 1024;
 /// Slots for what comes.
 const SLOTS: u32 = 32;
 /// Most datagrams that a super-datagram may be (Linux's own are 128 at most): each may cost a call.
@@ -184,8 +186,10 @@ impl Udp {
             }
             _ => None,
         };
+        // With its headers of UDP and IP, without options.
+        let len = failure.len.saturating_add(if key.far.is_ipv4() { 28 } else { 48 });
         match mtu {
-            Some(mtu) if mtu < failure.len + 28 => Some(Unreachable::TooBig(mtu)),
+            Some(mtu) if mtu < len => Some(Unreachable::TooBig(mtu)),
             Some(_) => None,
             None => errors::reason(&failure.error),
         }
@@ -321,7 +325,9 @@ impl Room for Udp {
             return;
         }
         self.ticking = false;
-        while let Some(i) = self.flows.expired(cx.now) {
+        // Those that are left over are looked at a step later.
+        for _ in 0..EXPIRE {
+            let Some(i) = self.flows.expired(cx.now) else { break };
             self.flows.remove(i);
         }
         self.tick_later(cx);

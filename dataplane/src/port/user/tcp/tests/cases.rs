@@ -230,9 +230,7 @@ fn a_closed_window_of_the_guests_is_asked_for_and_what_is_lost_is_sent_again() {
     for peeks in [true, false] {
         let mut s = Scene::keeping(&plan(), peeks);
         let key = key4(5);
-        let mut t = s.open(key);
-        let end = Scene::end(t.end);
-        let token = s.token(&key).unwrap();
+        let (mut t, end, token) = s.meet(key);
         end.borrow_mut().queue.extend(vec![7; 5000]);
         end.borrow_mut().finished = true;
         s.ready(token, true, false);
@@ -273,9 +271,7 @@ fn repeats_are_a_loss_and_windows_are_asked_for() {
     for peeks in [true, false] {
         let mut s = Scene::keeping(&plan(), peeks);
         let key = key4(5);
-        let mut t = s.open(key);
-        let end = Scene::end(t.end);
-        let token = s.token(&key).unwrap();
+        let (mut t, end, token) = s.meet(key);
         end.borrow_mut().queue.extend(vec![7; 5000]);
         s.ready(token, true, false);
         assert_eq!(s.collect().len(), 1);

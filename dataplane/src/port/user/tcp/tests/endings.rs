@@ -38,9 +38,7 @@ fn a_reset_of_the_far_ends_comes_behind_its_bytes() {
     for (finished, writes) in [(false, false), (false, true), (true, true)] {
         let mut s = Scene::new(&plan());
         let key = key4(5);
-        let mut t = s.open(key);
-        let end = Scene::end(t.end);
-        let token = s.token(&key).unwrap();
+        let (mut t, end, token) = s.meet(key);
         end.borrow_mut().queue.extend(b"last words");
         if finished {
             end.borrow_mut().finished = true;
@@ -69,9 +67,7 @@ fn halves_end_one_by_one() {
     // The far end first: the guest goes on.
     let mut s = Scene::new(&plan());
     let key = key4(5);
-    let mut t = s.open(key);
-    let end = Scene::end(t.end);
-    let token = s.token(&key).unwrap();
+    let (mut t, end, token) = s.meet(key);
     end.borrow_mut().finished = true;
     s.ready(token, true, false);
     assert_eq!(s.collect()[0].seg.flags, flag::FIN | flag::ACK);
@@ -91,9 +87,7 @@ fn halves_end_one_by_one() {
     assert!(end.borrow().got_end && !end.borrow().aborted);
     // Both at once.
     let mut s = Scene::new(&plan());
-    let mut t = s.open(key);
-    let end = Scene::end(t.end);
-    let token = s.token(&key).unwrap();
+    let (mut t, end, token) = s.meet(key);
     end.borrow_mut().finished = true;
     s.ready(token, true, false);
     let fin = t.say(flag::FIN | flag::ACK, 0);

@@ -10,8 +10,9 @@ use crate::port::user::tcp::flow::Flow;
 use crate::port::user::tcp::forward;
 use crate::port::user::tcp::segment::{Key, Segment, flag};
 use crate::port::user::tcp::seq::Seq;
-use crate::port::user::tcp::sock::Stream;
+use crate::port::user::tcp::sock::{Sock, Stream};
 use crate::stats::Reason;
+use crate::sys::sock;
 
 fn syn(key: Key) -> (Key, Segment, &'static [u8]) {
     (key, Segment { seq: Seq(9), flags: flag::SYN, window: 100, ..Segment::default() }, &[])
@@ -111,6 +112,37 @@ fn a_flood_pushes_out_no_more_than_a_few_that_were_silent() {
     assert_eq!((s.tcp.half_open(), s.tcp.counts().evicted, s.tcp.connections()), (64, 128, 400));
 }
 
+/// Small frames go first: where a guest sees to it that there are always some, nobody's turn to give comes.
+#[test]
+fn who_is_gone_does_not_wait_for_a_turn_that_never_comes() {
+    let mut s = Scene::new(&plan());
+    let stays = s.open(key4(60_000));
+    for port in 0..5000 {
+        let key = key4(port);
+        s.send(&[syn(key)]);
+        let token = s.token(&key).unwrap();
+        s.ready(token, false, true);
+        let answer = s.small().last().unwrap().seg;
+        let ack = Segment {
+            seq: answer.ack,
+            ack: answer.seq.plus(1),
+            flags: flag::ACK,
+            window: 100,
+            ..Segment::default()
+        };
+        s.send(&[(key, ack, &[])]);
+        assert!(s.tcp.giving.contains(&token), "{port}");
+        s.send(&[(key, Segment { flags: flag::RST, ..ack }, &[])]);
+        assert!(s.token(&key).is_none());
+        assert!(s.tcp.giving.len() < 300, "{}", s.tcp.giving.len());
+    }
+    // Who is there gives when his turn comes.
+    Scene::end(stays.end).borrow_mut().queue.extend(b"after all");
+    let token = s.token(&stays.key).unwrap();
+    s.ready(token, true, false);
+    assert_eq!(s.collect()[0].bytes, b"after all");
+}
+
 /// A forward with this number, and where it listens.
 fn forward(id: u32) -> ((Forward, Option<OwnedFd>), SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -150,6 +182,19 @@ fn a_flood_that_comes_by_one_forward_leaves_others_their_part() {
 }
 
 #[test]
+fn two_floods_leave_who_comes_by_a_third_forward_his_part() {
+    let mut p = plan();
+    p.limits.tcp = 80;
+    let mut s = Scene::new(&p);
+    let [(one, at), (two, also), (three, there)] = [7, 8, 9].map(forward);
+    s.tcp.set_forwards(vec![one, two, three], &mut s.cx);
+    let _floods = [crowd(&mut s, 7, at, 70), crowd(&mut s, 8, also, 70)];
+    assert_eq!((s.tcp.connections(), s.tcp.half_open()), (54, 54));
+    let _few = crowd(&mut s, 9, there, 10);
+    assert_eq!(s.tcp.connections(), 60, "and the guest has its own");
+}
+
+#[test]
 fn the_guest_and_those_who_come_by_a_forward_each_keep_their_part() {
     let mut p = plan();
     p.limits.tcp = 80;
@@ -182,6 +227,27 @@ fn the_guest_and_those_who_come_by_a_forward_each_keep_their_part() {
     assert_eq!(s.tcp.connections(), 60);
     let _come = crowd(&mut s, 7, at, 30);
     assert_eq!((s.tcp.connections(), s.tcp.half_open()), (80, 80));
+}
+
+/// What the kernel keeps for each is bounded where that was asked for, whoever made the connection.
+#[test]
+fn the_kernels_buffers_are_bounded_if_asked_for() {
+    for buffer in [None, Some(1 << 16)] {
+        let mut p = plan();
+        p.limits.buffer = buffer;
+        let mut s = Scene::new(&p);
+        let ends = [s.open(key4(5)).end, s.visit(6).end];
+        assert!(ends.iter().all(|i| Scene::end(*i).borrow().bound == buffer));
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut ours = Stream::made(TcpStream::connect(listener.local_addr().unwrap()).unwrap().into(), true);
+    ours.bound(1 << 16);
+    let has = |o| sock::get(ours.fd().unwrap(), o).unwrap();
+    assert_eq!(
+        [sock::Ask::SendBuffer, sock::Ask::ReceiveBuffer].map(has),
+        [1 << 17; 2],
+        "the kernel doubles it"
+    );
 }
 
 #[test]

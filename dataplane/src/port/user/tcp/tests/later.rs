@@ -65,9 +65,7 @@ fn a_reset_behind_the_end_is_one() {
     for peeks in [true, false] {
         let mut s = Scene::keeping(&plan(), peeks);
         let key = key4(5);
-        let mut t = s.open(key);
-        let end = Scene::end(t.end);
-        let token = s.token(&key).unwrap();
+        let (mut t, end, token) = s.meet(key);
         end.borrow_mut().finished = true;
         s.ready(token, true, false);
         assert_eq!(s.collect()[0].seg.flags, flag::FIN | flag::ACK);
@@ -114,9 +112,7 @@ fn fill(s: &mut Scene) {
 fn the_last_word_is_said_before_a_connection_is_over_and_again_if_it_was_lost() {
     let mut s = Scene::new(&plan());
     let key = key4(5);
-    let mut t = s.open(key);
-    let end = Scene::end(t.end);
-    let token = s.token(&key).unwrap();
+    let (mut t, end, token) = s.meet(key);
     end.borrow_mut().finished = true;
     s.ready(token, true, false);
     assert_eq!(s.collect()[0].seg.flags, flag::FIN | flag::ACK);

@@ -39,6 +39,8 @@ pub(super) struct End {
     pub(super) calls: usize,
     /// When the far end is asked whether it is there.
     pub(super) alive: Vec<u16>,
+    /// Bytes that the kernel keeps for it.
+    pub(super) bound: Option<u32>,
 }
 
 thread_local! {
@@ -148,6 +150,10 @@ impl Sock for Model {
     fn rewind(&mut self) -> io::Result<()> {
         self.0.borrow_mut().read = 0;
         Ok(())
+    }
+
+    fn bound(&mut self, bytes: u32) {
+        self.0.borrow_mut().bound = Some(bytes);
     }
 
     fn keep_alive(&mut self, seconds: u16) {

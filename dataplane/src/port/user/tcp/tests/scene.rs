@@ -1,7 +1,7 @@
 //! The room between a model of the host and whoever plays the guest: frames in, frames out, time at will.
 
 use std::cell::RefCell;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,8 +15,7 @@ use crate::mem::{Buf, Pool, Seg};
 use crate::offload::sum::Sum;
 use crate::port::user::bay::Bay;
 use crate::port::user::packet::{Packet, TCP};
-use crate::port::user::plan::{Boot, Forward, Limits, MAC, Outbound, Plan, V4, V6, Way};
-use crate::port::user::policy::{Policy, Verdict};
+use crate::port::user::plan::{Forward, Limits, MAC, Plan, Way};
 use crate::port::user::poll::{Ready, Token};
 use crate::port::user::room::{Cx, Room};
 use crate::port::user::tcp::Tcp;
@@ -27,37 +26,8 @@ use crate::port::{Offloads, user};
 pub(super) const GUEST: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
 pub(super) fn plan() -> Plan {
-    Plan {
-        v4: Some(V4 {
-            net: Ipv4Addr::new(10, 0, 2, 0),
-            prefix: 24,
-            host: Ipv4Addr::new(10, 0, 2, 2),
-            dns: Ipv4Addr::new(10, 0, 2, 3),
-            dhcp_start: Ipv4Addr::new(10, 0, 2, 15),
-        }),
-        v6: Some(V6 {
-            prefix: "fec0::".parse::<Ipv6Addr>().unwrap(),
-            len: 64,
-            host: "fec0::2".parse().unwrap(),
-            dns: "fec0::3".parse().unwrap(),
-        }),
-        mtu: 1500,
-        mac: MAC,
-        hostname: String::new(),
-        domain: String::new(),
-        search: Vec::new(),
-        resolvers: Vec::new(),
-        boot: Boot::default(),
-        restrict: false,
-        without: Vec::new(),
-        aliases: Vec::new(),
-        lease6: None,
-        outbound: Outbound::default(),
-        policy: Policy { rules: Vec::new(), otherwise: Verdict::Pass },
-        forwards: Vec::new(),
-        guest_forwards: Vec::new(),
-        limits: Limits { tcp: 64, held: 8 << 20, held_each: 256 << 10, ..Limits::default() },
-    }
+    let limits = Limits { tcp: 64, held: 8 << 20, held_each: 256 << 10, ..Limits::default() };
+    Plan { limits, ..Plan::qemu() }
 }
 
 /// A frame that came to the guest.
@@ -182,6 +152,20 @@ impl Scene {
         if self.batch.is_empty() {
             self.tcp.pass_ends(cx);
         }
+        self.came(all);
+    }
+
+    /// Small frames that wait for the guest, and nothing of any flow's: as if there were always more of the former.
+    pub(super) fn small(&mut self) -> Vec<Came> {
+        self.batch.clear();
+        self.pool.lend(&mut self.batch.landing);
+        let (cx, mut all) = (&mut self.cx, Vec::new());
+        cx.out.give(&mut self.bay, &mut self.batch, &cx.net, &mut cx.stats);
+        self.came(&mut all);
+        all
+    }
+
+    fn came(&self, all: &mut Vec<Came>) {
         for f in self.batch.frames() {
             let mut bytes = f.head().to_vec();
             for s in self.batch.body(f) {
@@ -243,6 +227,13 @@ impl Scene {
         assert_eq!(told.len(), 1);
         t.told = u32::from(told[0].seg.window) << 7;
         t
+    }
+
+    /// An open connection, its far end and its token.
+    pub(super) fn meet(&mut self, key: Key) -> (Talk, Rc<RefCell<End>>, Token) {
+        let talk = self.open(key);
+        let (end, token) = (Self::end(talk.end), self.token(&key).unwrap());
+        (talk, end, token)
     }
 
     /// Opens a connection from the guest, window 1 MiB.
