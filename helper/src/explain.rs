@@ -12,8 +12,9 @@ use netreeve_shared::request::{
 use crate::audit;
 use crate::entry::{Stop, usage};
 use crate::names::Names;
-use crate::policy::{Caller, Pattern, Quota, Rule, What, Who, judge};
+use crate::policy::{Caller, Pattern, Quota, Rule, What, Who, judge_both};
 use crate::policy_file::{DEFAULT_PATH, Trust, load, parse, who};
+use crate::provide::amounts_to;
 
 /// Answers the words after `--explain`: exit code and text.
 ///
@@ -44,7 +45,7 @@ pub fn explain(words: &[&str]) -> Result<(u8, String), Stop> {
         request.ok_or_else(|| usage("a bridge or an interface has a name, a peer or a port one address"))?;
     request.check().map_err(|bad| usage(format!("no such request: {bad}")))?;
     let policy = load(path, Trust::Anybody).map_err(|why| (78, why))?;
-    let verdict = judge(&policy, &caller, &request);
+    let verdict = judge_both(&policy, &caller, &request, amounts_to(&request).as_ref());
     let rule = audit::rule(path, verdict);
     Ok(verdict.map_or((77, format!("denied; rule: {rule}\n")), |(_, Quota { taps, umem, .. })| {
         (0, format!("allowed by {rule}; at once: {taps} taps, {umem} bytes of UMEM\n"))

@@ -229,6 +229,15 @@ pub fn judge(policy: &Policy, caller: &Caller, request: &Request) -> Verdict {
     weigh(policy, caller, request, wants)
 }
 
+/// Judges a request and what else it amounts to, if anything: both have to be allowed, and the first says how much.
+///
+/// # Errors
+/// As of [`judge`].
+pub fn judge_both(policy: &Policy, caller: &Caller, request: &Request, more: Option<&Request>) -> Verdict {
+    let word = judge(policy, caller, request)?;
+    more.map_or(Ok(word), |more| judge(policy, caller, more).map(|_| word))
+}
+
 /// Finds for each thing wanted one `allow` that covers the request alone.
 fn weigh(policy: &Policy, caller: &Caller, request: &Request, wants: &[(What, Subject)]) -> Verdict {
     let (mut line, mut quota) = (None, policy.quota(caller));

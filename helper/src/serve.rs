@@ -20,7 +20,7 @@ use crate::accounts::Accounts;
 use crate::audit::{self, Log};
 use crate::policy::{self, Caller, Policy, Quota, Why};
 use crate::policy_file::{self, Trust};
-use crate::provide::{Granted, Provider, TICK};
+use crate::provide::{Granted, Provider, TICK, amounts_to};
 
 /// A request that is still not done after this many seconds ends the process (`SIGALRM`): it hangs in the kernel. All
 /// that it held goes with it.
@@ -136,7 +136,8 @@ impl Desk {
             other => Some(other.clone()),
         };
         let Some(judged) = judged else { return ("ticket".to_owned(), Err(Refusal::Ticket)) };
-        let verdict = policy::judge(policy, &session.caller, &judged);
+        let more = amounts_to(&judged);
+        let verdict = policy::judge_both(policy, &session.caller, &judged, more.as_ref());
         let said = match verdict {
             Ok((_, mut quota)) => {
                 quota.umem = quota.umem.saturating_sub(session.umem_elsewhere);

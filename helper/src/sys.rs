@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libbpf_rs::libbpf_sys;
 use libc::{c_int, socklen_t};
+use netreeve_shared::kernel::{Version, version};
 use netreeve_shared::{ifname::IfName, l2tp::Instruction};
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
@@ -116,6 +117,11 @@ pub(crate) fn xsk_register(xsk: BorrowedFd<'_>, memory: BorrowedFd<'_>, len: u64
     // SAFETY: exactly the mapping made above; the kernel holds the pages themselves, not our addresses.
     unsafe { libc::munmap(at, length) };
     answer
+}
+
+/// The first two numbers of the kernel's release: what uname(2) says, which is what the caller's personality(2) makes it say.
+pub(crate) fn kernel() -> Option<Version> {
+    version(nix::sys::utsname::uname().ok()?.release().to_str()?)
 }
 
 /// Binds an AF_XDP socket to a receive queue. `flags` is `XDP_COPY | XDP_USE_NEED_WAKEUP | ...`.

@@ -21,7 +21,7 @@ use nix::errno::Errno;
 pub use crate::policy::Quota;
 use crate::privilege;
 use xdp::Program;
-use xsk::Sockets;
+use xsk::{How, Sockets};
 
 /// Bytes of virtio-net header, with `num_buffers` (virtio 1.2 §5.1.6).
 const HEADER: u8 = 12;
@@ -48,9 +48,18 @@ pub type Granted = Result<(Grant, Vec<OwnedFd>), Refusal>;
 pub struct Provider {
     last_ticket: u32,
     umem: u64,
-    /// Bound sockets that wait for [`Request::Activate`].
+    /// Sockets that wait for [`Request::Activate`].
     tickets: BTreeMap<u32, Sockets>,
     pinned: Vec<Pinned>,
+}
+
+/// What else must be allowed to whoever asks for this: sockets that are not bound yet are as good as pinned ones.
+#[must_use]
+pub fn amounts_to(request: &Request) -> Option<Request> {
+    match request {
+        Request::Xsk(asked) if How::here() == How::Late => Some(Request::XskPinned(asked.clone())),
+        _ => None,
+    }
 }
 
 /// A pinned grant: its program is attached while the session lives.
@@ -135,7 +144,7 @@ impl Provider {
     fn xsk(&mut self, asked: &XskRequest, max_umem: u64) -> Granted {
         let umem = self.room(asked.umem_bytes(), max_umem)?;
         let ticket = self.new_ticket()?;
-        let (sockets, grant, fds) = xsk::open(asked, ticket, true)?;
+        let (sockets, grant, fds) = xsk::open(asked, ticket, How::here())?;
         self.umem = umem;
         self.tickets.insert(ticket, sockets);
         Ok((Grant::Xsk(grant), fds))
@@ -143,7 +152,8 @@ impl Provider {
 
     /// Takes the sockets live. From then on the caller holds everything: sockets, UMEM, link.
     fn activate(&mut self, ticket: u32) -> Granted {
-        let held = self.tickets.get(&ticket).ok_or(Refusal::Ticket)?;
+        let held = self.tickets.get_mut(&ticket).ok_or(Refusal::Ticket)?;
+        held.bind()?;
         let (link, mode) = privilege::with(privilege::PROGRAM, || {
             let program = Program::load(held)?;
             for (slot, socket) in (0..).zip(&held.sockets) {
@@ -157,7 +167,7 @@ impl Provider {
 
     fn xsk_pinned(&mut self, asked: &XskRequest) -> Granted {
         let ticket = self.new_ticket()?;
-        let (held, grant, fds) = xsk::open(asked, ticket, false)?;
+        let (held, grant, fds) = xsk::open(asked, ticket, How::Bare)?;
         let pinned = privilege::with(privilege::PROGRAM, || {
             let program = Program::load(&held)?;
             let (_link, _) = program.attach(&held)?;

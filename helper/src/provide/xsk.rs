@@ -1,15 +1,17 @@
 //! AF_XDP sockets: made whole and bound here, because an unbound one could be bound to any NIC by its holder.
 //!
 //! Trust: the request is allowed and in range. Promise: a bound socket serves its queue and can never be re-targeted;
-//! a pinned one (QEMU's way) can be bound to its interface only. The UMEM is a memfd that can neither shrink nor grow.
+//! a pinned one (QEMU's way), and any before Linux 6.4 until it is activated, can be bound to its interface only. The UMEM is a memfd that can neither shrink nor grow.
 //! `XDP_SHARED_UMEM` is not used: each queue has its memory, so that a queue is a unit of trust.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use netreeve_shared::grant::XskGrant;
 use netreeve_shared::ifname::IfName;
+use netreeve_shared::kernel::MAPS_BOUND;
 use netreeve_shared::refusal::{Refusal, Step};
 use netreeve_shared::request::{BadRequest, Steer, XdpMode, XskRequest};
 use nix::errno::Errno;
@@ -30,6 +32,8 @@ const ONE_BUFFER_MTU: u32 = 1500;
 /// The kernel gives a queue back some 20 ms after its last socket closed. Other sessions wait with us, so whoever needs
 /// longer asks again.
 const BUSY: Duration = Duration::from_millis(60);
+/// The index of no interface.
+const NOBODY: u32 = 0x7fff_ffff;
 const BUSY_STEP: Duration = Duration::from_millis(2);
 
 /// The sockets of one grant, kept until they are in the map.
@@ -42,14 +46,49 @@ pub(crate) struct Sockets {
     pub(crate) sockets: Vec<OwnedFd>,
     /// Frames may span several buffers.
     pub(crate) frags: bool,
+    /// Queues whose sockets are still to be bound, in one of these ways.
+    unbound: Range<u16>,
+    ways: Vec<u16>,
 }
 
-/// Makes the sockets of a grant. `bound`: with UMEM and rings, and bound; the descriptors are `[socket, memfd]` of each
-/// queue. Else bare, and able to be bound to this interface only.
+/// How the sockets of a grant are given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// With UMEM and rings, and bound. The descriptors are `[socket, memfd]` of each queue.
+    Bound,
+    /// The same, but bound only when they are activated: kernels before 6.4 let a socket's rings be mapped until it is
+    /// bound and no later (`xsk_mmap`), so their holder has to come first.
+    Late,
+    /// Bare: memory and rings are their holder's own.
+    Bare,
+}
+
+impl How {
+    /// As sockets have to be bound here for a holder who is to map them.
+    pub(crate) fn here() -> Self {
+        if sys::kernel().is_some_and(|release| release < MAPS_BOUND) { Self::Late } else { Self::Bound }
+    }
+}
+
+impl Sockets {
+    /// Binds those that are not.
+    pub(crate) fn bind(&mut self) -> Outcome<()> {
+        let deadline = Instant::now() + BUSY;
+        for queue in self.unbound.clone() {
+            let n = usize::from(queue.saturating_sub(self.request.start_queue));
+            let socket = self.sockets.get(n).ok_or(failed(Step::BindQueue, Errno::EBADF))?;
+            bind(socket.as_fd(), self.ifindex, queue.into(), &self.ways, deadline)?;
+            self.unbound.start = queue.saturating_add(1);
+        }
+        Ok(())
+    }
+}
+
+/// Makes the sockets of a grant.
 pub(crate) fn open(
     request: &XskRequest,
     ticket: u32,
-    bound: bool,
+    how: How,
 ) -> Outcome<(Sockets, XskGrant, Vec<OwnedFd>)> {
     let link = find(request.interface)?;
     let mac = link.mac.ok_or(failed(Step::FindInterface, Errno::EADDRNOTAVAIL))?;
@@ -59,24 +98,24 @@ pub(crate) fn open(
     }
     let (ways, mut flags) = (ways(request, link.mtu), u16::MAX);
     let deadline = Instant::now() + BUSY;
-    let (mut sockets, mut fds, mut zero_copy) = (Vec::new(), Vec::new(), bound);
-    for queue in request.start_queue..request.start_queue.saturating_add(request.queues) {
-        let socket = make_socket(link.index)?;
+    let (mut sockets, mut fds) = (Vec::new(), Vec::new());
+    let (bound, mut zero_copy) = (how == How::Bound, how == How::Bound);
+    let queues = request.start_queue..request.start_queue.saturating_add(request.queues);
+    for queue in queues.clone() {
+        let socket = make_socket(link.index, how)?;
         sockets.push(socket.try_clone().map_err(|_| failed(Step::MakeSocket, Errno::last()))?);
+        let memory = if how == How::Bare { None } else { Some(furnish(socket.as_fd(), request)?) };
         if bound {
-            let memory = furnish(socket.as_fd(), request)?;
             flags &= bind(socket.as_fd(), link.index, queue.into(), &ways, deadline)?;
             let got = getsockopt(&socket, sys::Options).at(Step::BindQueue)?;
             zero_copy &= got.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
-            fds.extend([socket, memory]);
-        } else {
-            fds.push(socket);
         }
+        fds.extend([Some(socket), memory].into_iter().flatten());
     }
     let multi_buffer = bound && flags & libc::XDP_USE_SG != 0;
     let frags = multi_buffer || link.mtu > ONE_BUFFER_MTU;
     // A bare socket's memory and rings are its holder's own.
-    let ours = |number| if bound { number } else { 0 };
+    let ours = |number| if how == How::Bare { 0 } else { number };
     let grant = XskGrant {
         ticket,
         name: request.interface,
@@ -92,7 +131,8 @@ pub(crate) fn open(
         multi_buffer,
         zero_copy,
     };
-    Ok((Sockets { request: request.clone(), ifindex: link.index, sockets, frags }, grant, fds))
+    let unbound = if how == How::Late { queues } else { 0..0 };
+    Ok((Sockets { request: request.clone(), ifindex: link.index, sockets, frags, unbound, ways }, grant, fds))
 }
 
 /// The flags to bind with, in the order in which they are tried. Kernels before 6.6 do not know `XDP_USE_SG`, and a driver
@@ -122,10 +162,15 @@ pub(crate) fn find(name: IfName) -> Result<Link, Refusal> {
     }
 }
 
-fn make_socket(ifindex: u32) -> Result<OwnedFd, Refusal> {
+fn make_socket(ifindex: u32, how: How) -> Result<OwnedFd, Refusal> {
     privilege::with(privilege::SOCKET, || {
         let socket = sys::socket(libc::AF_XDP, libc::SOCK_RAW, 0).at(Step::MakeSocket)?;
         setsockopt(&socket, sys::PinTo, &ifindex).at(Step::MakeSocket)?;
+        // Kernels that do not heed it when such a socket is bound (before 6.5, 6.1.39 and 5.15.121) look for the device, which
+        // nobody has; those that do refuse it before.
+        if how != How::Bound && sys::xsk_bind(socket.as_fd(), NOBODY, 0, 0) != Err(Errno::EINVAL) {
+            return Err(failed(Step::MakeSocket, Errno::ENOSYS));
+        }
         Ok(socket)
     })
 }

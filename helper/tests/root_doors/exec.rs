@@ -52,6 +52,34 @@ fn both_ways_of_installing_it_work_and_lock_in() {
     }
 }
 
+/// Before Linux 6.4 sockets are bound when they are activated, and a caller can have the kernel say that it is older.
+#[test]
+fn sockets_that_are_not_bound_yet_are_for_those_who_may_bind_them() {
+    let xsk_alone = "allow user:alice xsk v0";
+    let both = "allow user:alice xsk v0\nallow user:alice xsk-pinned v0";
+    place(xsk_alone);
+    let suid = program("suid", 0o4755);
+    let old = format!("{DIR}/old");
+    write(&old, &format!("#!/bin/sh\nexec setarch --uname-2.6 {} \"$@\"\n", suid.display()));
+    std::fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let ask = || {
+        as_user(ALICE, &[], || {
+            let mut helper = Helper::exec(Path::new(&old)).unwrap();
+            let (grant, _sockets) = match helper.ask(&Request::Xsk(xsk())) {
+                Err(AskError::Refused(refusal)) => return Err(refusal),
+                said => said.unwrap(),
+            };
+            let Grant::Xsk(xsk) = grant else { panic!("{grant:?}") };
+            helper.ask(&Request::Activate(xsk.ticket)).map(|_| ()).map_err(|e| refusal::<()>(Err(e)))
+        })
+    };
+    assert_eq!(ask(), Err(Refusal::Denied));
+    write("/etc/netreeve/policy.conf", both);
+    assert_eq!(ask(), Ok(()));
+    write("/etc/netreeve/policy.conf", "allow user:alice xsk v0\nallow user:alice xsk-pinned v0 queue=1");
+    assert_eq!(ask(), Err(Refusal::Denied));
+}
+
 /// Runs the program as alice with descriptor 3 as given; exit code and standard error.
 fn run(
     program: &Path,

@@ -135,6 +135,36 @@ fn frames_come_and_go_in_both_modes_until_the_link_closes() {
     }
 }
 
+/// As kernels before 6.4 need it: mapped and filled first, and bound by the one request that lets frames come.
+#[test]
+fn sockets_that_are_bound_late_are_as_good() {
+    veth("");
+    // This thread has the kernel say that it is Linux 2.6.
+    // SAFETY: a plain number; it changes what uname(2) says to this thread.
+    assert_ne!(unsafe { libc::personality(0x2_0000) }, -1);
+    let mut provider = Provider::default();
+    let (grant, fds) = ask(&mut provider, &request()).unwrap();
+    let sent = frame(GUEST, 7, 100);
+    let mut holder = holder(&grant, fds);
+    // Another has the queue meanwhile, and it can be asked again.
+    let (_, other, _, link) = live(&request());
+    assert_eq!(activate(&mut provider, grant.ticket).unwrap_err(), Refusal::Busy);
+    drop((other, link));
+    let until = Instant::now() + SOON;
+    let (mode, _link) = loop {
+        match activate(&mut provider, grant.ticket) {
+            Ok(live) => break live,
+            Err(e) => assert!(e == Refusal::Busy && Instant::now() < until, "{e:?}"),
+        }
+    };
+    assert_eq!(mode, XdpMode::Native);
+    let far = Far::new("v1");
+    far.send(&sent);
+    assert_eq!(holder.receive(SOON).unwrap(), sent);
+    holder.send(&frame(Mac::BROADCAST, 5, 1514));
+    assert!(far.receive(SOON, |f| f[12..14] == [0x88, 0xb5]).is_some());
+}
+
 #[test]
 fn without_native_xdp_the_mode_falls_back_unless_it_was_named() {
     veth("");
