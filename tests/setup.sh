@@ -105,6 +105,7 @@ kernel_modules=(
   virtio_net l2tp_eth
   virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover
   udp_tunnel ip6_udp_tunnel l2tp_core l2tp_netlink l2tp_ip l2tp_ip6
+  tun veth llc stp bridge overlay vsock vmw_vsock_virtio_transport_common vsock_loopback
 )
 
 has_kernel() { # and it was unpacked with the modules that are wanted today

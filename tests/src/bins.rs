@@ -47,6 +47,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("capsh", "libcap2-bin"),
     ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
     ("xz", "xz-utils"),
 ];
 

@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod bins;
+pub mod echo;
 pub mod guest;
 pub mod inspect;
 pub mod leftovers;

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(240);
 /// How long it may make no progress at all, on a busy machine.
 const STALL: Duration = Duration::from_secs(60);
+/// How long until it begins.
+const ARRIVAL: Duration = Duration::from_secs(30);
 /// Bytes written and read at once.
 pub const CHUNK: usize = 1 << 16;
 
@@ -100,14 +102,74 @@ pub fn there_and_back(far: &Netns, guest: &Console, address: IpAddr, megabytes: 
     let began = Instant::now();
     let job = guest.start(&format!("proof-stream mirror {address} 7003"))?;
     let stream = far.enter(|| accept(&listener))??;
-    let (sent, got) = std::thread::scope(|s| {
-        let sender = s.spawn(|| give(&stream, megabytes));
-        let got = take(&stream);
-        (sender.join(), got)
-    });
-    let sent = sent.map_err(|_| trouble("the sender panicked"))??;
+    let both = round(&stream, megabytes);
     guest.finish(job, PATIENCE)?.ok("proof-stream in the guest")?;
-    compare(sent, got?, began)
+    let (sent, got) = both?;
+    compare(sent, got, began)
+}
+
+/// The same to a guest that sends back what comes to it, called at `there` from a namespace: a forward.
+pub fn to_who_is_called(far: &Netns, there: SocketAddr, megabytes: usize) -> Done<Sent> {
+    let began = Instant::now();
+    let called = far.enter(|| TcpStream::connect_timeout(&there, STALL))?;
+    let (sent, got) = round(&called.because(format!("connect to {there}"))?, megabytes)?;
+    compare(sent, got, began)
+}
+
+/// Sends noise and takes what comes meanwhile, both to their ends; both digests.
+fn round(stream: &TcpStream, megabytes: usize) -> Done<(String, String)> {
+    std::thread::scope(|s| {
+        let sender = s.spawn(|| give(stream, megabytes));
+        let got = take(stream);
+        Ok((sender.join().map_err(|_| trouble("the sender panicked"))??, got?))
+    })
+}
+
+/// Sends `megabytes` MiB to a guest that has ended its own half of the connection by then.
+pub fn to_guest_that_has_ended(
+    far: &Netns,
+    guest: &Console,
+    address: IpAddr,
+    megabytes: usize,
+) -> Done<Sent> {
+    let listener = far.enter(|| TcpListener::bind(SocketAddr::new(address, 7004)))?.because("listen")?;
+    let began = Instant::now();
+    let job = guest.start(&format!("proof-stream hear {address} 7004 | sha256sum"))?;
+    let mut stream = far.enter(|| accept(&listener))??;
+    stream.set_read_timeout(Some(STALL)).because("deadline")?;
+    if stream.read(&mut [0]).because("wait for the guest's end")? > 0 {
+        return Err(trouble("a byte of a guest that sends none"));
+    }
+    let sent = give(&stream, megabytes)?;
+    let got = guest.finish(job, PATIENCE)?.ok("proof-stream | sha256sum in the guest")?;
+    compare(sent, first_word(&got)?, began)
+}
+
+/// Sends `megabytes` MiB from a guest to who has ended his own half of the connection, which the guest has heard by then.
+pub fn from_guest_after_an_end(
+    far: &Netns,
+    guest: &Console,
+    address: IpAddr,
+    megabytes: usize,
+) -> Done<Sent> {
+    let listener = far.enter(|| TcpListener::bind(SocketAddr::new(address, 7005)))?.because("listen")?;
+    let began = Instant::now();
+    let job = guest.start(&format!("proof-stream answer {address} 7005 {megabytes} | sha256sum"))?;
+    let stream = far.enter(|| accept(&listener))??;
+    stream.shutdown(Shutdown::Write).because("end")?;
+    let got = take(&stream)?;
+    let sent = guest.finish(job, PATIENCE)?.ok("proof-stream | sha256sum in the guest")?;
+    compare(first_word(&sent)?, got, began)
+}
+
+/// Gives `megabytes` MiB to whoever comes first, and the end; their digest.
+pub fn serve(listener: &TcpListener, megabytes: usize) -> Done<String> {
+    give(&accept(listener)?, megabytes)
+}
+
+/// Takes all that whoever comes first sends; its digest.
+pub fn hear(listener: &TcpListener) -> Done<String> {
+    take(&accept(listener)?)
 }
 
 /// Sends noise and says that it was all; its digest.
@@ -155,7 +217,7 @@ pub fn between(from: &Console, to: &Console, address: IpAddr, megabytes: usize) 
 
 fn accept(listener: &TcpListener) -> Done<TcpStream> {
     listener.set_nonblocking(true).because("listener")?;
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + ARRIVAL;
     loop {
         match listener.accept() {
             Ok((stream, _)) => {

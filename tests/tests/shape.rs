@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Own lines of the privileged helper, tests excluded, at most.
-const HELPER_LINES: usize = 2500;
+const HELPER_LINES: usize = 2550;
 /// Lines of any file before its tests, at most.
 const FILE_LINES: usize = 500;
 

@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+/// What every guest's first process does.
+pub(super) const INIT: &str = include_str!("init.sh");
+
 /// Modules in the order in which they must be loaded; one that a kernel does not have is built in.
 const MODULES: &[&str] = &[
     "crc-ccitt",
@@ -83,22 +86,49 @@ pub fn image(kind: &str, modules: &Path) -> Done<PathBuf> {
     for tool in TOOLS {
         files.extend(with_libraries(&peer(tool)?)?);
     }
-    let mut key = DefaultHasher::new();
-    include_str!("init.sh").hash(&mut key);
     let modules = lists.iter().flat_map(|(_, l)| l).map(|(_, p)| p);
-    for path in files.iter().chain(programs.iter().map(|(_, p)| p)).chain(modules) {
+    let all = files.iter().chain(programs.iter().map(|(_, p)| p)).chain(modules);
+    cached(kind, INIT, all, || build(&programs, &files, &lists))
+}
+
+/// The path of an image of this kind that is made of `script` and these files, built if the cache does not have it.
+pub(super) fn cached<'a>(
+    kind: &str,
+    script: &str,
+    files: impl Iterator<Item = &'a PathBuf>,
+    build: impl FnOnce() -> Done<Vec<u8>>,
+) -> Done<PathBuf> {
+    let mut key = DefaultHasher::new();
+    script.hash(&mut key);
+    for path in files {
         let seen = fs::metadata(path).because(path.display())?;
         (path, seen.len(), seen.mtime()).hash(&mut key);
     }
     let image = cache().join(format!("{kind}-{:016x}.cpio", key.finish()));
     if !image.exists() {
         fs::create_dir_all(cache()).because(cache().display())?;
+        forget_old(kind)?;
         // Under a name of our own first: two tests may be building it at the same time.
         let draft = image.with_extension(std::process::id().to_string());
-        fs::write(&draft, build(&programs, &files, &lists)?).because(draft.display())?;
+        fs::write(&draft, build()?).because(draft.display())?;
         fs::rename(&draft, &image).because(image.display())?;
     }
     Ok(image)
+}
+
+/// Removes images of this kind that nobody has wanted for a day: each build of our programs makes another one.
+fn forget_old(kind: &str) -> Done<()> {
+    for entry in fs::read_dir(cache()).because(cache().display())? {
+        let entry = entry.because(cache().display())?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_ours = name.starts_with(&format!("{kind}-")) && name.ends_with(".cpio");
+        let age = entry.metadata().ok().and_then(|m| m.accessed().ok()?.elapsed().ok());
+        if is_ours && age.is_some_and(|age| age > Duration::from_secs(86_400)) {
+            // Another test may have done it.
+            let _gone = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 fn build(
@@ -115,7 +145,7 @@ fn build(
     archive.device("dev/null", 1, 3);
     archive.device("dev/zero", 1, 5);
     archive.device("dev/urandom", 1, 9);
-    archive.file("init", 0o755, include_str!("init.sh").as_bytes());
+    archive.file("init", 0o755, INIT.as_bytes());
     for (name, path) in programs {
         archive.file(name, 0o755, &read(path)?);
     }
@@ -133,7 +163,7 @@ fn build(
 }
 
 /// A program and the libraries that its loader would load, each under the path by which it is asked for.
-fn with_libraries(program: &Path) -> Done<Vec<PathBuf>> {
+pub(super) fn with_libraries(program: &Path) -> Done<Vec<PathBuf>> {
     let mut ldd = Command::new("ldd");
     ldd.arg(program);
     let text = proc::run("ldd", ldd, Duration::from_secs(10))?.ok("ldd")?;
@@ -145,7 +175,7 @@ fn with_libraries(program: &Path) -> Done<Vec<PathBuf>> {
 }
 
 /// The file of a module below `dir`, plain or compressed.
-fn find(dir: &Path, module: &str) -> Option<PathBuf> {
+pub(super) fn find(dir: &Path, module: &str) -> Option<PathBuf> {
     let names = [format!("{module}.ko"), format!("{module}.ko.xz")];
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
@@ -161,7 +191,7 @@ fn find(dir: &Path, module: &str) -> Option<PathBuf> {
 }
 
 /// A module's bytes; busybox's insmod cannot unpack them.
-fn plain(path: &Path) -> Done<Vec<u8>> {
+pub(super) fn plain(path: &Path) -> Done<Vec<u8>> {
     if path.extension().is_some_and(|e| e == "ko") {
         return fs::read(path).because(path.display());
     }

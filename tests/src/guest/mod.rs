@@ -5,6 +5,7 @@ pub mod base64;
 pub mod console;
 pub mod cpio;
 pub mod initramfs;
+pub mod proving;
 pub mod qemu;
 pub mod uml;
 pub mod vmms;

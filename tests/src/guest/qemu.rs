@@ -16,6 +16,11 @@ use std::time::Duration;
 /// How long a boot may take: 3 s alone, far more on a loaded machine.
 const BOOT: Duration = Duration::from_secs(120);
 
+/// Where the modules of the guest's kernel are.
+pub(super) fn modules() -> PathBuf {
+    cache().join("kernel/modules")
+}
+
 /// What a guest is to be.
 #[derive(Default)]
 pub struct Qemu<'a> {
@@ -27,6 +32,7 @@ pub struct Qemu<'a> {
     nics: u32,
     queues: u32,
     packed: bool,
+    machine: Option<(PathBuf, u32)>,
 }
 
 impl<'a> Qemu<'a> {
@@ -90,6 +96,20 @@ impl<'a> Qemu<'a> {
         self.netdev(&format!("vhost-user,id=n{nic},chardev=c{nic},queues={queues}"))
     }
 
+    /// More words of QEMU's own.
+    #[must_use]
+    pub fn words(mut self, words: &[&str]) -> Qemu<'a> {
+        self.network.extend(words.iter().map(|w| (*w).to_owned()));
+        self
+    }
+
+    /// Another root file system than that of most guests, as much memory in MiB, and two processors.
+    #[must_use]
+    pub fn machine(mut self, image: PathBuf, megabytes: u32) -> Qemu<'a> {
+        self.machine = Some((image, megabytes));
+        self
+    }
+
     /// Runs QEMU inside a namespace.
     #[must_use]
     pub fn inside(mut self, ns: &'a Netns) -> Qemu<'a> {
@@ -127,17 +147,23 @@ impl<'a> Qemu<'a> {
         if !kernel.exists() {
             return Err(trouble(format!("no kernel at {}: run `tests/setup.sh` as root", kernel.display())));
         }
-        let image = initramfs::image("qemu", &cache().join("kernel/modules"))?;
-        let fixed = "-nodefaults -no-user-config -display none -no-reboot -accel tcg,thread=multi -m 256 \
-                     -machine pc,memory-backend=m -object memory-backend-memfd,id=m,size=256M,share=on -serial stdio";
+        let (image, memory) = match &self.machine {
+            Some(machine) => machine.clone(),
+            None => (initramfs::image("qemu", &modules())?, 256),
+        };
+        let fixed = format!(
+            "-nodefaults -no-user-config -display none -no-reboot -accel tcg,thread=multi -m {memory} \
+             -machine pc,memory-backend=m -object memory-backend-memfd,id=m,size={memory}M,share=on -serial stdio"
+        );
         let mut all: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
         let line =
             "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check lpj=4000000";
         let (kernel, image) = (self.file(&kernel, "vmlinuz")?, self.file(&image, "initramfs")?);
         all.extend(["-kernel".to_owned(), kernel, "-initrd".to_owned(), image]);
         all.extend(["-append".to_owned(), line.to_owned()]);
-        if self.queues > 1 {
-            all.extend(["-smp".to_owned(), self.queues.to_string()]);
+        let processors = if self.machine.is_some() { 2 } else { self.queues };
+        if processors > 1 {
+            all.extend(["-smp".to_owned(), processors.to_string()]);
         }
         all.extend(self.network.iter().cloned());
         Ok(all)

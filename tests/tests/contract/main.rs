@@ -31,7 +31,7 @@ use netreeve_tests::scene::{Road, Scene, USER};
 use netreeve_tests::{bins, proc};
 
 use pair::Pair;
-use table::{DEVICES, NETDEVS, NO_DEVICES, Row};
+use table::{ADDRESSES, DEVICES, NETDEVS, NO_DEVICES, Row};
 
 /// Pairs at a time: most of what each does is to wait for another process.
 const AT_ONCE: usize = 4;
@@ -60,7 +60,7 @@ fn every_kind_that_there_is_stands_in_the_table() {
         assert!(devices.insert((*kind).to_owned()), "{kind} is a device in the table, and is not: {why}");
     }
     assert_eq!(devices, listed, "kinds of device in the table, and those of `netreeve list`");
-    for rows in [NETDEVS, DEVICES] {
+    for rows in [[NETDEVS, ADDRESSES].concat(), DEVICES.to_vec()] {
         let names: BTreeSet<String> = rows.iter().map(Row::name).collect();
         assert_eq!(names.len(), rows.len(), "a form stands in the table twice");
         for r in rows {
@@ -105,11 +105,12 @@ fn scene() -> Scene {
     scene
         .host
         .sh("for i in all default; do echo 1 >/proc/sys/net/ipv6/conf/$i/disable_ipv6; done
+             echo 0 >/proc/sys/net/ipv6/conf/lo/disable_ipv6
              echo '4096 65536 65536' >/proc/sys/net/ipv4/tcp_rmem
              echo '4096 65536 65536' >/proc/sys/net/ipv4/tcp_wmem")
         .unwrap();
     scene.far.sh("for i in all default; do echo 1 >/proc/sys/net/ipv6/conf/$i/disable_ipv6; done").unwrap();
-    let rights = ["tap ct* named=yes", "bridge cb*", "xsk cx*", "l2tpv3 127.0.0.0/8"];
+    let rights = ["tap ct* named=yes", "bridge cb*", "xsk cx*", "l2tpv3 127.0.0.0/8", "l2tpv3 fd55::/16"];
     let rules = rights.map(|r| format!("allow uid:{USER} {r}\n")).concat();
     scene.help(&(rules + "limit any sessions=200 requests=1000 taps=200 umem=1G\n")).unwrap();
     scene
@@ -118,7 +119,11 @@ fn scene() -> Scene {
 #[test]
 fn every_port_keeps_its_contract_with_every_device() {
     let only = std::env::var(ONLY).unwrap_or_default();
-    let pairs: Vec<_> = NETDEVS.iter().flat_map(|n| DEVICES.iter().map(move |d| (n, d))).collect();
+    let kinds = DEVICES.iter().enumerate().filter(|(i, d)| DEVICES[..*i].iter().all(|e| e.kind != d.kind));
+    let kinds: Vec<&Row> = kinds.map(|(_, d)| d).collect();
+    let all = NETDEVS.iter().flat_map(|n| DEVICES.iter().map(move |d| (n, d)));
+    let by_address = ADDRESSES.iter().flat_map(|n| kinds.iter().map(move |d| (n, *d)));
+    let pairs: Vec<_> = all.chain(by_address).collect();
     let pair_name = |(n, d): &(&Row, &Row)| format!("{} × {}", n.name(), d.name());
     let pairs: Vec<_> = pairs.into_iter().filter(|p| pair_name(p).contains(&only)).collect();
     assert!(!pairs.is_empty(), "no pair's name contains '{only}'");
@@ -143,7 +148,7 @@ fn every_port_keeps_its_contract_with_every_device() {
             });
         }
     });
-    for row in NETDEVS.iter().chain(DEVICES) {
+    for row in NETDEVS.iter().chain(ADDRESSES).chain(DEVICES) {
         let except = row.exceptions();
         eprintln!(
             "{}: {}",

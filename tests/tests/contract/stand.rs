@@ -1,11 +1,12 @@
 //! What stands at one side of a wire: the options that make the port, and how its far end is met, again and again.
 
 use std::fs::{self, Permissions};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Instant;
 
@@ -120,41 +121,77 @@ fn framing(options: &str) -> Framing {
     }
 }
 
-/// `netreeve` listens at a path. `options`: the framing.
+/// Options of a UNIX address that is no path.
+const ABSTRACT: &str = ",addr.abstract=on";
+
+/// What a socket's name is with these options.
+fn name(path: &Path, options: &str) -> UnixAddr {
+    match options {
+        ABSTRACT => UnixAddr::new_abstract(path.as_os_str().as_bytes()),
+        _ => UnixAddr::new(path),
+    }
+    .unwrap()
+}
+
+/// `netreeve` listens at a path. `options`: the framing, or that it is no path.
 pub(crate) fn unix_server<'a>(p: &Place<'a>, options: &str) -> Stand<'a> {
-    let (path, framing) = (p.at(&format!("s{}", free())), framing(options));
+    let (path, framing, host) = (p.at(&format!("s{}", free())), framing(options), &p.scene.host);
     let port = format!("stream,server=on,addr.type=unix,addr.path={}{options}", path.display());
-    Stand::new(port, move || Box::new(Stream::new(until("dialling", || UnixStream::connect(&path)), framing)))
+    let at = name(&path, options);
+    Stand::new(port, move || {
+        let dial = || -> nix::Result<OwnedFd> {
+            let s = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            connect(s.as_raw_fd(), &at)?;
+            Ok(s)
+        };
+        let s = host.enter(|| until("dialling", dial)).unwrap();
+        Box::new(Stream::new(UnixStream::from(s), framing))
+    })
 }
 
 /// Where `netreeve` dials. Whoever was dialled listens no more until he is to be dialled again, so that meanwhile he is not
 /// there.
 fn listener(path: &PathBuf, sort: SockType) -> UnixListener {
     let _gone = fs::remove_file(path);
-    let s = socket(AddressFamily::Unix, sort, NOW, None).unwrap();
-    bind(s.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+    let listener = listener_at(&UnixAddr::new(path).unwrap(), sort);
     Place::open_to_all(path);
+    listener
+}
+
+fn listener_at(at: &UnixAddr, sort: SockType) -> UnixListener {
+    let s = socket(AddressFamily::Unix, sort, NOW, None).unwrap();
+    bind(s.as_raw_fd(), at).unwrap();
     listen(&s, Backlog::new(4).unwrap()).unwrap();
     UnixListener::from(s)
 }
 
-/// `netreeve` dials.
+/// `netreeve` dials. `options`: as above.
 pub(crate) fn unix_client<'a>(p: &Place<'a>, options: &str) -> Stand<'a> {
-    let (path, framing) = (p.at(&format!("c{}", free())), framing(options));
-    let mut first = Some(listener(&path, SockType::Stream));
+    let (path, framing, host) = (p.at(&format!("c{}", free())), framing(options), &p.scene.host);
     let port = format!("stream,addr.type=unix,addr.path={},reconnect-ms=5{options}", path.display());
+    let at = name(&path, options);
+    let listens = move || match at.as_abstract() {
+        Some(_) => host.enter(|| listener_at(&at, SockType::Stream)).unwrap(),
+        None => listener(&path, SockType::Stream),
+    };
+    let mut first = Some(listens());
     Stand::new(port, move || {
-        let listener = first.take().unwrap_or_else(|| listener(&path, SockType::Stream));
+        let listener = first.take().unwrap_or_else(&listens);
         Box::new(Stream::new(until("being dialled", || listener.accept()).0, framing))
     })
 }
 
-/// TCP, `netreeve` listens. `options`: those before the address.
+/// The loopback interface's address: `options` of `v6` mean IPv6's.
+fn loopback(options: &str) -> IpAddr {
+    if options.contains("v6") { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() }
+}
+
+/// TCP, `netreeve` listens. `options`: `socket` for the older words, or `v6`.
 pub(crate) fn tcp_server<'a>(p: &Place<'a>, options: &str) -> Stand<'a> {
-    let (host, at) = (&p.scene.host, SocketAddr::from((Ipv4Addr::LOCALHOST, free())));
+    let (host, at) = (&p.scene.host, SocketAddr::from((loopback(options), free())));
     let port = match options {
         "socket" => format!("socket,listen={at}"),
-        _ => format!("stream,server=on,addr.type=inet,addr.host=127.0.0.1,addr.port={}", at.port()),
+        _ => format!("stream,server=on,addr.type=inet,addr.host={},addr.port={}", at.ip(), at.port()),
     };
     Stand::new(port, move || {
         let s = host.enter(|| until("dialling", || TcpStream::connect(at))).unwrap();
@@ -163,15 +200,15 @@ pub(crate) fn tcp_server<'a>(p: &Place<'a>, options: &str) -> Stand<'a> {
     })
 }
 
-/// TCP, `netreeve` dials.
+/// TCP, `netreeve` dials. `options`: as above.
 pub(crate) fn tcp_client<'a>(p: &Place<'a>, options: &str) -> Stand<'a> {
-    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, free()));
+    let at = SocketAddr::from((loopback(options), free()));
     let host = &p.scene.host;
     let listener = move || host.enter(|| until("listening", || TcpListener::bind(at))).unwrap();
     let mut first = Some(listener());
     let port = match options {
         "socket" => format!("socket,connect={at}"),
-        _ => format!("stream,addr.type=inet,addr.host=127.0.0.1,addr.port={},reconnect-ms=5", at.port()),
+        _ => format!("stream,addr.type=inet,addr.host={},addr.port={},reconnect-ms=5", at.ip(), at.port()),
     };
     Stand::new(port, move || {
         let listener = first.take().unwrap_or_else(listener);
@@ -215,20 +252,30 @@ fn packets() -> Form {
     Form { connection: true, bad: (Vec::new(), "runt"), ..Form::default() }
 }
 
-/// UNIX datagrams to and from a peer at a path.
-pub(crate) fn unix_datagrams<'a>(p: &Place<'a>, _: &str) -> Stand<'a> {
-    let n = free();
+/// UNIX datagrams to and from a peer at a path. `options`: at none, if there are any.
+pub(crate) fn unix_datagrams<'a>(p: &Place<'a>, options: &str) -> Stand<'a> {
+    let (n, host) = (free(), &p.scene.host);
     let (ours, theirs) = (p.at(&format!("d{n}")), p.at(&format!("e{n}")));
-    let options = format!(
-        "dgram,local.type=unix,local.path={},remote.type=unix,remote.path={}",
-        ours.display(),
-        theirs.display()
-    );
-    Stand::new(options, move || {
+    let end = |which: &str, path: &Path| {
+        let more = options.replace("addr.", &format!("{which}."));
+        format!("{which}.type=unix,{which}.path={}{more}", path.display())
+    };
+    let port = format!("dgram,{},{}", end("local", &ours), end("remote", &theirs));
+    let (here, there) = (name(&ours, options), name(&theirs, options));
+    Stand::new(port, move || {
         let _gone = fs::remove_file(&theirs);
-        let s = UnixDatagram::bind(&theirs).unwrap();
-        Place::open_to_all(&theirs);
-        until("aiming", || s.connect(&ours));
+        let s = host
+            .enter(|| {
+                let s = socket(AddressFamily::Unix, SockType::Datagram, NOW, None).unwrap();
+                // Who had an abstract name before may be about to go.
+                until("a name", || bind(s.as_raw_fd(), &there));
+                if there.as_abstract().is_none() {
+                    Place::open_to_all(&theirs);
+                }
+                until("aiming", || connect(s.as_raw_fd(), &here));
+                s
+            })
+            .unwrap();
         Box::new(Messages::plain(s, Vec::new()))
     })
 }
@@ -256,21 +303,22 @@ pub(crate) fn visitors<'a>(p: &Place<'a>, _: &str) -> Stand<'a> {
     })
 }
 
-/// UDP. `options`: `socket` for the older words, or `l2tpv3`.
+/// UDP. `options`: `socket` for the older words, `v6`, or `l2tpv3`, perhaps ` v6`.
 pub(crate) fn udp<'a>(p: &Place<'a>, options: &str) -> Stand<'a> {
     let (here, there) = (free(), free());
-    let local = Ipv4Addr::LOCALHOST;
+    let local = loopback(options);
     let s = p.scene.host.enter(|| UdpSocket::bind((local, there))).unwrap().unwrap();
     s.connect((local, here)).unwrap();
     let (port, form) = match options {
         "socket" => (format!("socket,udp=127.0.0.1:{there},localaddr=127.0.0.1:{here}"), None),
-        "l2tpv3" => {
-            let ports = format!("udp=on,srcport={here},dstport={there}");
-            (format!("l2tpv3,src=127.0.0.1,dst=127.0.0.1,{ports},{SESSION}"), Some(session(&[0, 3, 0, 0])))
+        "l2tpv3" | "l2tpv3 v6" => {
+            let v6 = if local.is_ipv6() { "ipv6=on," } else { "" };
+            let ports = format!("{v6}udp=on,srcport={here},dstport={there}");
+            (format!("l2tpv3,src={local},dst={local},{ports},{SESSION}"), Some(session(&[0, 3, 0, 0])))
         }
         _ => {
             let end =
-                |which: &str, port| format!("{which}.type=inet,{which}.host=127.0.0.1,{which}.port={port}");
+                |which: &str, port| format!("{which}.type=inet,{which}.host={local},{which}.port={port}");
             (format!("dgram,{},{}", end("local", here), end("remote", there)), None)
         }
     };
@@ -294,19 +342,29 @@ fn session(before: &[u8]) -> Form {
     Form { head, behind, bad: (wrong, "cookie"), ..Form::default() }
 }
 
-/// L2TPv3 over IP, by a socket of the helper's.
-pub(crate) fn tunnel<'a>(p: &Place<'a>, _: &str) -> Stand<'a> {
+/// L2TPv3 over IP, by a socket of the helper's. `options`: perhaps `v6`.
+pub(crate) fn tunnel<'a>(p: &Place<'a>, options: &str) -> Stand<'a> {
     // Addresses of this run's own, for sessions know no ports.
-    let [here, there] =
-        [1, 2].map(|end| Ipv4Addr::new(127, end, p.number.to_be_bytes()[0], p.number.to_be_bytes()[1]));
-    let s = p.scene.host.enter(|| raw_socket(false, 115)).unwrap().unwrap();
-    let at = |ip: Ipv4Addr| SockaddrStorage::from(SocketAddr::from((ip, 0)));
+    let ([high, low], v6) = (p.number.to_be_bytes(), options == "v6");
+    let [here, there] = [1_u8, 2].map(|end| match v6 {
+        true => IpAddr::from(Ipv6Addr::new(0xfd55, 0, 0, 0, 0, 0, end.into(), p.number)),
+        false => Ipv4Addr::new(127, end, high, low).into(),
+    });
+    if v6 {
+        for ip in [here, there] {
+            p.scene.host.sh(&format!("ip addr add {ip}/128 dev lo nodad")).unwrap();
+        }
+    }
+    let s = p.scene.host.enter(|| raw_socket(v6, 115)).unwrap().unwrap();
+    let at = |ip: IpAddr| SockaddrStorage::from(SocketAddr::from((ip, 0)));
     bind(s.as_raw_fd(), &at(there)).unwrap();
     connect(s.as_raw_fd(), &at(here)).unwrap();
     // What came before it had an address is of other runs.
     while recv(s.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT).is_ok() {}
-    Stand::new(format!("l2tpv3,src={here},dst={there},{SESSION}"), move || {
-        Box::new(Messages::new(s.try_clone().unwrap(), Form { ip: true, ..session(&[]) }, Vec::new()))
+    let family = if v6 { "ipv6=on," } else { "" };
+    Stand::new(format!("l2tpv3,src={here},dst={there},{family}{SESSION}"), move || {
+        // Of IPv6 it gives no header.
+        Box::new(Messages::new(s.try_clone().unwrap(), Form { ip: !v6, ..session(&[]) }, Vec::new()))
     })
 }
 

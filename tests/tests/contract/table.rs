@@ -67,6 +67,7 @@ pub(crate) enum Counts {
 }
 
 /// A kind of port in one of its forms.
+#[derive(Clone, Copy)]
 pub(crate) struct Row {
     /// The kind, as `netreeve list` has it.
     pub(crate) kind: &'static str,
@@ -347,6 +348,52 @@ pub(crate) const NETDEVS: &[Row] = &[
     HUB,
     GUEST,
     USER,
+];
+
+/// The most of a UDP datagram over IPv6, of a tunnel in one, and of a tunnel without UDP.
+const UDP6: usize = 65527;
+const TUNNEL6: usize = UDP6 - 16;
+const RAW_TUNNEL6: usize = UDP6 + 8 - 12;
+
+const ABSTRACT: &str = ",addr.abstract=on";
+
+/// The host side by other kinds of address: what a port does with a device does not depend on them, so that they are
+/// shown with one device of each kind.
+pub(crate) const ADDRESSES: &[Row] = &[
+    Row { form: "tcp6 server", stand: stand::tcp_server, options: "v6", ..STREAM },
+    Row { form: "tcp6 client", stand: stand::tcp_client, options: "v6", ..STREAM },
+    Row { form: "abstract server", options: ABSTRACT, ..STREAM },
+    Row { form: "abstract client", stand: stand::unix_client, options: ABSTRACT, ..STREAM },
+    Row { form: "abstract", stand: stand::unix_datagrams, options: ABSTRACT, ..DGRAM },
+    Row {
+        form: "udp6",
+        stand: stand::udp,
+        options: "v6",
+        can: (1, UDP6),
+        gives: to(1, UDP6),
+        takes: to(1, UDP6),
+        ..INET
+    },
+    Row {
+        kind: "l2tpv3",
+        form: "udp6",
+        stand: stand::udp,
+        options: "l2tpv3 v6",
+        can: (1, TUNNEL6),
+        gives: to(1, TUNNEL6),
+        takes: to(1, TUNNEL6),
+        ..INET
+    },
+    Row {
+        kind: "l2tpv3",
+        form: "ip6",
+        stand: stand::tunnel,
+        options: "v6",
+        can: (1, RAW_TUNNEL6),
+        gives: to(1, RAW_TUNNEL6),
+        takes: to(1, RAW_TUNNEL6),
+        ..INET
+    },
 ];
 
 /// The VM's side.

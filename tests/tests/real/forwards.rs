@@ -25,9 +25,8 @@ use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAd
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::user::{HOST4, scene};
+use crate::user::{HOST4, HOST6, scene};
 
-const HOST6: &str = "fd77::9";
 const DEVICE: &str = "stream,id=d0,netdev=n0,server=on,framing=seqpacket,addr.type=unix,addr.path=vm.sock";
 const SOCKET: &str = "./control.sock";
 

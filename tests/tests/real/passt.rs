@@ -1,13 +1,14 @@
 //! Called as passt by those who start a passt: QEMU's own `-netdev passt` (10.1 and later), both ways. And as pasta, for
 //! namespaces of an ordinary user: a command's, a process's, one with a name. Nothing has a privilege.
 
-use crate::user::{HOST4, configure, heard, scene, shout, slaac, talk};
-use crate::user_stream::names;
+use crate::user::{HOST4, HOST6, configure, heard, scene, shout, slaac, talk};
+use crate::user_guest::names;
 use netreeve_tests::guest::Vmm;
 use netreeve_tests::guest::uml::{Running, Uml, wait_for_socket};
 use netreeve_tests::leftovers::Ground;
 use netreeve_tests::proc::{Outcome, Proc};
 use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Scene, UPLINK, USER};
+use netreeve_tests::{Because, echo};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -40,7 +41,7 @@ fn qemus_own_netdev_starts_us_as_passt() {
             let passt = scene.path("netreeve-passt");
             symlink(scene.program("netreeve"), &passt).unwrap();
             let netdev = format!(
-                "passt,id=n0,path={},vhost-user={vhost_user},tcp-ports=7700:7701,dns={FAR4}",
+                "passt,id=n0,path={},vhost-user={vhost_user},tcp-ports=7700:7701,udp-ports=7710:7711,dns={FAR4}",
                 passt.display()
             );
             let guest = scene.qemu().by(vmm).user(USER).inside(&scene.host).netdev(&netdev).boot().unwrap();
@@ -56,6 +57,11 @@ fn qemus_own_netdev_starts_us_as_passt() {
             let forward = SocketAddr::new(HOST4.parse().unwrap(), 7700);
             assert_eq!(heard(&scene.far, forward), "here I am\n");
             guest.finish(job, PATIENCE).unwrap();
+            let _until_the_end = guest.start("proof-stream serve 7711").unwrap();
+            for host in [HOST4, HOST6] {
+                let forward = SocketAddr::new(host.parse().unwrap(), 7710);
+                scene.far.enter(|| echo::datagrams(&echo::towards(forward)?)).unwrap().because(host).unwrap();
+            }
             guest.power_off(PATIENCE).unwrap();
             drop(scene);
             assert_eq!(ground.left(Duration::from_secs(5)).unwrap(), Vec::<String>::new());
@@ -150,13 +156,13 @@ fn a_guest_of_passt_finds_no_neighbour_without_ndp() {
 }
 
 /// pasta's words, as an ordinary user in the host's namespace.
-fn pasta(scene: &Scene, words: &[&str]) -> Command {
+pub(crate) fn pasta(scene: &Scene, words: &[&str]) -> Command {
     let mut command = scene.netreeve(words);
     command.arg0("netreeve-pasta");
     command
 }
 
-fn ran(scene: &Scene, command: Command) -> Outcome {
+pub(crate) fn ran(scene: &Scene, command: Command) -> Outcome {
     scene.host.run("pasta", command, Duration::from_secs(30)).unwrap()
 }
 
@@ -188,7 +194,7 @@ fn a_command_gets_a_network_of_its_own() {
     assert_eq!(ground.left(Duration::from_secs(5)).unwrap(), Vec::<String>::new());
 }
 
-fn wait_until(what: &str, mut f: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut f: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !f() {
         assert!(Instant::now() < until, "{what}");
@@ -197,7 +203,7 @@ fn wait_until(what: &str, mut f: impl FnMut() -> bool) {
 }
 
 /// A process of the ordinary user, in namespaces of its own.
-fn namespaces(scene: &Scene) -> Proc {
+pub(crate) fn namespaces(scene: &Scene) -> Proc {
     let mut there = Command::new("unshare");
     there.args(["-Urn", "sleep", "1000"]).uid(USER).gid(USER);
     let there = scene.host.spawn("a namespace", there).unwrap();
@@ -289,7 +295,7 @@ fn a_process_and_a_path_are_joined_and_followed() {
 }
 
 /// Does something in the network namespace of a process.
-fn within<T: Send>(pid: i32, f: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn within<T: Send>(pid: i32, f: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|s| {
         let inside = s.spawn(|| {
             let net = File::open(format!("/proc/{pid}/ns/net")).unwrap();
@@ -301,7 +307,7 @@ fn within<T: Send>(pid: i32, f: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Who comes to a listener, within our patience.
-fn accepted(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+pub(crate) fn accepted(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     listener.set_nonblocking(true).unwrap();
     let mut came = None;
     wait_until("nobody comes", || {

@@ -1,7 +1,10 @@
 //! What is not allowed is refused, shortly to the caller and with rule and line to root; and what the processes may do is
 //! what DESIGN says, by `/proc`'s own word.
 
+use std::process::Command;
+
 use crate::{DEVICE, house};
+use netreeve_tests::bins::ours;
 use netreeve_tests::guest::uml::Uml;
 use netreeve_tests::inspect::look;
 use netreeve_tests::scene::{BRIDGE, PATIENCE, Road, Scene, USER};
@@ -46,6 +49,26 @@ fn without_a_helper_the_message_says_what_to_do() {
     let (code, said) = run_once(&scene);
     assert_eq!(code, 69, "{said}");
     assert!(said.contains("helper.sock"), "{said}");
+}
+
+#[test]
+fn more_than_there_are_descriptors_is_refused_before_anything_is_opened() {
+    let path = std::env::temp_dir().join(format!("netreeve-refused-{}", std::process::id()));
+    let device = format!("stream,netdev=n0,server=on,addr.type=unix,addr.path={}", path.display());
+    let run = |options: &str| {
+        let netdev = format!("user,id=n0{options}");
+        let words = ["run", "--netdev", &netdev, "--device", &device];
+        let shell = ["-c", "ulimit -n 2048; exec \"$@\"", "sh"];
+        let command = Command::new("sh").args(shell).arg(ours("netreeve").unwrap()).args(words).output();
+        let out = command.unwrap();
+        assert!(out.status.code() == Some(69) && !path.exists(), "{out:?}");
+        String::from_utf8(out.stderr).unwrap()
+    };
+    let said = run(",flows=4000:200");
+    let why = "port 'n0': flows=4000:200 take 5032 descriptors, and nothing here may have more than 2048 descriptors";
+    assert!(said.contains(why) && said.contains("\n  to do: give flows="), "{said}");
+    let said = run(",hostfwd=tcp+try:127.77.9.1:1-1500-:1,hostfwd=udp+try:127.77.9.1:1-1500-:1");
+    assert!(said.contains("listen at 3000 ports") && said.contains("(ulimit -Hn 3512)"), "{said}");
 }
 
 #[test]

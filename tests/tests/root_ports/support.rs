@@ -102,6 +102,7 @@ fn plan(g: &XskGrant) -> xsk::Plan {
         headroom: g.headroom,
         multi_buffer: g.multi_buffer,
         resume: false,
+        late: false,
     }
 }
 

@@ -133,7 +133,7 @@ fn a_tap_that_bounds_what_is_on_its_way_makes_frames_wait_and_loses_none() {
     let (grant, fds) = tap_grant(&ns, "t0", 1, true);
     sys::bound_tap(&fds[0], 30_000).unwrap();
     ns.sh("ip link add br0 type bridge; ip link set t0 master br0; ip link set va master br0; ip link set br0 up
-           tc qdisc add dev va root tbf rate 200mbit burst 4kb limit 1mb")
+           tc qdisc add dev va root tbf rate 20mbit burst 4kb limit 1mb")
         .unwrap();
     let seen = Far::new(&far, "vb");
     let plan = tap::Plan { queues: 1, vnet_header: grant.vnet_header, mtu: grant.mtu };
@@ -143,7 +143,7 @@ fn a_tap_that_bounds_what_is_on_its_way_makes_frames_wait_and_loses_none() {
         f[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0x78]);
         f
     };
-    let (all, mut hands, mut next, mut waits) = (4000, Hands::new(), 0, 0);
+    let (all, mut hands, mut next, mut waits) = (2000, Hands::new(), 0, 0);
     let until = Instant::now() + Duration::from_secs(20);
     while next < all {
         let some: Vec<_> = (next..all.min(next + 64)).map(there).collect();

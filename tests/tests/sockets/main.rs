@@ -16,6 +16,7 @@ mod dump;
 mod families;
 mod filters;
 mod hotplug;
+mod partner;
 mod reconnect;
 mod stream;
 mod support;

@@ -244,8 +244,8 @@ pub(crate) fn exchange(qemu: &Qemu, vm: &mut Vm, sizes: &[usize]) {
 /// Writes until whoever carries the frames takes no more. The number of frames that went whole, and the rest of the one
 /// that did not.
 ///
-/// Not for QEMU: when its hub has room again, it lets new frames overtake those that it had to queue, even one that is
-/// half sent, which it then finishes with the other's bytes (10.0.2).
+/// Not for a QEMU with a hub: when that has room again, it lets new frames overtake those that it had to queue, even one
+/// that is half sent, which it then finishes with the other's bytes (10.0.2).
 pub(crate) fn fill(to: &mut dyn Write) -> (u32, Vec<u8>) {
     let mut sent = 0;
     loop {

@@ -1,15 +1,17 @@
 //! libvirt's passt backend, of a session of an ordinary user, in both of its forms: `<interface type='user'>` (QEMU's
-//! stream) and `<interface type='vhostuser'>`.
+//! stream) and `<interface type='vhostuser'>`. Its `<source dev=...>` is passt's `--interface`, `dev=` of a `<portForward>`
+//! the interface in `--tcp-ports %IF/...`.
 
 use super::{Tree, answering};
-use crate::user::{configure, scene, talk};
+use crate::user::{HOST4, HOST6, configure, scene, talk};
 use netreeve_tests::guest::Console;
 use netreeve_tests::leftovers::Ground;
 use netreeve_tests::proc::{Proc, sh};
-use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Scene, USER};
+use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Scene, UPLINK, USER};
+use netreeve_tests::{Because, echo, transfer};
 use std::fs;
-use std::io::Read;
-use std::net::{TcpListener, TcpStream};
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -35,13 +37,16 @@ fn domain(scene: &Scene, kind: &str) -> String {
              <interface type='{kind}'>
                <mac address='52:54:00:00:00:10'/>
                <backend type='passt' logFile='{}'/>
+               <source dev='{UPLINK}'/>
                <ip family='ipv4' address='172.17.2.4' prefix='24'/>
                <ip family='ipv6' address='2001:db8:7::20'/>
                <portForward proto='tcp' address='127.0.0.1'>
                  <range start='7700' end='7703' to='7800'/>
                  <range start='7702' exclude='yes'/>
                </portForward>
-               <portForward proto='udp'><range start='7710'/></portForward>
+               <portForward proto='tcp' dev='{UPLINK}'><range start='7720' to='7803'/></portForward>
+               <portForward proto='udp'><range start='7710' to='7803'/></portForward>
+               <portForward proto='udp' address='{HOST4}' dev='{UPLINK}'><range start='7711' to='7803'/></portForward>
                <model type='virtio'/><rom enabled='no'/>
              </interface>
              <memballoon model='none'/>
@@ -64,7 +69,8 @@ fn create(scene: &Scene, tree: &Tree<'_>, kind: &str) -> Console {
     Console::attach(ends, BOOT).unwrap()
 }
 
-/// Addresses by DHCP and advertisement, both families to the far side, and a forward out of a range.
+/// Addresses by DHCP and advertisement, both families to the far side, and forwards: out of a range, by an interface alone,
+/// of datagrams.
 fn works(scene: &Scene, guest: &Console) {
     configure(guest);
     let lease = guest.ok("cat /tmp/lease").unwrap();
@@ -91,6 +97,16 @@ fn works(scene: &Scene, guest: &Console) {
     assert_eq!(text, "of the guest\n");
     guest.finish(served, PATIENCE).unwrap().ok("nc").unwrap();
     assert!(to(7702).is_err(), "a port that was excluded");
+    assert_eq!(to(7720).unwrap_err().kind(), ErrorKind::ConnectionRefused, "not by the interface");
+    let _until_the_end = guest.start("proof-stream serve 7803").unwrap();
+    for (host, port) in [(HOST4, 7710), (HOST6, 7710), (HOST4, 7711)] {
+        let forward = SocketAddr::new(host.parse().unwrap(), port);
+        let said = scene.far.enter(|| echo::datagrams(&echo::towards(forward)?)).unwrap();
+        said.because(forward).unwrap();
+    }
+    for host in [HOST4, HOST6] {
+        transfer::to_who_is_called(&scene.far, SocketAddr::new(host.parse().unwrap(), 7720), 1).unwrap();
+    }
 }
 
 fn libvirt_starts_us_as(kind: &str) {
@@ -100,6 +116,10 @@ fn libvirt_starts_us_as(kind: &str) {
     let mut daemon = tree.spawn("libvirtd", "exec libvirtd");
     let guest = create(&scene, &tree, kind);
     works(&scene, &guest);
+    let words = tree.ok("ps -eo args | grep '[p]asst.*--'");
+    for word in [format!("--interface {UPLINK} "), format!("--tcp-ports %{UPLINK}/7720:7803")] {
+        assert!(words.contains(&word), "{word} in {words}");
+    }
     // One that is reset finds the same network.
     tree.ok("virsh -c qemu:///session reset vm");
     let boots = || guest.log().matches("@up ").count();
