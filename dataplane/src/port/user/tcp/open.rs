@@ -31,6 +31,8 @@ use crate::sys::io::accept_from;
 
 /// Connections that are accepted at a time, from one listening socket.
 const ACCEPTS: usize = 64;
+/// Calls that are found decided, and therefore stay, for one that wants the place of one of them.
+const DECIDED: usize = 16;
 /// When a listening socket is looked at again that could not be served.
 const LATER: Duration = Duration::from_millis(100);
 /// Ports that are tried for somebody whose own the guest knows already.
@@ -112,11 +114,21 @@ impl<S: Sock> Tcp<S> {
 
     /// Sees that there is room for one more flow of theirs.
     pub(super) fn make_room(&mut self, who: Origin, cx: &mut Cx) -> bool {
-        let spare = self.spare(who, cx);
-        if let Some(Some(token)) = spare {
-            self.evict(token, cx);
+        for _ in 0..DECIDED {
+            match self.spare(who, cx) {
+                None => return false,
+                Some(None) => return true,
+                // On a busy machine nobody has looked for long; whoever was called would see it broken off.
+                Some(Some(token)) if self.table.get(token).is_some_and(|f| f.is_decided()) => {
+                    self.decided(token, cx);
+                }
+                Some(Some(token)) => {
+                    self.evict(token, cx);
+                    return true;
+                }
+            }
         }
-        spare.is_some()
+        false
     }
 
     /// A flow goes for another. One that is not open yet is forgotten, as if it had been lost on its way: whoever still

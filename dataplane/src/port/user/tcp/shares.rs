@@ -31,8 +31,7 @@ const CALLS: u32 = 1024;
 /// and where the table is small, so many may be in any case. While there are fewer, an open one that was silent for long may go for
 /// a new one.
 const LEAST: u32 = 64;
-/// A guest's call that is younger stays, however many others there are: the kernel may have decided it, and nobody has
-/// looked yet.
+/// A guest's call that is younger stays, however many others there are: whoever is called is given the time to answer.
 const YOUNG: Duration = Duration::from_millis(100);
 /// Any other half-open connection that is younger does: whoever has to answer is given the time.
 const LATE: Duration = Duration::from_secs(3);

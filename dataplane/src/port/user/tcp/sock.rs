@@ -7,6 +7,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::super::plan::Outbound;
 use super::super::sockets::leave;
 use crate::mem::Seg;
@@ -73,6 +75,9 @@ pub trait Sock: Sized {
 
     /// To be closed, and the peer is to know that it was broken off.
     fn abort(&mut self);
+
+    /// It is known how the connection came out.
+    fn decided(&self) -> bool;
 
     /// How the connection came out, or what broke it. None: all is well.
     fn error(&mut self) -> Option<io::Error>;
@@ -165,6 +170,11 @@ impl Sock for Stream {
     fn abort(&mut self) {
         // Only unix sockets have no such thing, and their peers read the end.
         let _ = sock::reset_on_close(self.fd.as_fd());
+    }
+
+    fn decided(&self) -> bool {
+        let mut asked = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut asked, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
     fn error(&mut self) -> Option<io::Error> {

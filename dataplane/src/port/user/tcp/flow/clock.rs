@@ -171,6 +171,11 @@ impl<S: Sock> Flow<S> {
         (d.next, d.max, d.recover) = (d.una.plus(1), d.una.plus(1), d.una.plus(1));
     }
 
+    /// It is known how the guest's call came out, and nobody has looked yet.
+    pub(in super::super) fn is_decided(&self) -> bool {
+        self.state == State::Calling && self.sock.decided()
+    }
+
     /// The socket has connected: the guest is answered.
     pub(in super::super) fn connected(&mut self, cx: &mut Cx, tools: &mut Tools) {
         self.state = State::Answered;

@@ -64,6 +64,33 @@ fn a_flood_of_calls_is_bounded_its_oldest_go_and_what_is_open_lives_on() {
     }
 }
 
+/// As when the machine was busy for longer than an answer takes.
+#[test]
+fn calls_that_were_answered_unseen_are_not_the_ones_that_go() {
+    let mut p = plan();
+    p.limits.tcp = 4096;
+    let mut s = Scene::new(&p);
+    for port in 0..1024 {
+        s.send(&[syn(key4(port))]);
+    }
+    (0..3).for_each(|n| Scene::end(n).borrow_mut().decided = true);
+    Scene::end(1).borrow_mut().error = Some(libc::ECONNREFUSED);
+    s.cx.now += Duration::from_millis(200);
+    s.send(&[syn(key4(5000))]);
+    // One has failed, which makes room.
+    let told: Vec<_> = s.collect().iter().map(|f| f.seg.flags).collect();
+    assert_eq!(told, [flag::SYN | flag::ACK, flag::RST | flag::ACK]);
+    assert!(s.token(&key4(5000)).is_some() && s.token(&key4(0)).is_some());
+    s.send(&[syn(key4(5001))]);
+    assert_eq!(s.collect()[0].seg.flags, flag::SYN | flag::ACK);
+    assert!(s.token(&key4(5001)).is_some() && s.token(&key4(3)).is_none());
+    assert!((0..3).all(|n| !Scene::end(n).borrow().aborted) && Scene::end(3).borrow().aborted);
+    // Where all that are asked have come to be, the next has to ask again.
+    (0..1024).for_each(|n| Scene::end(n).borrow_mut().decided = true);
+    s.send(&[syn(key4(5002))]);
+    assert_eq!((s.collect().len(), s.token(&key4(5002)).is_some()), (16, false));
+}
+
 #[test]
 fn a_full_table_takes_no_other_until_one_was_silent_for_long() {
     let mut p = plan();

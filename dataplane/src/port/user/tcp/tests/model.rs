@@ -15,7 +15,8 @@ use crate::port::user::tcp::sock::Sock;
 #[derive(Debug, Default)]
 pub(super) struct End {
     pub(super) to: Option<SocketAddr>,
-    /// How the connection comes out.
+    /// It is known how the connection came out, and how.
+    pub(super) decided: bool,
     pub(super) error: Option<i32>,
     /// Bytes for the guest that were not discarded, and how many of them were read.
     pub(super) queue: VecDeque<u8>,
@@ -166,6 +167,10 @@ impl Sock for Model {
 
     fn abort(&mut self) {
         self.0.borrow_mut().aborted = true;
+    }
+
+    fn decided(&self) -> bool {
+        self.0.borrow().decided
     }
 
     fn error(&mut self) -> Option<io::Error> {
