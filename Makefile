@@ -10,6 +10,8 @@ BINS := $(TARGET)/$(PROFILE)
 CARGO := $(or $(shell command -v cargo 2>/dev/null),$(HOME)/.cargo/bin/cargo)
 # Tests of the root and the real tier share the machine, its two cores and its clock: one at a time.
 ALONE := --test-threads=1
+# `cargo test` that ends a test that hangs (NETREEVE_TEST_LIMIT=seconds without a sign of life; 600).
+TEST := $(CARGO) --config "target.'cfg(all())'.runner = '$(CURDIR)/tests/limit.py'" test
 # Seconds for each fuzz target, in `make test` and in `make fuzz`.
 FUZZ_SHORT ?= 5
 FUZZ_LONG ?= 600
@@ -36,23 +38,23 @@ test: build test-unit test-root test-real test-fuzz ## every tier
 	echo "every tier has passed"
 
 test-unit: ## no privilege, no devices
-	$(CARGO) test --no-fail-fast --workspace --lib --bins
+	$(TEST) --no-fail-fast --workspace --lib --bins
 
 test-root: build ## namespaces and real kernel objects
-	$(CARGO) test --no-fail-fast -p netreeve-tests $(addprefix --test ,$(filter-out $(real),$(tests))) -- $(ALONE)
-	$(CARGO) test --no-fail-fast -p netreeve-helper -p netreeve-dataplane --test '*' -- $(ALONE)
+	$(TEST) --no-fail-fast -p netreeve-tests $(addprefix --test ,$(filter-out $(real),$(tests))) -- $(ALONE)
+	$(TEST) --no-fail-fast -p netreeve-helper -p netreeve-dataplane --test '*' -- $(ALONE)
 	tests/units/run
 
 test-real: build ## guests, VMMs and other foreign programs
-	$(CARGO) test --no-fail-fast --profile $(PROFILE) -p netreeve-tests $(addprefix --test ,$(real)) -- $(ALONE)
+	$(TEST) --no-fail-fast --profile $(PROFILE) -p netreeve-tests $(addprefix --test ,$(real)) -- $(ALONE)
 
 vmms: build ## the VMM's side with the QEMUs of Debian 12, 13 and testing
 	tests/vmms.sh bookworm trixie forky
-	$(CARGO) test --no-fail-fast --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture vmm::
+	$(TEST) --no-fail-fast --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture vmm::
 
 fronts: build ## libvirt and Podman of Debian 13 on our passt and pasta, in a tree of their own: three minutes once it is made
 	tests/fronts.sh
-	$(CARGO) test --no-fail-fast --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture --include-ignored fronts::
+	$(TEST) --no-fail-fast --profile $(PROFILE) -p netreeve-tests --test real -- $(ALONE) --nocapture --include-ignored fronts::
 
 test-fuzz: setup
 	if [ -x tests/fuzz/run ]; then tests/fuzz/run $(FUZZ_SHORT); else echo "no fuzz targets in this tree"; fi

@@ -48,7 +48,7 @@ configure_apt() { # suite, directory
 # What the program and its modules are linked with, and nothing else, so that a copy is cheap.
 gather() { # unpacked packages, where to
   local tree=$1 to=$2 path m
-  mkdir -p "$to/lib" "$to/modules" "$to/share"
+  mkdir -p "$to/lib" "$to/modules" "$to/share" "$to/vdeplug"
   path=$tree/lib/x86_64-linux-gnu:$tree/usr/lib/x86_64-linux-gnu
   find -L "$tree/lib" "$tree/usr/lib" -name ld-linux-x86-64.so.2 -exec cp -L {} "$to/ld.so" \; -quit 2>/dev/null || true
   [ -x "$to/ld.so" ] || die "libc6 has no ld-linux-x86-64.so.2: its layout has changed"
@@ -61,6 +61,9 @@ gather() { # unpacked packages, where to
   done | sed -n '/ld-linux/d; s/.* => \(\/.*\) (0x[0-9a-f]*)$/\1/p' | sort -u | while read -r m; do
     case $m in "$tree"/*) cp -L "$m" "$to/lib/" ;; *) die "$m is not one of the suite's own libraries" ;; esac
   done
+  # What libvdeplug speaks to a switch by.
+  m=$tree/usr/lib/x86_64-linux-gnu/vdeplug/libvdeplug_vde.so
+  [ ! -e "$m" ] || cp -L "$m" "$to/vdeplug/"
   # The firmware of a PC without a screen; QEMU looks for it in one folder.
   for m in seabios/bios.bin seabios/bios-256k.bin qemu/kvmvapic.bin qemu/linuxboot_dma.bin qemu/linuxboot.bin qemu/pvh.bin; do
     [ ! -e "$tree/usr/share/$m" ] || cp -L "$tree/usr/share/$m" "$to/share/"
@@ -68,7 +71,7 @@ gather() { # unpacked packages, where to
   cat >"$to/qemu-system-x86_64" <<-'END'
 	#!/bin/sh
 	here=$(dirname "$0")
-	export QEMU_MODULE_DIR="$here/modules"
+	export QEMU_MODULE_DIR="$here/modules" VDEPLUGIN_PATH="$here/vdeplug"
 	exec "$here/ld.so" --library-path "$here/lib" "$here/qemu" -L "$here/share" "$@"
 	END
   chmod 755 "$to/qemu-system-x86_64"
@@ -76,7 +79,7 @@ gather() { # unpacked packages, where to
 
 fetch() { # suite
   local to=$cache/qemu/$1 work deb
-  [ ! -x "$to/qemu-system-x86_64" ] || return 0
+  [ ! -d "$to/vdeplug" ] || return 0
   mkdir -p "$cache/qemu"
   work=$(mktemp -d "$cache/qemu/.$1.XXXXXX")
   # shellcheck disable=SC2064
@@ -92,6 +95,7 @@ fetch() { # suite
   "$work/qemu/qemu-system-x86_64" --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p' >"$work/qemu/version"
   [ -s "$work/qemu/version" ] || die "QEMU of Debian $1 does not run here"
   chmod -R go+rX "$work/qemu"
+  rm -rf "$to"
   mv -T "$work/qemu" "$to"
   rm -rf "$work"
   trap - EXIT

@@ -117,6 +117,7 @@ pub fn told(there: SocketAddr, times: u32, all: bool) -> Done<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::over::Over;
 
     #[test]
     fn datagrams_of_every_size_come_back() {
@@ -125,10 +126,9 @@ mod tests {
         near.connect(far.local_addr().unwrap()).unwrap();
         let end = AtomicBool::new(false);
         std::thread::scope(|s| {
-            let echoes = s.spawn(|| echo(&far, &end));
+            s.spawn(|| echo(&far, &end).unwrap());
+            let _over = Over(&end);
             datagrams(&near).unwrap();
-            end.store(true, Ordering::Relaxed);
-            echoes.join().unwrap().unwrap();
         });
     }
 

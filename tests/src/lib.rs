@@ -12,6 +12,7 @@ pub mod guest;
 pub mod inspect;
 pub mod leftovers;
 pub mod netns;
+pub mod over;
 pub mod peers;
 pub mod proc;
 pub mod scene;

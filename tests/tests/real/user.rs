@@ -10,6 +10,8 @@ use netreeve_tests::peers::ping_from_guest;
 use netreeve_tests::scene::{FAR4, FAR6, PATIENCE, Reeve, Road, Scene, UPLINK};
 use netreeve_tests::transfer;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
@@ -127,6 +129,8 @@ pub(crate) fn talk(guest: &Console, address: &str, port: u16) -> String {
 
 /// Answers everything that comes by each of `n` connections in capitals.
 pub(crate) fn shout(listener: &TcpListener, n: usize) {
+    // Nobody comes to a test that has failed.
+    setsockopt(listener, sockopt::ReceiveTimeout, &TimeVal::seconds(60)).unwrap();
     (0..n).for_each(|_| answer(listener.accept().unwrap().0));
 }
 

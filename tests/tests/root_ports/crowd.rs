@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use netreeve_dataplane::port::user::Limits;
 use netreeve_dataplane::stats::Reason;
 use netreeve_tests::bins::peer;
+use netreeve_tests::over::Over;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -93,6 +94,7 @@ fn of_too_many_connections_as_many_are_served_as_there_may_be() {
     let (come, stop) = (Mutex::new(Vec::new()), AtomicBool::new(false));
     std::thread::scope(|t| {
         t.spawn(|| accept(&l, &come, &stop));
+        let _over = Over(&stop);
         let mut all = home.guest.enter(|| (0..ASKED).map(|_| begin(v4(FAR[0]))).collect::<Vec<_>>()).unwrap();
         wait_for(&all, MOST);
         std::thread::sleep(Duration::from_millis(1500));
@@ -129,7 +131,6 @@ fn of_too_many_connections_as_many_are_served_as_there_may_be() {
         }
         drop(held);
         wait_for(&all, MOST);
-        stop.store(true, Ordering::Relaxed);
     });
     let (stats, _) = home.lane.take().unwrap().end();
     assert!(stats.drops[Reason::Full as usize] > 0, "{stats:?}");

@@ -263,9 +263,12 @@ fn endings_are_what_they_were() {
     }
     for (to, v4) in [("198.51.100.1:80", true), ("[2001:db8::1]:80", false)] {
         let started = Instant::now();
-        let e = home.call(to).unwrap_err();
+        // On a busy machine `connect_timeout` may find the socket closed before the guest's kernel says why, once in a
+        // thousand; on the wire it is the same.
+        let told = || home.call(to).map_err(|e| e.raw_os_error().ok_or(e)).unwrap_err();
+        let e = told().or_else(|_| told());
         let known = [libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EACCES];
-        assert!(e.raw_os_error().is_some_and(|e| known.contains(&e)), "{to}: {e}");
+        assert!(e.as_ref().is_ok_and(|e| known.contains(e)), "{to}: {e:?}");
         assert!(started.elapsed() < Duration::from_secs(15), "said, not waited for ({v4})");
     }
     home.end();

@@ -18,13 +18,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use netreeve_tests::guest::vmms::Vmm;
+use netreeve_tests::inspect;
 use netreeve_tests::proc::Proc;
-use netreeve_tests::{bins, inspect};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Dir, MOST, PATIENCE, Reeve, Vm, fill, frame, until};
+use crate::support::{Dir, MOST, PATIENCE, Reeve, Vm, dialled, fill, frame, until};
 
 /// Who takes nothing for so long has stopped. If he has not, less is proven.
 const STILL: Duration = Duration::from_millis(200);
@@ -135,7 +136,7 @@ impl Qemu {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let paths = ["into", "out"].map(|end| dir.at(&format!("{end}{number}")));
         let listeners = paths.each_ref().map(|p| UnixListener::bind(p).unwrap());
-        let mut command = Command::new(bins::peer("qemu-system-x86_64").unwrap());
+        let mut command = Command::new(Vmm::usual().unwrap().path);
         command.args(["-M", "none", "-nodefaults", "-display", "none", "-netdev", &format!("{netdev},id=p")]);
         // A netdev of which nobody is the peer is passed over by filters; this one is alone in its hub.
         command.args(["-netdev", "hubport,id=h,hubid=0,netdev=p"]);
@@ -145,15 +146,7 @@ impl Qemu {
         command.args(["-object", "filter-redirector,id=f,netdev=p,queue=rx,indev=into"]);
         command.args(["-object", "filter-redirector,id=g,netdev=p,queue=tx,outdev=out"]);
         let mut proc = Proc::spawn("qemu", command).unwrap();
-        let [into, out] = listeners.map(|l| {
-            l.set_nonblocking(true).unwrap();
-            let (s, _) = until("QEMU", || {
-                assert!(proc.alive(), "{}", proc.text());
-                l.accept().ok()
-            });
-            s.set_nonblocking(false).unwrap();
-            s
-        });
+        let [into, out] = listeners.map(|l| dialled(&l, &mut proc));
         let out = Frames::of(&out);
         Self { proc, into, out }
     }

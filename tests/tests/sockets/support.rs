@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use netreeve_tests::bins;
+use netreeve_tests::guest::vmms::Vmm;
 use netreeve_tests::proc::Proc;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -176,13 +177,13 @@ impl Qemu {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let ours = dir.at(&format!("qemu{n}"));
         let listener = UnixListener::bind(&ours).unwrap();
-        let mut command = Command::new(bins::peer("qemu-system-x86_64").unwrap());
+        let mut command = Command::new(Vmm::usual().unwrap().path);
         command.args(["-M", "none", "-nodefaults", "-display", "none", "-netdev"]);
         command.arg(format!("stream,id=i,addr.type=unix,addr.path={ours}"));
         command.args(["-netdev", "hubport,id=h0,hubid=0,netdev=i", "-netdev", &format!("{netdev},id=p")]);
         command.args(["-netdev", "hubport,id=h1,hubid=0,netdev=p"]).args(more);
-        let proc = Proc::spawn("qemu", command).unwrap();
-        let end = Vm::new(listener.accept().unwrap().0);
+        let mut proc = Proc::spawn("qemu", command).unwrap();
+        let end = Vm::new(dialled(&listener, &mut proc));
         let reader = Mutex::new(Vm(end.0.try_clone().unwrap()));
         Self { proc, end: Mutex::new(end), reader }
     }
@@ -217,6 +218,17 @@ impl Qemu {
         });
         vm.drain(quiet);
     }
+}
+
+/// The connection that a QEMU which was just started makes.
+pub(crate) fn dialled(listener: &UnixListener, qemu: &mut Proc) -> UnixStream {
+    listener.set_nonblocking(true).unwrap();
+    let (s, _) = until("QEMU", || {
+        assert!(qemu.alive(), "{}", qemu.text());
+        listener.accept().ok()
+    });
+    s.set_nonblocking(false).unwrap();
+    s
 }
 
 /// Frames of all sizes both ways, then many of them in both directions at once.

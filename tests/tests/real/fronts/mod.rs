@@ -8,6 +8,7 @@ mod podman;
 use netreeve_tests::Because;
 use netreeve_tests::bins::root;
 use netreeve_tests::inspect::descendant_named;
+use netreeve_tests::over::Over;
 use netreeve_tests::proc::{Outcome, Proc};
 use netreeve_tests::scene::{PATIENCE, Scene, USER};
 use std::fs;
@@ -99,13 +100,6 @@ impl<'a> Tree<'a> {
 
 /// Answers whatever comes to this listener in capitals while `f` runs.
 fn answering<T>(listener: &TcpListener, f: impl FnOnce() -> T) -> T {
-    /// Ends the thread in any case.
-    struct Over<'a>(&'a AtomicBool);
-    impl Drop for Over<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
     listener.set_nonblocking(true).unwrap();
     let over = AtomicBool::new(false);
     std::thread::scope(|s| {
