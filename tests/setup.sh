@@ -160,7 +160,7 @@ fetch_kernel() {
 # Debian's newest, beside the distribution's, for the tests of the VMM's side. A machine that cannot have it is told by them.
 fetch_qemu() {
   local suite
-  for suite in "$cache"/qemu/*/vdeplug; do [ ! -d "$suite" ] || return 0; done
+  for suite in "$cache"/qemu/*/share/efi-virtio.rom; do [ ! -e "$suite" ] || return 0; done
   [ "$mode" = check ] && { say "missing: a second QEMU in $cache/qemu: run tests/vmms.sh"; return 1; }
   # Not at every call: a machine without a network would wait each time.
   [ -z "$(find "$cache/qemu.failed" -mmin -60 2>/dev/null)" ] || return 0

@@ -68,6 +68,9 @@ gather() { # unpacked packages, where to
   for m in seabios/bios.bin seabios/bios-256k.bin qemu/kvmvapic.bin qemu/linuxboot_dma.bin qemu/linuxboot.bin qemu/pvh.bin; do
     [ ! -e "$tree/usr/share/$m" ] || cp -L "$tree/usr/share/$m" "$to/share/"
   done
+  # What a NIC has for a firmware that starts from the network, if nobody says that it is to have none.
+  find "$tree/usr" \( -name efi-virtio.rom -o -name efi-e1000.rom \) -exec cp -L {} "$to/share/" \;
+  [ -e "$to/share/efi-virtio.rom" ] || die "ipxe-qemu has no efi-virtio.rom: its layout has changed"
   cat >"$to/qemu-system-x86_64" <<-'END'
 	#!/bin/sh
 	here=$(dirname "$0")
@@ -79,7 +82,7 @@ gather() { # unpacked packages, where to
 
 fetch() { # suite
   local to=$cache/qemu/$1 work deb
-  [ ! -d "$to/vdeplug" ] || return 0
+  [ ! -e "$to/share/efi-virtio.rom" ] || return 0
   mkdir -p "$cache/qemu"
   work=$(mktemp -d "$cache/qemu/.$1.XXXXXX")
   # shellcheck disable=SC2064
@@ -88,7 +91,7 @@ fetch() { # suite
   say "fetching QEMU of Debian $1"
   configure_apt "$1" "$work/apt"
   export APT_CONFIG=$work/apt/apt.conf
-  { apt-get -qq update && apt-get -qq -y --download-only install qemu-system-x86; } </dev/null >"$work/log" 2>&1 ||
+  { apt-get -qq update && apt-get -qq -y --download-only install qemu-system-x86 ipxe-qemu; } </dev/null >"$work/log" 2>&1 ||
     { tail -n 8 "$work/log" >&2; die "apt could not fetch QEMU of Debian $1 from $mirror"; }
   for deb in "$work"/apt/archives/*.deb; do dpkg-deb -x "$deb" "$work/tree"; done
   gather "$work/tree" "$work/qemu"
