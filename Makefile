@@ -1,7 +1,7 @@
 # The two commands of a newcomer are `make demo` and `make test`; both work as root on a fresh Debian 12 or 13.
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup build demo test test-unit test-root test-real vmms fronts test-fuzz soak bench bench-quick check fuzz doc deb
+.PHONY: help setup build demo test test-unit test-root test-ports test-crates test-units test-real vmms fronts test-fuzz soak bench bench-quick check fuzz doc deb
 
 # The profile of the binaries under test: nearly the speed of release, a quarter of its build time.
 PROFILE ?= fast
@@ -40,9 +40,16 @@ test: build test-unit test-root test-real test-fuzz ## every tier
 test-unit: ## no privilege, no devices
 	$(TEST) --no-fail-fast --workspace --lib --bins
 
-test-root: build ## namespaces and real kernel objects
+# One after the other, and all of them with --keep-going.
+test-root: test-ports test-crates test-units ## namespaces and real kernel objects
+
+test-ports: build
 	$(TEST) --no-fail-fast -p netreeve-tests $(addprefix --test ,$(filter-out $(real),$(tests))) -- $(ALONE)
+
+test-crates: build
 	$(TEST) --no-fail-fast -p netreeve-helper -p netreeve-dataplane --test '*' -- $(ALONE)
+
+test-units: build
 	tests/units/run
 
 test-real: build ## guests, VMMs and other foreign programs

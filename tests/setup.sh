@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings a fresh Debian 12 or 13 to where `make demo`, `make test` and `make bench` can run: packages, a Rust toolchain,
-# and a Debian kernel for the QEMU guest and a second QEMU, unpacked beside the build and not installed. Safe to run
+# and a Debian kernel for the QEMU guest and other QEMUs, unpacked beside the build and not installed. Safe to run
 # again; when all is there it only looks (a tenth of a second). Quiet unless something has to be done; every refusal says what to do.
 #
 #   tests/setup.sh          what build, demo and test need
@@ -22,7 +22,7 @@ packages=(
   gcc make m4 pkg-config clang llvm libelf-dev zlib1g-dev libbpf-dev
   user-mode-linux qemu-system-x86 busybox-static cpio xz-utils
   iperf3 tcpdump tshark iproute2 iputils-ping ethtool libcap2-bin util-linux procps strace bpftool
-  dpdk dpdk-dev passt slirp4netns vde2 vdeplug vde-switch vde-wirefilter python3
+  dpdk dpdk-dev passt slirp4netns vde2 vdeplug vde-switch vde-wirefilter python3 python3-venv
 )
 # The drivers of DPDK carry the ABI in their names (23 in Debian 12, 25 in Debian 13): ask apt which one this suite has.
 dpdk_drivers=(virtio vhost af-xdp af-packet tap null)
@@ -155,18 +155,17 @@ fetch_kernel() {
   return $done
 }
 
-# ---- a second QEMU ----
+# ---- other QEMUs ----
 
-# Debian's newest, beside the distribution's, for the tests of the VMM's side. A machine that cannot have it is told by them.
+# Those of other suites, beside the distribution's. A machine that cannot have them is told by the tests.
 fetch_qemu() {
-  local suite
-  for suite in "$cache"/qemu/*/share/efi-virtio.rom; do [ ! -e "$suite" ] || return 0; done
-  [ "$mode" = check ] && { say "missing: a second QEMU in $cache/qemu: run tests/vmms.sh"; return 1; }
+  ! "$root/tests/vmms.sh" check || return 0
+  [ "$mode" = check ] && { say "missing: other QEMUs in $cache/qemu: run tests/vmms.sh"; return 1; }
   # Not at every call: a machine without a network would wait each time.
   [ -z "$(find "$cache/qemu.failed" -mmin -60 2>/dev/null)" ] || return 0
   "$root/tests/vmms.sh" && rm -f "$cache/qemu.failed" && return 0
   touch "$cache/qemu.failed"
-  say "going on without a second QEMU: the tests that want one will say so"
+  say "going on without other QEMUs: the tests that want one will say so"
 }
 
 [ "$(uname -m)" = x86_64 ] || die "this is $(uname -m); the guests of tests and demo need amd64"

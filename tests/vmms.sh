@@ -3,21 +3,37 @@
 # its own (signatures are checked as ever), unpacked into the cache, run by its own dynamic loader with its own libraries.
 # About 45 MB to fetch and 10 s for each. One that is there stays as it is: remove its folder to fetch it anew.
 #
-#   tests/vmms.sh [SUITE ...]     bookworm, trixie, forky, sid, ...; default: forky, the newest that is consistent
+#   tests/vmms.sh [SUITE ...]     bookworm, trixie, forky, sid, ...; default: forky, the newest that is consistent, and where
+#                                 the installed one is older than 10, trixie before it: most tests want that
+#   tests/vmms.sh check [SUITE ...]   only look: exit 1 if one is missing
 #
 # Each becomes $cache/qemu/SUITE/qemu-system-x86_64, a script that can be moved with its folder.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${NETREEVE_CACHE:-$root/target/guest}
+say() { printf 'vmms: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+there() { [ -e "$cache/qemu/$1/share/efi-virtio.rom" ]; }
+
+only=${1-}
+[ "$only" != check ] || shift
+if [ $# = 0 ]; then
+  set -- forky
+  installed=$(qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9]*\).*/\1/p') || true
+  [ "${installed:-0}" -ge 10 ] || set -- trixie "$@"
+fi
+if [ "$only" = check ]; then
+  for suite in "$@"; do there "$suite" || exit 1; done
+  exit 0
+fi
+
 # The mirror that this machine has Debian's own packages from.
 # shellcheck disable=SC2016 # the words in dollars are apt's
 mirror=${NETREEVE_MIRROR:-$(apt-get indextargets --format '$(SITE) $(ORIGIN) $(LABEL)' 'Created-By: Packages' |
   sed -n 's/ Debian Debian$//p' | head -n 1)}
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
 
-say() { printf 'vmms: %s\n' "$*" >&2; }
-die() { say "$*"; exit 1; }
 [ -n "$mirror" ] || die "apt knows no mirror of Debian: name one, NETREEVE_MIRROR=URL $0"
 
 # An apt that knows one suite and a machine on which nothing is installed.
@@ -82,7 +98,7 @@ gather() { # unpacked packages, where to
 
 fetch() { # suite
   local to=$cache/qemu/$1 work deb
-  [ ! -e "$to/share/efi-virtio.rom" ] || return 0
+  ! there "$1" || return 0
   mkdir -p "$cache/qemu"
   work=$(mktemp -d "$cache/qemu/.$1.XXXXXX")
   # shellcheck disable=SC2064
@@ -105,7 +121,6 @@ fetch() { # suite
   say "QEMU $(cat "$to/version") is in $to"
 }
 
-[ $# -gt 0 ] || set -- forky
 for suite in "$@"; do
   case $suite in *[!a-z0-9-]* | '') die "'$suite' is no suite" ;; esac
   fetch "$suite"

@@ -5,6 +5,7 @@ use crate::guest::Console;
 use crate::netns::Netns;
 use crate::proc::Proc;
 use crate::{Because, Done, trouble};
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -41,12 +42,32 @@ pub fn ping_from_guest(guest: &Console, options: &str) -> Done<Ping> {
 }
 
 /// Pings from a namespace; `options` are of iputils' ping, with at least an address.
-/// (After its last question iputils' ping waits for one interval or twice the longest answer, whatever `-W` says: with a
-/// short interval, answers that a busy machine delays count as lost.)
+/// After its last question it waits for one interval or twice the longest answer only, whatever `-W` says. With a deadline
+/// it waits for as many answers as were wanted, and goes on asking meanwhile: how many of the wanted ones came is counted
+/// here.
 pub fn ping_from(ns: &Netns, options: &str) -> Done<Ping> {
     let mut command = Command::new(peer("ping")?);
-    command.args(options.split_whitespace());
-    parse_ping(&ns.run("ping", command, Duration::from_secs(60))?.text)
+    let words: Vec<&str> = options.split_whitespace().collect();
+    let count = words.iter().position(|w| *w == "-c").and_then(|i| words.get(i + 1)?.parse::<u32>().ok());
+    let count = count.filter(|n| *n > 1 && !words.contains(&"-q"));
+    if count.is_some() {
+        command.args(["-w", "20"]);
+    }
+    command.args(words);
+    let text = ns.run("ping", command, Duration::from_secs(60))?.text;
+    let mut ping = parse_ping(&text)?;
+    if let Some(sent) = count {
+        let wanted = text.lines().filter_map(answered).filter(|n| (1..=u64::from(sent)).contains(n));
+        let received = wanted.collect::<BTreeSet<_>>().len();
+        ping = Ping { sent, received: u32::try_from(received).unwrap_or(u32::MAX), ..ping };
+    }
+    Ok(ping)
+}
+
+/// The number of the question that a line of iputils' ping says is answered.
+fn answered(line: &str) -> Option<u64> {
+    let number = line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok();
+    line.contains(" time=").then_some(number)?
 }
 
 /// Waits until an address answers from a guest, and returns how long that took.
@@ -77,9 +98,7 @@ pub fn pulse(ns: &Netns, address: &str, every: Duration) -> Done<Pulse> {
 impl Pulse {
     /// The replies so far: when each was seen, and the number of its request.
     pub fn replies(&self) -> Vec<(Instant, u64)> {
-        let number = |text: &str| text.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok();
-        let reply = |l: &crate::proc::Line| l.text.contains(" time=").then(|| number(&l.text)).flatten();
-        self.proc.lines().iter().filter_map(|l| Some((l.at, reply(l)?))).collect()
+        self.proc.lines().iter().filter_map(|l| Some((l.at, answered(&l.text)?))).collect()
     }
 
     /// Waits until there are `count` replies after the moment `from`.

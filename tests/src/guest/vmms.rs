@@ -40,7 +40,7 @@ impl Vmm {
     }
 
     /// The one of every test that takes but one: the distribution's, or where that is older than 10 (Debian 12's is), the
-    /// newest that was fetched, unless [`CHOICE`] says otherwise.
+    /// next that was fetched, unless [`CHOICE`] says otherwise.
     pub fn usual() -> Done<Vmm> {
         if let Some(path) = chosen().into_iter().next() {
             return Vmm::at(path);
@@ -50,8 +50,8 @@ impl Vmm {
             return Ok(own);
         }
         let fetched = fetched().into_iter().map(Vmm::at).collect::<Done<Vec<_>>>()?;
-        let newest = fetched.into_iter().max_by_key(|v| v.version).filter(|v| v.version >= USUAL);
-        newest.because(format!(
+        let next = fetched.into_iter().filter(|v| v.version >= USUAL).min_by_key(|v| v.version);
+        next.because(format!(
             "{own} is too old, and no other was fetched: run `tests/vmms.sh` (network: 45 MB)"
         ))
     }

@@ -262,6 +262,17 @@ impl Far {
         assert_eq!(send(self.tx.as_raw_fd(), frame, MsgFlags::empty()).unwrap(), frame.len());
     }
 
+    /// The next frame of our EtherType that we did not send, which has to come.
+    pub(crate) fn next(&self) -> Vec<u8> {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(f) = self.receive() {
+                return f;
+            }
+            assert!(Instant::now() < until, "nothing comes");
+        }
+    }
+
     /// The next frame of our EtherType that we did not send; `None` if there is none for a little while.
     pub(crate) fn receive(&self) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 70_000];

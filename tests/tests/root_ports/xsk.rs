@@ -14,6 +14,8 @@ const MODES: [XdpMode; 2] = [XdpMode::Native, XdpMode::Skb];
 
 fn pair(options: &str) -> (Netns, Netns) {
     let (x, n) = (Netns::new("x").unwrap(), Netns::new("n").unwrap());
+    // Nothing but what the test sends takes a place in a ring.
+    n.sh("echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6").unwrap();
     veth(&x, "vx", &n, "vn").unwrap();
     if !options.is_empty() {
         x.sh(&format!("ip link set vx {options}")).unwrap();
