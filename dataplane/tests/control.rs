@@ -10,6 +10,7 @@
     reason = "a test may fail loudly"
 )]
 
+mod child;
 mod dir;
 
 use std::collections::VecDeque;
@@ -17,16 +18,17 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use child::{Lines, PATIENCE, end_of, wait_for};
 use dir::Dir;
 
 const NETREEVE: &str = env!("CARGO_BIN_EXE_netreeve");
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running instance with two listening streams, `n0` and `d0`, on one wire.
 struct Instance {
@@ -45,7 +47,7 @@ impl Instance {
     fn of(dir: &Dir, more: &[&str]) -> Self {
         let mut command = Command::new(NETREEVE);
         command.args(["run", "--sandbox", "seccomp"]);
-        let (mut reader, writer) = std::io::pipe().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
         let control = dir.at("c");
         if !more.contains(&"--name") {
             command.args(["--control", &control]);
@@ -53,28 +55,20 @@ impl Instance {
         // Standard output is the pipe: one line of JSON when it is ready.
         let child = command.arg("--json").args(more).stdout(writer).stdin(Stdio::null()).spawn().unwrap();
         drop(command);
-        let mut first = [0; 1];
-        reader.read_exact(&mut first).unwrap();
-        std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
-        Self { child, control }
+        let new = Self { child, control };
+        Lines::of(reader).next(PATIENCE).unwrap();
+        new
     }
 
     fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < until, "it does not end");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_for(&mut self.child)
     }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
         let _ended = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
-        let _reaped = self.child.wait();
+        let _reaped = end_of(&mut self.child);
     }
 }
 
@@ -382,6 +376,19 @@ fn clients_that_misbehave_harm_nobody() {
     assert_eq!(good.run("query-status")["running"], true);
 }
 
+/// Until they have negotiated, events are missed: here it happens again.
+fn connects_until_told(lines: &Lines, path: &str) -> String {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let _a = UnixStream::connect(path).unwrap();
+        match lines.next(Duration::from_millis(100)) {
+            Ok(line) if line.contains("NETDEV_STREAM_CONNECTED") => return line,
+            Err(RecvTimeoutError::Disconnected) => panic!("it ended"),
+            _ => assert!(Instant::now() < until, "the event is not told"),
+        }
+    }
+}
+
 #[test]
 fn the_commands_show_what_the_instance_says() {
     let dir = Dir::new("commands");
@@ -413,21 +420,13 @@ fn the_commands_show_what_the_instance_says() {
     assert_eq!(netreeve(&["set", at, "x9", "link=off"]).status.code(), Some(69));
 
     let mut events = Command::new(NETREEVE).args(["events", at]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(events.stdout.take().unwrap());
-    // It has negotiated when the instance has a client more; until then it would miss what happens.
-    std::thread::sleep(Duration::from_millis(300));
-    let _a = UnixStream::connect(dir.at("a")).unwrap();
-    let mut line = String::new();
-    while !line.contains("NETDEV_STREAM_CONNECTED") {
-        line.clear();
-        assert_ne!(lines.read_line(&mut line).unwrap(), 0);
-    }
+    let line = connects_until_told(&Lines::of(events.stdout.take().unwrap()), &dir.at("a"));
     assert!(
-        line.ends_with(&format!("NETDEV_STREAM_CONNECTED addr=unix:{} netdev-id=n0\n", dir.at("a"))),
+        line.ends_with(&format!("NETDEV_STREAM_CONNECTED addr=unix:{} netdev-id=n0", dir.at("a"))),
         "{line}"
     );
     drop(instance);
-    assert!(events.wait().unwrap().success(), "it ends with its instance");
+    assert!(wait_for(&mut events).success(), "it ends with its instance");
 }
 
 #[test]

@@ -9,25 +9,25 @@
     reason = "a test may fail loudly"
 )]
 
+mod child;
 mod dir;
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::UdpSocket;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use child::{Lines, PATIENCE};
 use dir::Dir;
-
-const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Netreeve {
     child: Child,
-    events: BufReader<ChildStdout>,
+    events: Lines,
     dataplane: Pid,
 }
 
@@ -36,24 +36,18 @@ impl Netreeve {
         let mut command = Command::new(env!("CARGO_BIN_EXE_netreeve"));
         command.args(["run", "--json", "--sandbox", "seccomp", "--netdev", netdev, "--device", device]);
         let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
-        let events = BufReader::new(child.stdout.take().unwrap());
+        let events = Lines::of(child.stdout.take().unwrap());
         let mut new = Self { child, events, dataplane: Pid::from_raw(0) };
         new.event("ready");
         new
     }
 
     fn event(&mut self, name: &str) -> serde_json::Value {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.events.read_line(&mut line).unwrap(), 0, "it ended before '{name}'");
-            let event: serde_json::Value = serde_json::from_str(&line).unwrap();
-            if event["event"] == name {
-                if let Some(pid) = event["dataplane"].as_i64() {
-                    self.dataplane = Pid::from_raw(pid as i32);
-                }
-                return event;
-            }
+        let event = self.events.event(name);
+        if let Some(pid) = event["dataplane"].as_i64() {
+            self.dataplane = Pid::from_raw(pid as i32);
         }
+        event
     }
 
     fn stats(&mut self) -> serde_json::Value {

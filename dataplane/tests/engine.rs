@@ -10,12 +10,14 @@
     reason = "a test says what is wrong by failing"
 )]
 
+mod child;
 mod process;
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::process::Command;
 
+use child::wait_for;
 use netreeve_dataplane::handover::{FromDataplane, Level, Plan, PortPlan, RunPlan, ToDataplane, Wire};
 use netreeve_dataplane::port::stream;
 use netreeve_shared::channel;
@@ -79,7 +81,7 @@ fn frames_cross_a_locked_in_dataplane_and_a_lost_peer_is_dialled_again() {
     }
     assert_eq!(seen, [0, 1]);
     d.say(&ToDataplane::Quit, &[]);
-    assert!(d.child.wait().unwrap().success());
+    assert!(wait_for(&mut d.child).success());
 }
 
 #[test]
@@ -96,7 +98,7 @@ fn what_cannot_be_built_is_said_and_the_process_ends() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(d.child.wait().unwrap().code(), Some(69));
+    assert_eq!(wait_for(&mut d.child).code(), Some(69));
 }
 
 #[test]
@@ -104,12 +106,12 @@ fn a_supervisor_that_goes_away_or_babbles_ends_the_dataplane() {
     let mut d = Dataplane::start();
     d.say(&ToDataplane::Begin, &[]);
     assert!(matches!(d.hear(), FromDataplane::Failed { .. }));
-    assert!(!d.child.wait().unwrap().success());
+    assert!(!wait_for(&mut d.child).success());
     let mut d = Dataplane::start();
     d.channel.send(b"garbage", &[]).unwrap();
-    assert!(!d.child.wait().unwrap().success());
+    assert!(!wait_for(&mut d.child).success());
     let command = Command::new(env!("CARGO_BIN_EXE_netreeve-dataplane"));
     let (channel, mut child) = channel::spawn(command).unwrap();
     drop(channel);
-    assert!(!child.wait().unwrap().success());
+    assert!(!wait_for(&mut child).success());
 }

@@ -8,12 +8,13 @@
     reason = "a test may fail loudly"
 )]
 
+mod child;
 mod dir;
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,14 +22,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use child::{Lines, PATIENCE, gone, wait_for};
 use dir::Dir;
 
 const NETREEVE: &str = env!("CARGO_BIN_EXE_netreeve");
-const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Netreeve {
     child: Child,
-    said: BufReader<ChildStdout>,
+    said: Lines,
     dataplane: i64,
 }
 
@@ -37,33 +38,22 @@ impl Netreeve {
         let mut command = Command::new(NETREEVE);
         command.args(["run", "--json", "--sandbox", "seccomp"]).args(arguments);
         let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
-        let said = BufReader::new(child.stdout.take().unwrap());
+        let said = Lines::of(child.stdout.take().unwrap());
         let mut new = Self { child, said, dataplane: 0 };
-        new.dataplane = new.event("ready")["dataplane"].as_i64().unwrap();
+        new.dataplane = new.said.event("ready")["dataplane"].as_i64().unwrap();
         new
-    }
-
-    fn event(&mut self, name: &str) -> Value {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.said.read_line(&mut line).unwrap(), 0, "it ended before '{name}'");
-            let event: Value = serde_json::from_str(&line).unwrap();
-            if event["event"] == name {
-                return event;
-            }
-        }
     }
 
     fn kill_dataplane(&mut self) {
         kill(Pid::from_raw(self.dataplane as i32), Signal::SIGKILL).unwrap();
-        self.dataplane = self.event("restarted")["dataplane"].as_i64().unwrap();
+        self.dataplane = self.said.event("restarted")["dataplane"].as_i64().unwrap();
     }
 
     fn end(&mut self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-        self.child.wait().unwrap();
+        wait_for(&mut self.child);
         let dataplane = Pid::from_raw(self.dataplane as i32);
-        within("the dataplane's end", || kill(dataplane, None).err());
+        within("the dataplane's end", || gone(dataplane).then_some(()));
     }
 }
 
@@ -372,7 +362,7 @@ fn a_switch_comes_and_goes_while_a_run_lasts() {
     within("the plug", || (ports(&control).len() == 2).then_some(()));
     assert!(waits.try_wait().unwrap().is_none(), "others are answered meanwhile");
     drop(mute);
-    assert!(!waits.wait().unwrap().success());
+    assert!(!wait_for(&mut waits).success());
     assert_eq!(ports(&control), ["n0"]);
     // Likewise with one that dials a host that does not answer.
     let dial = |n: u8| {

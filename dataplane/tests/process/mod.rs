@@ -11,7 +11,9 @@ use netreeve_dataplane::handover::{FromDataplane, ToDataplane};
 use netreeve_shared::channel::{self, Channel};
 use netreeve_shared::codec::{self, Header};
 
-pub(crate) const WAIT: Option<Duration> = Some(Duration::from_secs(5));
+use crate::child::PATIENCE;
+
+pub(crate) const WAIT: Option<Duration> = Some(PATIENCE);
 
 pub(crate) struct Dataplane {
     pub(crate) channel: Channel,
@@ -59,5 +61,6 @@ pub(crate) fn frame(n: u8, len: usize) -> Vec<u8> {
 pub(crate) fn pair() -> (UnixStream, OwnedFd) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(WAIT).unwrap();
+    ours.set_write_timeout(WAIT).unwrap();
     (ours, theirs.into())
 }
