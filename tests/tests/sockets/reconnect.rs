@@ -5,26 +5,29 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use crate::support::{Dir, PATIENCE, Qemu, Reeve, SIZES, STOPPED, Vm, exchange, fill, frame};
+use crate::support::{Dir, PATIENCE, Qemu, Reeve, SIZES, STOPPED, Vm, exchange, fill, frame, until};
 
 /// One end of either kind.
 trait Conn: Read + Write + Send {
-    /// How long a write may take.
+    /// How long a read or a write may take.
     fn patience(&self, within: Duration);
 }
 
 impl Conn for UnixStream {
     fn patience(&self, within: Duration) {
+        self.set_read_timeout(Some(within)).unwrap();
         self.set_write_timeout(Some(within)).unwrap();
     }
 }
 
 impl Conn for TcpStream {
     fn patience(&self, within: Duration) {
+        self.set_read_timeout(Some(within)).unwrap();
         self.set_write_timeout(Some(within)).unwrap();
     }
 }
 
+/// Nonblocking: whoever waits for a connection has a deadline.
 enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener),
@@ -32,10 +35,14 @@ enum Listener {
 
 impl Listener {
     fn accept(&self) -> Box<dyn Conn> {
-        match self {
-            Self::Unix(l) => Box::new(l.accept().unwrap().0),
-            Self::Tcp(l) => Box::new(l.accept().unwrap().0),
-        }
+        let conn = until("netreeve's call", || -> Option<Box<dyn Conn>> {
+            match self {
+                Self::Unix(l) => Some(Box::new(l.accept().ok()?.0)),
+                Self::Tcp(l) => Some(Box::new(l.accept().ok()?.0)),
+            }
+        });
+        conn.patience(PATIENCE);
+        conn
     }
 }
 
@@ -142,14 +149,17 @@ fn all_of_them(dir: &Dir, addr: &str, listener: &Listener) {
 #[test]
 fn a_unix_socket() {
     let dir = Dir::new();
-    let listener = Listener::Unix(UnixListener::bind(dir.at("s")).unwrap());
-    all_of_them(&dir, &format!("addr.type=unix,addr.path={}", dir.at("s")), &listener);
+    let listener = UnixListener::bind(dir.at("s")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let addr = format!("addr.type=unix,addr.path={}", dir.at("s"));
+    all_of_them(&dir, &addr, &Listener::Unix(listener));
 }
 
 #[test]
 fn tcp() {
     let dir = Dir::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
     let port = listener.local_addr().unwrap().port();
     let addr = format!("addr.type=inet,addr.host=127.0.0.1,addr.port={port}");
     all_of_them(&dir, &addr, &Listener::Tcp(listener));
