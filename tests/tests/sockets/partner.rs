@@ -16,7 +16,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netreeve_tests::guest::vmms::Vmm;
 use netreeve_tests::inspect;
@@ -451,7 +451,7 @@ fn a_qemu_that_is_killed_under_load_again_and_again() {
                 }
                 n
             });
-            t.spawn(move || seen.read(&from));
+            let reader = t.spawn(move || seen.read(&from));
             let _end = End(enough, s.vm.0.try_clone().unwrap());
             let (mut loader, mut last) = (None, 0);
             for round in 1..=ROUNDS {
@@ -462,8 +462,9 @@ fn a_qemu_that_is_killed_under_load_again_and_again() {
                 // It has been dialled.
                 let into = s.qemu.into.try_clone().unwrap();
                 loader = Some(t.spawn(move || seen.load(round, into, enough)));
-                let mut took = 1;
+                let (mut took, end) = (1, Instant::now() + PATIENCE);
                 while took < BETWEEN || seen.of(round) < BETWEEN {
+                    assert!(!reader.is_finished() && Instant::now() < end, "the VM got {}", seen.of(round));
                     assert_eq!(s.qemu.out.next(), last + 1);
                     (last, took) = (last + 1, took + 1);
                 }
@@ -471,9 +472,10 @@ fn a_qemu_that_is_killed_under_load_again_and_again() {
             // Nothing is lost after the last death.
             enough.store(true, Ordering::SeqCst);
             let (loader, mut rest) = (loader.unwrap(), Vec::new());
-            while !(writer.is_finished() && loader.is_finished()) {
+            until("both writers' end", || {
                 rest.extend(s.qemu.out.some());
-            }
+                (writer.is_finished() && loader.is_finished()).then_some(())
+            });
             let (sent, put) = (writer.join().unwrap(), loader.join().unwrap());
             s.sent += sent;
             until("the VM's last frame", || {
