@@ -1,7 +1,7 @@
 //! `vde_switch` with QEMU's and `vde_plug`'s own plugs in it, and a switch of this test's that does not read.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -37,13 +37,17 @@ impl Switch {
     /// The switch's answer to a command.
     fn says(&self, command: &str) -> String {
         let mut s = UnixStream::connect(&self.console).unwrap();
-        s.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        s.set_read_timeout(Some(PATIENCE)).unwrap();
         s.write_all(format!("{command}\n").as_bytes()).unwrap();
-        let (mut said, mut some) = (Vec::new(), [0; 4096]);
-        while let Ok(n @ 1..) = s.read(&mut some) {
-            said.extend_from_slice(&some[..n]);
+        let (mut said, mut line) = (String::new(), String::new());
+        let mut from = BufReader::new(s);
+        // The line that ends an answer.
+        while !line.contains("1000 Success") {
+            line.clear();
+            assert!(from.read_line(&mut line).unwrap() > 0, "{command}: {said}");
+            said.push_str(&line);
         }
-        String::from_utf8_lossy(&said).into_owned()
+        said
     }
 
     /// Kills it, so that its files stay, as after a crash.
