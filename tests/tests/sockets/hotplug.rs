@@ -10,7 +10,7 @@ use netreeve_tests::inspect;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Dir, PATIENCE, Qemu, Vm, frame, until};
+use crate::support::{Dir, PATIENCE, Qemu, Vm, frame, greeting, until};
 use crate::vde::{Switch, broadcast};
 use crate::wire::Wire;
 
@@ -40,8 +40,8 @@ fn pass(
     wire.done("netreeve-set-netdev", r#"{"device":"vm","netdev":"x0"}"#);
     let (mut send, mut recv) = begin();
     until(&format!("{options}: a frame to the VM"), || {
-        send(&frame(60, 0xffff_ffff));
-        (!wire.vm.drain(Duration::from_millis(20)).is_empty()).then_some(())
+        send(&greeting());
+        wire.vm.greeted(Duration::from_millis(20))
     });
     for (n, len) in (0..).zip([60, 64, 342, 1514].iter().cycle().take(60)) {
         send(&frame(*len, n));

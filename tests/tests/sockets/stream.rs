@@ -67,8 +67,8 @@ fn a_socket_that_was_handed_over() {
     // Connected.
     let path = dir.at("s");
     let listener = UnixListener::bind(&path).unwrap();
-    let qemu = Qemu::run(&dir, &format!("stream,addr.type=unix,addr.path={path}"));
-    let conn: OwnedFd = listener.accept().unwrap().0.into();
+    let mut qemu = Qemu::run(&dir, &format!("stream,addr.type=unix,addr.path={path}"));
+    let conn: OwnedFd = qemu.dialled(&listener).into();
     let reeve = Reeve::run(&dir, &format!("stream,id=n0,addr.type=fd,addr.str={}", number(&conn)), &[&conn]);
     drop(conn);
     let mut vm = reeve.vm();

@@ -1,7 +1,7 @@
 //! A directory, a `netreeve` between a netdev and a stream, and a QEMU that carries frames.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -54,6 +54,16 @@ pub(crate) fn frame(len: usize, n: u32) -> Vec<u8> {
     f
 }
 
+/// What is sent again and again until it arrives. Copies may come late, so whoever reads frames passes over them.
+pub(crate) fn greeting() -> Vec<u8> {
+    frame(60, 0xffff_ffff)
+}
+
+/// A header may stand before it.
+fn greets(frame: &[u8]) -> bool {
+    frame.ends_with(&greeting())
+}
+
 pub(crate) fn until<T>(what: &str, mut pick: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -88,28 +98,42 @@ impl Vm {
         self.0.write_all(&[&(frame.len() as u32).to_be_bytes(), frame].concat()).unwrap();
     }
 
-    pub(crate) fn recv(&mut self) -> Vec<u8> {
+    /// The next frame if it begins within this time. What has begun comes to its end, late as that may be.
+    fn begun(&mut self, within: Duration) -> io::Result<Vec<u8>> {
         let mut len = [0; 4];
-        self.0.read_exact(&mut len).unwrap();
+        self.0.set_read_timeout(Some(within)).unwrap();
+        let begun = self.0.read_exact(&mut len[..1]);
+        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
+        begun?;
+        self.0.read_exact(&mut len[1..]).unwrap();
         let len = u32::from_be_bytes(len) as usize;
         assert!((1..=MOST).contains(&len), "{len}");
         let mut frame = vec![0; len];
         self.0.read_exact(&mut frame).unwrap();
-        frame
+        Ok(frame)
     }
 
-    /// Frames as far as they come within `quiet` of each other.
-    pub(crate) fn drain(&mut self, quiet: Duration) -> Vec<Vec<u8>> {
-        self.0.set_read_timeout(Some(quiet)).unwrap();
-        let mut got = Vec::new();
-        let mut len = [0; 4];
-        while self.0.read_exact(&mut len).is_ok() {
-            let mut frame = vec![0; u32::from_be_bytes(len) as usize];
-            self.0.read_exact(&mut frame).unwrap();
-            got.push(frame);
+    /// The next frame, greetings aside.
+    pub(crate) fn recv(&mut self) -> Vec<u8> {
+        loop {
+            let frame = self.begun(PATIENCE).unwrap();
+            if !greets(&frame) {
+                return frame;
+            }
         }
-        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+
+    /// Frames as far as they come within `quiet` of each other, greetings aside.
+    pub(crate) fn drain(&mut self, quiet: Duration) -> Vec<Vec<u8>> {
+        let mut got: Vec<_> = std::iter::from_fn(|| self.begun(quiet).ok()).collect();
+        got.retain(|f| !greets(f));
         got
+    }
+
+    /// Whether a greeting is among the frames that come within `quiet` of each other, which are taken away.
+    pub(crate) fn greeted(&mut self, quiet: Duration) -> Option<()> {
+        let got: Vec<_> = std::iter::from_fn(|| self.begun(quiet).ok()).collect();
+        got.iter().any(|f| greets(f)).then_some(())
     }
 }
 
@@ -199,22 +223,27 @@ impl Qemu {
         self.reader.lock().unwrap().recv()
     }
 
-    /// What comes within `quiet` of each other.
-    pub(crate) fn drain(&self, quiet: Duration) -> Vec<Vec<u8>> {
-        self.reader.lock().unwrap().drain(quiet)
+    /// See [`Vm::greeted`].
+    pub(crate) fn greeted(&self, quiet: Duration) -> Option<()> {
+        self.reader.lock().unwrap().greeted(quiet)
+    }
+
+    /// The connection that its netdev makes.
+    pub(crate) fn dialled(&mut self, listener: &UnixListener) -> UnixStream {
+        dialled(listener, &mut self.proc)
     }
 
     /// Sends until something arrives at the VM, both ways; what was sent before is taken away.
     pub(crate) fn settle(&self, vm: &mut Vm) {
         let quiet = Duration::from_millis(50);
         until("frames to the VM", || {
-            self.send(&frame(60, 0xffff_ffff));
-            (!vm.drain(quiet).is_empty()).then_some(())
+            self.send(&greeting());
+            vm.greeted(quiet)
         });
         let mut end = self.reader.lock().unwrap();
         until("frames from the VM", || {
-            vm.send(&frame(60, 0xffff_ffff));
-            (!end.drain(quiet).is_empty()).then_some(())
+            vm.send(&greeting());
+            end.greeted(quiet)
         });
         vm.drain(quiet);
     }

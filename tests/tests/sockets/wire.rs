@@ -8,7 +8,7 @@ use std::time::Duration;
 use netreeve_tests::bins;
 use netreeve_tests::proc::Proc;
 
-use crate::support::{Dir, PATIENCE, Vm, frame, until};
+use crate::support::{Dir, PATIENCE, Vm, greeting, until};
 
 /// Both ends of a wire of two streams, `n0` and `vm`, and the control socket.
 pub(crate) struct Wire {
@@ -91,12 +91,12 @@ impl Wire {
     pub(crate) fn settle(&mut self) {
         let quiet = Duration::from_millis(50);
         until("frames to the VM", || {
-            self.net.send(&frame(60, 0xffff_ffff));
-            (!self.vm.drain(quiet).is_empty()).then_some(())
+            self.net.send(&greeting());
+            self.vm.greeted(quiet)
         });
         until("frames from the VM", || {
-            self.vm.send(&frame(60, 0xffff_ffff));
-            (!self.net.drain(quiet).is_empty()).then_some(())
+            self.vm.send(&greeting());
+            self.net.greeted(quiet)
         });
         self.vm.drain(quiet);
     }
