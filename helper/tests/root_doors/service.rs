@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netreeve_shared::channel::Channel;
 use netreeve_shared::client::{AskError, Helper};
@@ -199,12 +199,20 @@ fn sessions_and_requests_are_counted_by_user() {
     let _service = Service::start(&[]);
     as_user(ALICE, &[], || {
         let (mut a, mut b) = (connect(), connect());
-        a.ask(&tap_in(None)).unwrap();
-        b.ask(&tap_in(None)).unwrap();
-        assert!(matches!(connect().ask(&tap_in(None)), Err(AskError::Closed)), "a third session");
-        b.ask(&tap_in(None)).unwrap();
-        let fourth = refusal(a.ask(&tap_in(None)));
-        assert_eq!(fourth, Refusal::Limit, "a fourth request within the second");
+        let mut round = || {
+            // The first request after it begins the second that is counted.
+            std::thread::sleep(Duration::from_millis(1100));
+            let began = Instant::now();
+            a.ask(&tap_in(None)).unwrap();
+            b.ask(&tap_in(None)).unwrap();
+            assert!(matches!(connect().ask(&tap_in(None)), Err(AskError::Closed)), "a third session");
+            b.ask(&tap_in(None)).unwrap();
+            let fourth = a.ask(&tap_in(None));
+            (began.elapsed() < Duration::from_secs(1)).then_some(fourth)
+        };
+        // A machine that is busy may take longer than that second.
+        let fourth = (0..10).find_map(|_| round()).expect("no round within a second");
+        assert_eq!(refusal(fourth), Refusal::Limit, "a fourth request within the second");
         std::thread::sleep(Duration::from_millis(1100));
         a.ask(&tap_in(None)).unwrap();
         drop(b);

@@ -249,11 +249,14 @@ fn jumbo_frames_come_whole() {
 fn a_queue_in_use_is_busy_and_one_just_left_is_waited_for() {
     veth("numrxqueues 2 numtxqueues 2");
     let (_, holder, _, link) = live(&request());
-    let began = Instant::now();
-    assert_eq!(ask(&mut Provider::default(), &request()).unwrap_err(), Refusal::Busy);
-    // Waiting for the kernel, not for the holder: others wait with us.
-    let took = began.elapsed();
-    assert!((Duration::from_millis(60)..Duration::from_millis(400)).contains(&took), "{took:?}");
+    let took = [(); 3].map(|()| {
+        let began = Instant::now();
+        assert_eq!(ask(&mut Provider::default(), &request()).unwrap_err(), Refusal::Busy);
+        began.elapsed()
+    });
+    // Waiting for the kernel, not for the holder: others wait with us. (The machine may be busy in some tries.)
+    let least = took.into_iter().min().unwrap();
+    assert!((Duration::from_millis(60)..Duration::from_millis(400)).contains(&least), "{took:?}");
     let mut other = Provider::default();
     for mode in [None, Some(XdpMode::Native), Some(XdpMode::Skb)] {
         let (grant, fds) = ask(&mut other, &XskRequest { mode, start_queue: 1, ..request() }).unwrap();
