@@ -400,6 +400,8 @@ impl Seen {
 
     /// Puts frames into this QEMU until it is gone or that is enough. The last one's number.
     fn load(&self, qemu: u32, mut into: UnixStream, enough: &AtomicBool) -> u32 {
+        // It may stand still for good when a test has failed.
+        into.set_write_timeout(Some(PATIENCE)).unwrap();
         let mut n = qemu * EACH;
         while !enough.load(Ordering::SeqCst) {
             let seen = self.last.load(Ordering::SeqCst).max(qemu * EACH);
