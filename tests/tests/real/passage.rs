@@ -59,9 +59,15 @@ fn talk(mut inside: TcpStream, server: &TcpListener) {
     assert_eq!(heard, "answer");
 }
 
-/// It is taken, and then reset.
-fn refused(mut inside: TcpStream) {
-    assert_eq!(inside.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+/// Who calls there is taken, and then reset, maybe before he has looked.
+fn refused(pid: i32, at: &str) {
+    let at: SocketAddr = at.parse().unwrap();
+    let heard = within(pid, move || {
+        let mut inside = TcpStream::connect_timeout(&at, PATIENCE)?;
+        inside.set_read_timeout(Some(PATIENCE))?;
+        inside.read(&mut [0])
+    });
+    assert_eq!(heard.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 fn spoken(scene: &Scene, pid: i32, (inside, host): (&'static str, &'static str)) {
@@ -98,7 +104,7 @@ fn ports_inside_lead_to_the_hosts_loopback() {
     talk(call(pid, "[::1]:7810"), &six);
     let ranged = on_host(&scene, "0.0.0.0:7821");
     talk(call(pid, "127.0.0.1:7821"), &ranged);
-    refused(call(pid, "127.0.0.1:7820"));
+    refused(pid, "127.0.0.1:7820");
     for (closed, why) in [("127.0.0.1:7822", "left out"), ("127.0.0.1:7840", "ours")] {
         assert!(within(pid, move || TcpStream::connect(closed)).is_err(), "{why}");
     }
