@@ -2,7 +2,7 @@
 //! `vsock_loopback` and on few other machines.
 
 use super::is_locked_in;
-use super::support::{MOST, SIZES, Vm, frame};
+use super::support::{MOST, SIZES, Vm, frame, greeting};
 use netreeve_tests::scene::{PATIENCE, Reeve, Road, Scene};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -48,36 +48,23 @@ fn accepted(listener: &OwnedFd) -> Vm {
     end(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A frame that asks whether anybody hears it.
-const ANYBODY: u32 = u32::MAX;
-
-/// The next frame that is no such question, some of which come late.
-fn next(vm: &mut Vm) -> Vec<u8> {
-    loop {
-        let f = vm.recv();
-        if f.get(..4) != Some(&ANYBODY.to_be_bytes()[..]) {
-            return f;
-        }
-    }
-}
-
 /// Frames of all sizes both ways. What is sent before the two are joined may be lost.
 fn exchange(a: &mut Vm, b: &mut Vm, sizes: &[usize]) {
     let quiet = Duration::from_millis(100);
     let until = Instant::now() + PATIENCE;
     while {
-        a.send(&frame(60, ANYBODY));
-        b.drain(quiet).is_empty()
+        a.send(&greeting());
+        b.greeted(quiet).is_none()
     } {
         assert!(Instant::now() < until, "nothing comes through");
     }
     for (n, len) in (0..).zip(sizes) {
         let there = frame(*len, n);
         a.send(&there);
-        assert!(next(b) == there, "{len} bytes there");
+        assert!(b.recv() == there, "{len} bytes there");
         let back = frame(*len, n + 100);
         b.send(&back);
-        assert!(next(a) == back, "{len} bytes back");
+        assert!(a.recv() == back, "{len} bytes back");
     }
     // More of them than a socket holds.
     let many: Vec<Vec<u8>> = (0..200).map(|n| frame(1514, n)).collect();
@@ -88,7 +75,7 @@ fn exchange(a: &mut Vm, b: &mut Vm, sizes: &[usize]) {
             many.iter().for_each(|f| writer.send(f));
         });
         for f in &many {
-            assert!(next(b) == *f, "in order");
+            assert!(b.recv() == *f, "in order");
         }
     });
 }
@@ -175,7 +162,7 @@ fn a_hub_of_streams_carries_frames() {
         let sent = frame(len, 500 + n);
         c.send(&sent);
         for vm in [&mut *a, &mut *b] {
-            assert!(next(vm) == sent, "{len} bytes to each");
+            assert!(vm.recv() == sent, "{len} bytes to each");
         }
     }
     ends_well(reeve);
